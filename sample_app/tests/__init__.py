@@ -1,0 +1,1 @@
+"""Tests of the guestbook, on a real PostgreSQL."""
