@@ -25,7 +25,10 @@ def json_object() -> dict[str, Any]:
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             "Send JSON, with the header Content-Type: application/json.",
         )
-    data = request.get_json(silent=True)
+    try:
+        data = request.get_json(silent=True)
+    except RecursionError:  # Thousands of opening brackets: valid as far as it was read.
+        data = None
     if not isinstance(data, dict):
         raise bad("The body must be a JSON object.")
     return data

@@ -20,9 +20,9 @@ def init_app(app: Flask) -> None:
 
 def register(app: Flask) -> None:
     """Attach Flask-Migrate to the app; migrations/env.py reads the engine and the metadata."""
-    from flask_migrate import Migrate
-
     # One line per plugin on every command would hide the lines on migrations.
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
+    from flask_migrate import Migrate
+
     directory = Path(app.root_path).parent / "migrations"
     Migrate(app, metadata, directory=str(directory))

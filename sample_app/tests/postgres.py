@@ -52,28 +52,12 @@ def server() -> Iterator[str]:
         if user:
             shutil.chown(folder, user)
             shutil.chown(data, user)
-        run(
-            user,
-            "initdb",
-            "--auth=trust",
-            "--username=guestbook",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--no-sync",
-            f"--pgdata={data}",
-        )
+        access = ("--auth=trust", "--username=guestbook")
+        run(user, "initdb", *access, "--encoding=UTF8", "--locale=C", "--no-sync", f"-D{data}")
         settings = " ".join(f"-c {setting}" for setting in SPEED)
         options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' {settings}"
         log = folder / "log"
-        run(
-            user,
-            "pg_ctl",
-            "start",
-            "--wait",
-            f"--pgdata={data}",
-            f"--log={log}",
-            f"--options={options}",
-        )
+        run(user, "pg_ctl", "start", "--wait", f"-D{data}", f"--log={log}", f"-o{options}")
         try:
             yield f"postgresql://guestbook@/postgres?host={folder}"
         finally:
@@ -108,9 +92,8 @@ def main() -> int:
     """Run the command line's command with a database, and return its exit status."""
     with server() as url:
         environment = os.environ | {"DATABASE_URL": url}
-        subprocess.run(
-            [sys.executable, "-m", "flask", "db", "upgrade"], env=environment, check=True
-        )
+        migrate = [sys.executable, "-m", "flask", "db", "upgrade"]
+        subprocess.run(migrate, env=environment, check=True)
         try:
             return subprocess.run(sys.argv[1:], env=environment).returncode
         except KeyboardInterrupt:
