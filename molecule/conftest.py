@@ -11,11 +11,16 @@ import yaml
 from testinfra.host import Host
 
 REPOSITORY = Path(__file__).parent.parent
-RECAP = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
+RECAP = re.compile(
+    r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Point testinfra at the scenario's containers: its docker backend is many times faster than its ansible one."""
+    """Point testinfra at the scenario's containers.
+
+    Its docker backend is many times faster than the ansible one that molecule asks for.
+    """
     if config.option.hosts is not None:
         return
     instances = Path(os.environ.get("MOLECULE_INSTANCE_CONFIG", ""))

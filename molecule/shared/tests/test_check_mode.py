@@ -5,7 +5,9 @@ import os
 import pytest
 
 
-@pytest.mark.skipif("MOLECULE_INVENTORY_FILE" not in os.environ, reason="molecule's inventory is needed")
+@pytest.mark.skipif(
+    "MOLECULE_INVENTORY_FILE" not in os.environ, reason="molecule's inventory is needed"
+)
 def test_check_mode_finds_nothing_to_change_on_a_converged_server(playbook_check):
     counts, output = playbook_check()
     assert counts, output

@@ -1,0 +1,26 @@
+# Short names only: each target is one command line, which works as well without make.
+.PHONY: help setup up down test test-fast lint bench
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+setup: ## make .venv and ./collections
+	scripts/setup
+
+up: ## pour the sample app onto a throwaway server: http://localhost:8080
+	scripts/setup && scripts/lab up && .venv/bin/ansible-playbook site.yml -i inventory/lab
+
+down: ## remove the throwaway server
+	scripts/lab down
+
+test: ## run every check: lint, fast tests, every role in containers
+	scripts/test
+
+test-fast: ## run what needs no container
+	scripts/test lint fast
+
+lint: ## run ansible-lint, ruff and shellcheck
+	scripts/test lint
+
+bench: ## measure, and draw the plots
+	scripts/bench
