@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from e2e.conftest import SIZES
 
@@ -39,11 +39,16 @@ def sign_up(page: Page, name: str) -> None:
     expect(page.get_by_text("Writing as")).to_contain_text(name)
 
 
-def write(page: Page, text: str) -> None:
+def entry_of(page: Page, name: str, text: str) -> Locator:
+    """Return the post that this user wrote."""
+    return page.get_by_role("listitem").filter(has_text=name).filter(has_text=text)
+
+
+def write(page: Page, name: str, text: str) -> None:
     """Write a post, and see it in the book."""
     page.get_by_label("Your line").fill(text)
     page.get_by_role("button", name="Sign the book").click()
-    expect(page.get_by_role("listitem").filter(has_text=text)).to_be_visible()
+    expect(entry_of(page, name, text)).to_be_visible()
 
 
 def assert_fits(page: Page) -> None:
@@ -54,7 +59,7 @@ def assert_fits(page: Page) -> None:
 def test_visitor_signs_up_writes_and_leaves(
     page: Page, picture: Callable[[str], None], name: str
 ) -> None:
-    text = f"The window seat was free. I take it as a sign. ({name})"
+    text = "The window seat was free. I take it as a sign."
     page.goto("/")
     expect(page.get_by_label("Name")).to_be_visible()
     expect(page.locator("#list")).to_have_attribute("aria-busy", "false")
@@ -62,12 +67,12 @@ def test_visitor_signs_up_writes_and_leaves(
     picture("1-visitor")
 
     sign_up(page, name)
-    write(page, text)
+    write(page, name, text)
     assert_fits(page)
     picture("2-written")
 
     page.reload()
-    entry = page.get_by_role("listitem").filter(has_text=text)
+    entry = entry_of(page, name, text)
     expect(entry).to_contain_text(name)
     expect(page.get_by_text("Writing as")).to_contain_text(name)
 
@@ -97,18 +102,18 @@ def test_visitor_signs_up_writes_and_leaves(
 def test_archive_shows_a_post_on_the_server_rendered_page(
     page: Page, picture: Callable[[str], None], name: str
 ) -> None:
-    text = f"Told my friends it was a library. ({name})"
+    text = "Told my friends it was a library, so they would be quiet."
     sign_up(page, name)
-    write(page, text)
+    write(page, name, text)
     page.get_by_role("link", name="Archive").click()
-    expect(page.get_by_role("listitem").filter(has_text=text)).to_be_visible()
+    expect(entry_of(page, name, text)).to_be_visible()
     assert_fits(page)
     picture("4-archive")
 
 
 def test_markup_in_a_post_stays_text(page: Page, name: str) -> None:
     sign_up(page, name)
-    write(page, f"<img src=x onerror=alert(1)> ({name})")
+    write(page, name, "<img src=x onerror=alert(1)>")
     assert page.locator(".entry img").count() == 0
 
 
@@ -131,15 +136,14 @@ def test_new_post_of_another_reader_is_announced(page: Page, name: str) -> None:
     try:
         stranger = other.new_page()
         sign_up(stranger, f"{name}-2")
-        write(stranger, f"Hello from the next table. ({name})")
+        write(stranger, f"{name}-2", "Hello from the next table.")
         page.clock.run_for(21_000)
         fresh = page.get_by_role("button", name="new entr")
         expect(fresh).to_be_visible()
         page.clock.run_for(100)
         expect(page.get_by_role("status")).to_contain_text("new entr")
         fresh.click()
-        entry = page.get_by_role("listitem").filter(has_text="Hello from the next table")
-        expect(entry.filter(has_text=name).first).to_be_visible()
+        expect(entry_of(page, f"{name}-2", "Hello from the next table.")).to_be_visible()
     finally:
         other.close()
 

@@ -5,6 +5,7 @@ SQLAlchemy Core without its ORM: two tables need no identity map, and each idle 
 """
 
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 
 from flask import Flask, current_app
 from sqlalchemy import (
@@ -13,6 +14,7 @@ from sqlalchemy import (
     Column,
     Connection,
     DateTime,
+    Dialect,
     Engine,
     ForeignKey,
     Identity,
@@ -21,6 +23,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     create_engine,
     func,
 )
@@ -51,6 +54,18 @@ metadata = MetaData(
     }
 )
 
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A point in time that is read in UTC, whatever the time zone of the database is."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert what the driver returns."""
+        return value.astimezone(UTC) if value else None
+
+
 users = Table(
     "users",
     metadata,
@@ -59,7 +74,7 @@ users = Table(
     # Case folded by Python, so that it does not hang on the database's locale.
     Column("name_key", String(3 * NAME_LENGTH), nullable=False, unique=True),
     Column("password_hash", Text, nullable=False),
-    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("created_at", UtcDateTime, nullable=False, server_default=func.now()),
     Column("ink", String(16), nullable=False, server_default=INKS[0]),
 )
 
@@ -69,7 +84,7 @@ posts = Table(
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("user_id", ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("body", Text, nullable=False),
-    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("created_at", UtcDateTime, nullable=False, server_default=func.now()),
     CheckConstraint(f"char_length(body) BETWEEN 1 AND {BODY_LENGTH}", name="body_length"),
     Index("ix_posts_created_at", "created_at"),
 )

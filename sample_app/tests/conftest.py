@@ -41,7 +41,7 @@ class Browser(FlaskClient):
         """Log in."""
         return self.change("POST", "/api/login", {"name": name, "password": password})
 
-    def post(self, body: Any, *_: Any, **options: Any) -> TestResponse:  # type: ignore[override]
+    def post(self, body: Any, *_: Any, **options: Any) -> TestResponse:
         """Write a post."""
         return self.change("POST", "/api/posts", {"body": body}, **options)
 

@@ -6,6 +6,7 @@ database, and removes it afterwards.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -90,6 +91,8 @@ def run(user: str | None, program: str, *arguments: str) -> None:
 
 def main() -> int:
     """Run the command line's command with a database, and return its exit status."""
+    # Python would end at once and leave the server running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with server() as url:
         environment = os.environ | {"DATABASE_URL": url}
         migrate = [sys.executable, "-m", "flask", "db", "upgrade"]

@@ -54,8 +54,9 @@ def test_not_ready_before_any_migration(empty_database: str) -> None:
     assert "flask db upgrade" in answer.get_json()["reason"]
 
 
-def test_not_ready_on_an_older_schema(empty_database: str) -> None:
-    app = new_app(empty_database)
+@pytest.mark.parametrize("newer_allowed", [False, True])
+def test_not_ready_on_an_older_schema(empty_database: str, newer_allowed: bool) -> None:
+    app = new_app(empty_database, READYZ_ALLOW_NEWER_SCHEMA=newer_allowed)
     with app.app_context():
         flask_migrate.upgrade(revision=database.REVISIONS[0])
     answer = app.test_client().get("/readyz")

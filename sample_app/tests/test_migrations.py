@@ -1,5 +1,7 @@
 """Migrations, on an empty database."""
 
+from itertools import pairwise
+
 import flask_migrate
 import pytest
 from alembic.config import Config
@@ -16,6 +18,18 @@ def tables() -> set[str]:
     return set(inspect(database.engine()).get_table_names())
 
 
+def shape() -> dict[str, tuple[set[str], set[str | None]]]:
+    """Return the columns and the indexes of each table."""
+    inspector = inspect(database.engine())
+    return {
+        table: (
+            {column["name"] for column in inspector.get_columns(table)},
+            {index["name"] for index in inspector.get_indexes(table)},
+        )
+        for table in tables()
+    }
+
+
 def test_up_down_up_ends_at_the_models(empty_database: str) -> None:
     app = new_app(empty_database)
     with app.app_context():
@@ -25,6 +39,18 @@ def test_up_down_up_ends_at_the_models(empty_database: str) -> None:
         flask_migrate.upgrade()
         assert tables() == {"alembic_version", "users", "posts"}
         flask_migrate.check()
+
+
+@pytest.mark.parametrize(("older", "newer"), list(pairwise(database.REVISIONS)))
+def test_each_migration_can_be_undone_alone(empty_database: str, older: str, newer: str) -> None:
+    app = new_app(empty_database)
+    with app.app_context():
+        flask_migrate.upgrade(revision=older)
+        before = shape()
+        flask_migrate.upgrade(revision=newer)
+        assert shape() != before
+        flask_migrate.downgrade(revision=older)
+        assert shape() == before
 
 
 def test_models_and_migrations_agree(app: Flask) -> None:

@@ -41,6 +41,8 @@ def test_archive_for_anonymous_readers_may_be_cached(june: Browser, browser: Bro
     answer = browser.get("/archive")
     assert answer.headers["Cache-Control"] == "public, max-age=10"
     assert "Set-Cookie" not in answer.headers
+    # The next reader through the same cache may be a writer.
+    assert answer.headers["Vary"] == "Cookie"
 
 
 def test_archive_for_writers_is_not_cached(june: Browser) -> None:
@@ -62,6 +64,22 @@ def test_archive_groups_posts_by_month(app: Flask, june: Browser) -> None:
     april = june.get("/archive?month=2026-04").get_data(as_text=True)
     assert "post 0" in april
     assert "post 1" not in april
+
+
+def test_times_are_in_utc_whatever_the_database_says(app: Flask, june: Browser) -> None:
+    post_id = june.post("Hello").get_json()["id"]
+    move(app, post_id, datetime(2026, 4, 30, 20, 15, tzinfo=UTC))
+    url = app.config["DATABASE_URL"]
+    tokyo = new_app(f"{url}{'&' if '?' in url else '?'}options=-ctimezone%3DAsia/Tokyo")
+    client = tokyo.test_client()
+    post = client.get("/api/posts").get_json()["posts"][0]
+    assert post["created_at"] == "2026-04-30T20:15:00+00:00"
+    html = client.get("/archive").get_data(as_text=True)
+    assert "April 2026</h2>" in html
+    assert "30 Apr, 20:15" in html
+    assert 'month=2026-04">' in html
+    with tokyo.app_context():
+        database.engine().dispose()
 
 
 def test_archive_can_be_paged_to_its_end(app: Flask, june: Browser) -> None:
