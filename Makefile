@@ -1,5 +1,6 @@
 # Short names only: each target is one command line, which works as well without make.
-.PHONY: help setup up down test test-fast lint bench
+ENV ?= prod
+.PHONY: help setup up down vault test test-fast lint bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -8,10 +9,13 @@ setup: ## make .venv and ./collections
 	scripts/setup
 
 up: ## pour the sample app onto a throwaway server: http://localhost:8080
-	scripts/setup && scripts/lab up && .venv/bin/ansible-playbook site.yml -i inventory/lab
+	scripts/setup && scripts/lab up && .venv/bin/ansible-playbook site.yml -i inventory/lab && scripts/visit "$$(scripts/lab url)"
 
 down: ## remove the throwaway server
 	scripts/lab down
+
+vault: ## write fresh encrypted secrets for an environment: make vault ENV=prod
+	scripts/setup && .venv/bin/ansible-playbook playbooks/vault.yml -i inventory/$(ENV)
 
 test: ## run every check: lint, fast tests, every role in containers
 	scripts/test
