@@ -3,10 +3,12 @@
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import requests
 import yaml
 from testinfra.host import Host
 
@@ -80,3 +82,43 @@ def playbook_check() -> Callable[[], tuple[dict[str, dict[str, int]], str]]:
         return counts, run.stdout + run.stderr
 
     return check
+
+
+@pytest.fixture
+def site(docker_name: str) -> Callable[..., requests.Response]:
+    """Ask the server's port 80 from outside, as a visitor does: site(path, host=..., method=...).
+
+    The port that Docker publishes is looked up each time, because a restart may change it.
+    """
+
+    def ask(
+        path: str, host: str = "localhost", method: str = "GET", **options
+    ) -> requests.Response:
+        mapping = subprocess.run(
+            ["docker", "port", docker_name, "80"], capture_output=True, text=True, check=True
+        ).stdout
+        port = mapping.split()[0].rpartition(":")[2]
+        headers = {"Host": host} | options.pop("headers", {})
+        return requests.request(
+            method, f"http://127.0.0.1:{port}{path}", headers=headers, timeout=30, **options
+        )
+
+    return ask
+
+
+@pytest.fixture
+def eventually() -> Callable[..., None]:
+    """Wait until a check holds, 30 seconds at most; what it raises then is the test's failure."""
+
+    def wait(check: Callable[[], bool], seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                assert check()
+                return
+            except (AssertionError, requests.RequestException):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    return wait

@@ -1,0 +1,131 @@
+"""What site.yml makes of one bare server: two apps that answer, and know nothing of each other."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+from testinfra.host import Host
+
+VISIT = Path(__file__).parents[3] / "scripts/visit"
+APPS = {"guestbook": "localhost", "neighbour": "neighbour.test"}
+
+
+@pytest.fixture(params=APPS)
+def app(request: pytest.FixtureRequest) -> str:
+    """Name of an app on the server."""
+    return request.param
+
+
+def as_user(host: Host, user: str, command: str):
+    """Run a shell command as a user of the server, logged in or not."""
+    return host.run("runuser -u %s -- sh -c %s", user, command)
+
+
+@pytest.mark.parametrize("path", ["/", "/archive", "/readyz"])
+def test_page_answers(site: Callable[..., requests.Response], app: str, path: str) -> None:
+    assert site(path, host=APPS[app]).status_code == 200
+
+
+def test_row_goes_to_the_database_and_back(docker_name: str) -> None:
+    with VISIT.open("rb") as script:
+        visit = subprocess.run(
+            ["docker", "exec", "-i", docker_name, "python3", "-", "http://localhost"],
+            stdin=script,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert visit.returncode == 0, visit.stdout + visit.stderr
+
+
+def test_unknown_host_gets_no_answer(site: Callable[..., requests.Response]) -> None:
+    with pytest.raises(requests.ConnectionError):
+        site("/", host="elsewhere.test")
+
+
+def test_hashed_file_comes_compressed_and_for_good(site: Callable[..., requests.Response]) -> None:
+    page = site("/").text
+    name = next(word for word in page.split('"') if "/static/dist/" in word and ".css" in word)
+    answer = site(name, headers={"Accept-Encoding": "br"}, stream=True)
+    assert answer.headers["Content-Encoding"] == "br"
+    assert "immutable" in answer.headers["Cache-Control"]
+
+
+def test_app_sees_who_asks_and_how(site: Callable[..., requests.Response], host: Host) -> None:
+    """The release that answers is the one that current points to."""
+    current = host.check_output("basename $(readlink /srv/guestbook/current)")
+    assert site("/healthz").json()["release"] == current
+
+
+def test_only_ssh_and_http_listen_on_the_network(host: Host) -> None:
+    addresses = host.check_output("ss -Hltn | awk '{print $4}'").split()
+    open_ports = {
+        address.rpartition(":")[2] for address in addresses if not address.startswith("127.")
+    }
+    assert open_ports == {"22", "80"}
+
+
+SECRETS = ["/etc/{}/environment", "/etc/{}/migrate.environment"]
+
+
+@pytest.mark.parametrize("path", [*SECRETS, "/srv/{}/current/wsgi.py", "/srv/{}/shared/x"])
+@pytest.mark.parametrize("user", ["www-data", "nobody", "the other app"])
+def test_stranger_reads_neither_secrets_nor_code(
+    host: Host, app: str, path: str, user: str
+) -> None:
+    other = next(name for name in APPS if name != app)
+    stranger = other if user == "the other app" else user
+    assert as_user(host, stranger, f"cat {path.format(app)}").rc != 0
+
+
+def test_app_reads_its_environment_and_code(host: Host, app: str) -> None:
+    paths = f"/etc/{app}/environment /srv/{app}/current/wsgi.py"
+    assert as_user(host, app, f"cat {paths}").rc == 0
+
+
+def test_app_does_not_read_what_migrations_use(host: Host, app: str) -> None:
+    assert as_user(host, app, f"cat /etc/{app}/migrate.environment").rc != 0
+
+
+@pytest.mark.parametrize(
+    "path", ["current/wsgi.py", "current/new", "current/.venv/new", "releases/new", "bin/run"]
+)
+def test_app_cannot_change_the_code(host: Host, app: str, path: str) -> None:
+    assert as_user(host, app, f"echo >> /srv/{app}/{path}").rc != 0
+
+
+def test_nginx_reads_static_files(host: Host, app: str) -> None:
+    path = f"/srv/{app}/current/guestbook/static/app.css"
+    assert as_user(host, "www-data", f"cat {path}").rc == 0
+
+
+def database(host: Host, user: str, name: str, statement: str):
+    """Run one SQL statement over the unix socket, as peer authentication knows the user."""
+    return as_user(host, user, f'psql -XAtc "{statement}" {name}')
+
+
+def test_app_reads_and_writes_rows(host: Host, app: str) -> None:
+    statement = "BEGIN; UPDATE users SET name = name; SELECT count(*) FROM posts; ROLLBACK"
+    assert database(host, app, app, statement).rc == 0
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["CREATE TABLE x ()", "DROP TABLE posts", "ALTER TABLE posts ADD x int", "TRUNCATE posts"],
+)
+def test_app_cannot_change_tables(host: Host, app: str, statement: str) -> None:
+    answer = database(host, app, app, statement)
+    assert answer.rc != 0
+    assert "permission denied" in answer.stderr or "must be owner" in answer.stderr
+
+
+def test_app_cannot_enter_its_neighbours_database(host: Host) -> None:
+    answer = database(host, "neighbour", "guestbook", "SELECT 1")
+    assert "permission denied for database" in answer.stderr
+
+
+def test_database_refuses_who_is_not_in_the_operating_system(host: Host) -> None:
+    answer = as_user(host, "www-data", "psql -U guestbook -c 'SELECT 1' guestbook")
+    assert "Peer authentication failed" in answer.stderr
