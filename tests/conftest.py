@@ -1,0 +1,113 @@
+"""What the fast tests share: the roles' files and templates, read and rendered as Ansible does."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader, lookup_loader
+from ansible.template import Templar
+
+ROOT = Path(__file__).parents[1]
+ROLES = ("app", "gunicorn", "nginx", "postgres", "supervisor")
+# A server of 2 GiB with two cores.
+FACTS = {
+    "memtotal_mb": 2048,
+    "processor_vcpus": 2,
+    "distribution": "Debian",
+    "distribution_major_version": "13",
+    "distribution_release": "trixie",
+}
+init_plugin_loader([])
+
+
+def load_yaml(path: Path) -> Any:
+    """Read a file as Ansible does, so that what looks like a template is one."""
+    return DataLoader().load_from_file(str(path), trusted_as_template=True)
+
+
+def load_module(path: Path, name: str) -> ModuleType:
+    """Import a Python file that is no part of a package."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Role:
+    """A role's files."""
+
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return ROOT / "roles" / self.name
+
+    @property
+    def entry_points(self) -> dict[str, Any]:
+        return load_yaml(self.path / "meta/argument_specs.yml")["argument_specs"]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {k: v for x in self.entry_points.values() for k, v in x["options"].items()}
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return load_yaml(self.path / "defaults/main.yml")
+
+    @property
+    def vars(self) -> dict[str, Any]:
+        return load_yaml(self.path / "vars/main.yml")
+
+    def templar(self, variables: Mapping[str, Any]) -> Templar:
+        """Return what renders with the role's defaults and vars, and with some variables on top."""
+        known = {
+            "ansible_facts": FACTS,
+            "inventory_dir": str(ROOT / "inventory/prod"),
+            "inventory_hostname": "server",
+            "role_path": str(self.path),
+        }
+        return Templar(DataLoader(), {**known, **self.defaults, **self.vars, **variables})
+
+    def value(self, name: str, /, **variables: Any) -> Any:
+        """Return a variable of the role, fully rendered."""
+        templar = self.templar(variables)
+        return templar.template(templar.available_variables[name])
+
+    def render(self, template: str, /, **variables: Any) -> str:
+        """Return the text that a template makes."""
+        templar = self.templar(variables)
+        lookup = lookup_loader.get("ansible.builtin.template", loader=DataLoader(), templar=templar)
+        path = str(self.path / "templates" / template)
+        return lookup.run([path], variables=templar.available_variables)[0]
+
+
+@pytest.fixture(params=ROLES)
+def role(request: pytest.FixtureRequest) -> Role:
+    return Role(request.param)
+
+
+@pytest.fixture
+def ansible_environment() -> dict[str, str]:
+    """Return an environment in which Ansible's commands run with the repository's settings."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {
+        **os.environ,
+        "PATH": path,
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_NOCOLOR": "1",
+        # The tests stand in for servers with this very interpreter.
+        "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+    }

@@ -1,0 +1,420 @@
+"""Each kind of bad input is found, and a good inventory is let through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import ROOT, load_module
+
+preflight: ModuleType = load_module(ROOT / "plugins/action/preflight.py", "preflight")
+
+FACTS = {"distribution": "Debian", "distribution_major_version": "13", "memtotal_mb": 2048}
+GOOD: dict[str, Any] = {
+    "ansible_user": "deploy",
+    "app_name": "guestbook",
+    "app_user": "guestbook",
+    "app_deploy_user": "guestbook-deploy",
+    "app_environment_name": "prod",
+    "app_domains": ["example.com", "localhost", "192.0.2.1", "[2001:db8::1]", "xn--bcher-kva.de"],
+    "app_secret_key": "0123456789abcdef0123456789abcdef",
+    "app_environment": {"DATABASE_URL": "postgresql:///x", "_a1": ""},
+    "app_config": {"DEBUG": True, "2FA": "on"},
+    "postgres_databases": [{"name": 'it\'s a "name", ü', "owner": "guestbook-owner"}],
+    "postgres_roles": [{"name": "guestbook"}, {"name": "guestbook-owner"}],
+    "postgres_memory_mb": 1024,
+    "postgres_max_connections": 100,
+    "gunicorn_workers": 2,
+    "gunicorn_slots": 2,
+    "gunicorn_threads": 4,
+    "gunicorn_worker_memory_mb": 120,
+    "supervisor_programs": [{"name": "guestbook"}, {"name": "guest-book_2.x"}],
+    "nginx_sites": [
+        {"name": "a", "listen": 80, "server_names": ["example.com", "*.example.com"]},
+        {"name": "b", "listen": 80, "server_names": ["b.example.com", "~^c\\d+$"]},
+        {"name": "c", "listen": 8080, "server_names": ["example.com"]},
+        {"name": "gone", "listen": 80, "server_names": [], "state": "absent"},
+    ],
+}
+
+
+def problems(facts: dict[str, Any] | None = None, contact: Any = None, **changes: Any) -> list[Any]:
+    """Return what all checks of one server find when some values are changed."""
+    values = {**GOOD, **changes}
+    server = preflight.Server(
+        "web1", ["app"], values=values, contact=contact or {}, facts={**FACTS, **(facts or {})}
+    )
+    return [
+        *(problem for check in preflight.CHECKS for problem in check(server)),
+        *preflight.check_connections([server]),
+    ]
+
+
+def the_only(found: list[Any]) -> Any:
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_a_good_server_has_no_problem() -> None:
+    assert problems() == []
+
+
+def test_a_server_of_512_mb_can_be_poured_on_when_told_to_take_less() -> None:
+    less = {"postgres_memory_mb": 128, "gunicorn_workers": 1, "gunicorn_worker_memory_mb": 60}
+    assert problems(facts={"memtotal_mb": 480}, **less) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "Guestbook", "1up", "-x", "a b", "café", "a" * 32, "a/b", "../etc", "a.b", "a;id", "a\n"],
+)
+def test_a_name_that_linux_does_not_take(name: str) -> None:
+    problem = the_only(problems(app_name=name))
+    assert problem.variable == "app_name"
+    assert "not a name of a Linux user" in problem.what
+
+
+@pytest.mark.parametrize("variable", ["app_user", "app_deploy_user"])
+def test_a_user_that_linux_does_not_take(variable: str) -> None:
+    assert the_only(problems(**{variable: "x" * 33})).variable == variable
+
+
+@pytest.mark.parametrize(
+    "name", ["root", "postgres", "www-data", "nginx", "sshd", "deploy", "sudo"]
+)
+def test_a_name_that_the_system_has(name: str) -> None:
+    problem = the_only(problems(app_name=name))
+    assert problem.variable == "app_name"
+    assert "something else" in problem.what
+
+
+@pytest.mark.parametrize("name", ["ssl", "apt", "postgresql", "systemd", "ufw", "python3"])
+def test_a_name_whose_folder_in_etc_the_system_has(name: str) -> None:
+    found = problems(app_name=name)
+    assert the_only(found).variable == "app_name"
+
+
+def test_the_name_of_the_user_that_ansible_comes_in_as() -> None:
+    assert the_only(problems(app_user="carl", ansible_user="carl")).variable == "app_user"
+
+
+def test_the_app_must_not_own_its_code() -> None:
+    assert the_only(problems(app_deploy_user="guestbook")).variable == "app_deploy_user"
+
+
+def test_a_wrong_app_name_is_told_once() -> None:
+    wrong = {"app_name": "Shop!", "app_user": "Shop!", "app_deploy_user": "Shop!-deploy"}
+    assert the_only(problems(**wrong)).variable == "app_name"
+
+
+@pytest.mark.parametrize("secret", ["", "x", "x" * 31])
+def test_a_short_secret(secret: str) -> None:
+    problem = the_only(problems(app_secret_key=secret))
+    assert problem.variable == "app_secret_key"
+    assert "secrets.token_hex" in problem.command
+
+
+@pytest.mark.parametrize("name", ["", "x" * 64, "ü" * 32, "a\0b", "template1"])
+def test_a_name_that_postgres_does_not_take(name: str) -> None:
+    databases = [{"name": name, "owner": "guestbook"}]
+    assert the_only(problems(postgres_databases=databases)).variable == "postgres_databases"
+
+
+@pytest.mark.parametrize("name", ["", "x" * 64, "a\0b", "postgres", "pg_monitor", "public"])
+def test_a_role_that_postgres_does_not_take(name: str) -> None:
+    assert the_only(problems(postgres_roles=[{"name": name}])).variable == "postgres_roles"
+
+
+def test_an_owner_that_postgres_does_not_take() -> None:
+    databases = [{"name": "x", "owner": "x" * 64}]
+    assert "role" in the_only(problems(postgres_databases=databases)).what
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "https://example.com", "example.com:80", "a b", "-a.test", "a_b.test", "bücher.de", "a..b",
+     "x" * 64, "a.b.c/d", "[::1", "*", "a.*", "{{ x }}"],
+)  # fmt: skip
+def test_what_is_no_host_name(name: str) -> None:
+    assert the_only(problems(app_domains=[name])).variable == "app_domains"
+    site = {"name": "a", "listen": 80, "server_names": [name]}
+    assert the_only(problems(nginx_sites=[site])).variable == "nginx_sites"
+
+
+def test_a_wildcard_is_a_server_name_of_nginx_but_no_domain_of_the_app() -> None:
+    assert the_only(problems(app_domains=["*.example.com"])).variable == "app_domains"
+
+
+def test_no_domain_at_all() -> None:
+    assert the_only(problems(app_domains=[])).variable == "app_domains"
+
+
+def test_a_wrong_domain_is_not_told_again_for_its_site() -> None:
+    site = {"name": "a", "listen": 80, "server_names": ["a b"]}
+    assert the_only(problems(app_domains=["a b"], nginx_sites=[site])).variable == "app_domains"
+
+
+def test_a_site_that_nobody_can_reach() -> None:
+    site = {"name": "a", "listen": 80, "server_names": []}
+    assert "no server_names" in the_only(problems(nginx_sites=[site])).what
+
+
+@pytest.mark.parametrize(
+    ("variable", "entry"),
+    [
+        ("nginx_sites", {"name": "a", "state": "absent"}),
+        ("nginx_streams", {"name": "a"}),
+        ("supervisor_programs", {"name": "a"}),
+        ("postgres_databases", {"name": "a", "owner": "b"}),
+        ("postgres_roles", {"name": "a"}),
+    ],
+)
+def test_two_of_one_name(variable: str, entry: dict[str, Any]) -> None:
+    problem = the_only(problems(**{variable: [entry, dict(entry)]}))
+    assert problem.variable == variable
+    assert "two" in problem.what
+
+
+@pytest.mark.parametrize("variable", ["nginx_sites", "supervisor_programs"])
+@pytest.mark.parametrize("name", ["a b", "../x", "", "a/b", "ü", "-a"])
+def test_a_name_that_makes_no_file(variable: str, name: str) -> None:
+    entry = {"name": name, "server_names": ["example.org"]}
+    assert the_only(problems(**{variable: [entry]})).variable == variable
+
+
+def test_two_sites_for_one_host_name_on_one_port() -> None:
+    sites = [
+        {"name": "a", "listen": 80, "server_names": ["one.test", "two.test"]},
+        {"name": "b", "listen": 80, "server_names": ["TWO.test"]},
+    ]
+    problem = the_only(problems(nginx_sites=sites))
+    assert "'two.test' on port 80 twice, in 'a' and 'b'" in problem.what
+
+
+@pytest.mark.parametrize("variable", ["app_environment", "app_migrate_environment", "app_config"])
+@pytest.mark.parametrize("name", ["A B", "A-B", "", "é", "A=B", "A;id"])
+def test_a_name_that_the_shell_does_not_take(variable: str, name: str) -> None:
+    found = problems(**{variable: {name: "x"}})
+    # Flask's settings are prefixed, so the empty name is FLASK_.
+    assert (variable, name) == ("app_config", "") or the_only(found).variable == variable
+
+
+def test_a_digit_may_not_begin_a_name() -> None:
+    assert the_only(problems(app_environment={"2FA": "x"})).variable == "app_environment"
+
+
+@pytest.mark.parametrize("variable", ["app_environment", "app_config"])
+def test_a_value_with_a_nul_is_named_and_not_shown(variable: str) -> None:
+    problem = the_only(problems(**{variable: {"TOKEN": "hush\0hush"}}))
+    assert "TOKEN" in problem.what
+    assert "hush" not in problem.what
+
+
+def test_the_environment_of_a_program() -> None:
+    programs = [{"name": "a", "environment": {"A B": "x"}}]
+    assert the_only(problems(supervisor_programs=programs)).variable == "supervisor_programs"
+
+
+def test_more_memory_promised_than_there_is() -> None:
+    problem = the_only(problems(postgres_memory_mb=1500))
+    assert problem.variable == "postgres_memory_mb"
+    assert "1500 for PostgreSQL + 2 workers x 2 slots x 120 + 128" in problem.what
+    assert "2108 MiB of 2048" in problem.what
+
+
+def test_memory_that_fits_to_the_last_mib() -> None:
+    assert problems(postgres_memory_mb=2048 - 128 - 480) == []
+
+
+def test_more_workers_than_the_memory_holds() -> None:
+    problem = the_only(problems(gunicorn_workers=8, gunicorn_threads=1))
+    assert problem.variable == "gunicorn_workers"
+
+
+def test_a_server_of_nothing_but_the_app_promises_no_memory_to_postgres() -> None:
+    values = {k: v for k, v in GOOD.items() if not k.startswith("postgres")}
+    server = preflight.Server("a", values=values, facts={**FACTS, "memtotal_mb": 480 + 128})
+    assert list(preflight.check_memory(server)) == []
+
+
+def test_more_threads_than_connections() -> None:
+    problem = the_only(problems(gunicorn_threads=25))
+    assert problem.variable == "postgres_max_connections"
+    assert "may open 100" in problem.what
+    assert "set it to 103 or more" in problem.command
+
+
+def test_as_many_threads_as_connections() -> None:
+    assert problems(gunicorn_threads=24, postgres_max_connections=99) == []
+
+
+def test_the_connections_of_all_app_servers_count_but_not_those_of_another_stack() -> None:
+    database = {"postgres_max_connections": 30, "stack_app": ["app1", "app2"]}
+    app = {"gunicorn_workers": 2, "gunicorn_slots": 2, "gunicorn_threads": 4}
+    servers = [preflight.Server("db1", values=database)]
+    servers += [preflight.Server(f"app{number}", values=app) for number in (1, 2, 3)]
+    problem = the_only(list(preflight.check_connections(servers)))
+    assert "may open 32" in problem.what
+    assert "app3" not in problem.what
+    assert list(preflight.check_connections(servers[:2])) == []
+
+
+@pytest.mark.parametrize(
+    ("distribution", "version"),
+    [("Debian", "11"), ("Debian", "14"), ("Ubuntu", "24"), ("Alpine", "3")],
+)
+def test_another_distribution(distribution: str, version: str) -> None:
+    facts = {"distribution": distribution, "distribution_major_version": version}
+    problem = the_only(problems(facts=facts))
+    assert f"{distribution} {version}" in problem.what
+    assert "12 (bookworm) or 13 (trixie)" in problem.what
+
+
+@pytest.mark.parametrize(
+    ("contact", "variable", "words"),
+    [
+        ({"unreachable": True, "msg": "refused"}, "ansible_host", "cannot be reached at 192.0.2.1"),
+        ({"failed": True, "msg": "Missing sudo password"}, "ansible_user", "cannot become root"),
+        ({"failed": True, "rc": 127, "msg": "x"}, "ansible_host", "no Python 3"),
+        ({"failed": True, "msg": "odd"}, "ansible_host", "odd"),
+    ],
+)
+def test_a_server_that_does_not_answer(contact: dict[str, Any], variable: str, words: str) -> None:
+    reach = {"ansible_host": "192.0.2.1", "ansible_port": 2222, "ansible_user": "me"}
+    problem = the_only(problems(contact=contact, **reach))
+    assert problem.variable == variable
+    assert words in problem.what
+    assert "ssh -p 2222 me@192.0.2.1" in problem.command
+
+
+def test_a_name_that_another_environment_has_taken() -> None:
+    kept = {"ansible_local": {"guestbook": {"environment": "staging"}}}
+    problem = the_only(problems(facts=kept))
+    assert problem.variable == "app_name"
+    assert "'staging'" in problem.what
+    assert "/etc/carafe/guestbook.fact" in problem.command
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {},
+        {"guestbook": {"environment": "prod"}},
+        {"other": {"environment": "x"}},
+        {"guestbook": "error"},
+    ],
+)
+def test_a_name_that_is_free_or_ours(kept: dict[str, Any]) -> None:
+    assert problems(facts={"ansible_local": kept}) == []
+
+
+@pytest.mark.parametrize("address", [None, "", "db.internal", "10.0.0", "2001:db8::1", 5])
+def test_an_address_that_the_others_cannot_use(address: Any) -> None:
+    server = preflight.Server("web1")
+    problem = the_only(list(preflight.check_address(server, "db1", address)))
+    assert problem.variable == "private_address"
+    assert "db1" in problem.what
+
+
+def test_an_address_that_they_can() -> None:
+    assert list(preflight.check_address(preflight.Server("web1"), "db1", "10.0.0.2")) == []
+
+
+@pytest.mark.parametrize("password", [None, ""])
+def test_an_empty_password(password: str | None) -> None:
+    server = preflight.Server("web1", values={"database_password": password})
+    found = list(preflight.check_password(server, "database_password"))
+    assert the_only(found).variable == "database_password"
+
+
+OPTIONS = {"nginx": ["nginx_worker_processes", "nginx_sites"], "app": ["app_name", "app_source"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("nginx_worker_proceses", "nginx_worker_processes"),
+        ("app_sorce", "app_source"),
+        ("nginx_wholly_other", "roles/nginx/README.md"),
+    ],
+)
+def test_a_variable_that_no_role_knows(name: str, meant: str) -> None:
+    problem = the_only(list(preflight.check_unknown([name, "nginx_sites"], OPTIONS)))
+    assert problem.variable == name
+    assert meant in problem.what
+
+
+def test_variables_that_are_no_business_of_a_role() -> None:
+    others = ["__nginx_internal", "applet", "stack_app", "ansible_host", "app_name"]
+    assert list(preflight.check_unknown(others, OPTIONS)) == []
+
+
+def test_an_option_of_the_wrong_type() -> None:
+    server = preflight.Server("web1", values={"nginx_sites": "none"})
+    spec = {"type": "list", "elements": "dict"}
+    problem = the_only(list(preflight.check_option(server, "nginx", "nginx_sites", spec)))
+    assert problem.variable == "nginx_sites"
+    assert "nginx_sites" not in server.values
+
+
+def test_an_option_that_is_required() -> None:
+    spec = {"type": "str", "required": True}
+    found = preflight.check_option(preflight.Server("web1"), "app", "app_name", spec)
+    assert "the role app needs it" in the_only(list(found)).what
+
+
+def test_what_is_missing_is_told_once() -> None:
+    server = preflight.Server("web1", missing={"app_name"})
+    server.failures.update({"app_name": ["app_root"], "vault_x": ["a", "b"]})
+    server.failures["has no attribute 'memtotal_mb'"] = ["gunicorn_workers"]
+    problem = the_only(list(preflight.check_failures(server)))
+    assert problem == preflight.Problem("vault_x", "is not set, and a needs it")
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Iterator[Any]:
+    for path, text in {
+        "group_vars/all/app.yml": 'app_secret_key: "{{ vault_app_secret_key }}"\napp_name: x\n',
+        "group_vars/prod/main.yml": "# nginx_worker_proceses: 1\nnginx_worker_proceses: 2\n",
+        "host_vars/web1.yml": "nginx_sites:\n  - {name: a}\n",
+        "inventory/prod/hosts.yml": "prod:\n  hosts:\n    web1: {private_address: x}\n",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    (tmp_path / "inventory/prod/group_vars").symlink_to("../../group_vars")
+    inventory = str(tmp_path / "inventory/prod")
+    return preflight.Sources(tmp_path, [inventory], {"app_sorce": 1}, {"app_domains": []})
+
+
+@pytest.mark.parametrize(
+    ("variable", "place"),
+    [
+        ("nginx_worker_proceses", "group_vars/prod/main.yml, line 2"),
+        ("app_name", "group_vars/all/app.yml, line 2"),
+        ("nginx_sites", "host_vars/web1.yml, line 1"),
+        ("private_address", "inventory/prod/hosts.yml, line 3"),
+        ("app_sorce", "what -e on the command line says"),
+        ("app_domains", "the vars of the play"),
+        ("gunicorn_workers", "group_vars/prod/main.yml"),
+    ],
+)
+def test_the_file_to_edit(sources: Any, variable: str, place: str) -> None:
+    problem = preflight.Problem(variable, "is wrong")
+    assert sources.advice(problem, "web1", ["app", "prod"]) == f"Edit {place}."
+
+
+def test_what_is_not_set_is_to_be_set_in_the_environment(sources: Any) -> None:
+    problem = preflight.Problem("app_name", "is not set, and the role app needs it")
+    assert sources.advice(problem, "web1", ["prod"]) == "Edit group_vars/prod/main.yml."
+
+
+def test_a_secret_belongs_into_the_vault(sources: Any, tmp_path: Path) -> None:
+    problem = preflight.Problem("app_secret_key", "is too short")
+    assert "make vault ENV=prod" in sources.advice(problem, "web1", ["prod"])
+    (tmp_path / "group_vars/prod/vault.yml").touch()
+    advice = sources.advice(problem, "web1", ["prod"])
+    assert advice.endswith("ansible-vault edit group_vars/prod/vault.yml")
+    assert "vault_app_secret_key" in advice

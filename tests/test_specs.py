@@ -1,0 +1,168 @@
+"""What a role says of itself holds: its spec, defaults and README, and the variables in use."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROLES, ROOT, Role, load_yaml
+
+KNOWN = {name for role in ROLES for name in Role(role).options}
+VARIABLE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(ROLES)})_[a-z0-9_]+\b(?![/.]\w*\.|\()")
+# Where variables of roles are set, or read, outside of the roles.
+PLACES = ("group_vars", "inventory", "playbooks", "molecule", "benchmarks")
+
+
+def keys(node: Any) -> Iterator[str]:
+    """Yield every key of every mapping in parsed YAML."""
+    if isinstance(node, dict):
+        yield from node
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from keys(child)
+
+
+def yaml_files(*places: str) -> list[Path]:
+    # Resolved, since each inventory links to the one group_vars.
+    found = {x.resolve() for place in places for x in (ROOT / place).rglob("*.yml")}
+    return sorted(x for x in found if x.name != "vault.yml")
+
+
+def sources(role: Role) -> dict[Path, str]:
+    """Return the text of all files that use variables, without comments."""
+    places = ("tasks", "templates", "handlers", "defaults", "vars")
+    files = (x for place in places for x in (role.path / place).rglob("*") if x.is_file())
+    return {x: re.sub(r"(?m)^\s*#.*$", "", x.read_text()) for x in files}
+
+
+def test_every_default_in_the_spec_is_the_one_in_force(role: Role) -> None:
+    promised = {name: spec["default"] for name, spec in role.options.items() if "default" in spec}
+    assert role.defaults == promised
+
+
+def test_entry_points_take_the_same_options(role: Role) -> None:
+    assert all(entry["options"] == role.options for entry in role.entry_points.values())
+
+
+def test_a_required_option_is_not_promised_a_default(role: Role) -> None:
+    assert not [k for k, x in role.options.items() if x.get("required") and "default" in x]
+
+
+@pytest.mark.parametrize(
+    ("role_name", "variable", "path"),
+    [
+        ("nginx", "__nginx_site_defaults", "nginx_sites"),
+        ("nginx", "__nginx_location_defaults", "nginx_sites.locations"),
+        ("nginx", "__nginx_stream_defaults", "nginx_streams"),
+        ("supervisor", "__supervisor_program_defaults", "supervisor_programs"),
+    ],
+)
+def test_what_an_entry_leaves_out_has_the_default_of_the_spec(
+    role_name: str, variable: str, path: str
+) -> None:
+    role = Role(role_name)
+    options = role.options
+    for step in path.split("."):
+        options = options[step]["options"]
+    promised = {name: spec["default"] for name, spec in options.items() if "default" in spec}
+    assert role.vars[variable] == promised
+
+
+def options_below(options: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, spec in options.items():
+        yield name, spec
+        yield from options_below(spec.get("options", {}))
+
+
+def test_options_are_typed_and_described_in_sentences(role: Role) -> None:
+    for name, spec in options_below(role.options):
+        assert name in role.options or not name.startswith(f"{role.name}_")
+        assert "type" in spec, name
+        assert spec["type"] != "list" or "elements" in spec, name
+        assert spec["description"].strip().endswith("."), name
+
+
+def test_options_begin_with_the_name_of_the_role(role: Role) -> None:
+    assert not [name for name in role.options if not name.startswith(f"{role.name}_")]
+
+
+def test_a_secret_has_no_choices_that_an_error_would_print(role: Role) -> None:
+    secrets = [x for name, x in options_below(role.options) if re.search("secret|password", name)]
+    assert all(x["type"] == "str" and "choices" not in x for x in secrets)
+
+
+def test_the_readme_has_the_table_of_the_spec() -> None:
+    command = [sys.executable, ROOT / "scripts/readmes.py", "--check"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_the_readme_explains_each_tag(role: Role) -> None:
+    text = (role.path / "README.md").read_text()
+    files = (role.path / "tasks").glob("*.yml")
+    tags = {tag for x in files for task in load_yaml(x) for tag in task.get("tags", [])}
+    assert not [tag for tag in tags if f"| `{tag}` |" not in text]
+
+
+def test_the_example_of_the_readme_is_a_playbook(
+    role: Role, tmp_path: Path, ansible_environment: dict[str, str]
+) -> None:
+    text = (role.path / "README.md").read_text()
+    example = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert example
+    (tmp_path / "example.yml").write_text(example[1])
+    command = ["ansible-playbook", "--syntax-check", "-i", "localhost,", tmp_path / "example.yml"]
+    result = subprocess.run(
+        command, env=ansible_environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    unknown = {x for x in keys(yaml.safe_load(example[1])) if VARIABLE.fullmatch(x)} - KNOWN
+    assert not unknown
+
+
+@pytest.mark.parametrize("path", yaml_files(*PLACES), ids=lambda x: str(x.relative_to(ROOT)))
+def test_only_variables_that_a_role_knows_are_set_or_read(path: Path) -> None:
+    set_here = {x for x in keys(load_yaml(path)) if isinstance(x, str) and VARIABLE.fullmatch(x)}
+    expressions = " ".join(re.findall(r"\{\{.*?\}\}", path.read_text(), re.DOTALL))
+    read_here = set(VARIABLE.findall(re.sub(r"'[^']*'", "", expressions)))
+    assert not (set_here | read_here) - KNOWN
+
+
+def test_every_variable_that_a_role_uses_is_defined(role: Role) -> None:
+    text = "\n".join(sources(role).values())
+    known = set(role.options) | set(role.defaults) | set(role.vars)
+    known |= set(re.findall(r"(?:register|loop_var): (\w+)", text))
+    used = set(re.findall(rf"(?<![\w/.'-])((?:__)?{role.name}_[a-z0-9_]+)\b(?!\()", text))
+    assert not used - known
+
+
+def test_a_role_reads_no_variable_of_another(role: Role) -> None:
+    others = "|".join(x for x in ROLES if x != role.name)
+    pattern = re.compile(rf"(?<![\w/.@'-])(?:__)?(?:{others})_[a-z0-9_]+\b")
+    found = {str(path): pattern.findall(text) for path, text in sources(role).items()}
+    assert not {path: names for path, names in found.items() if names}
+
+
+def test_a_role_names_no_group_of_hosts(role: Role) -> None:
+    text = "\n".join(sources(role).values())
+    assert not re.findall(r"\bgroups\b\s*[\[.]|\bgroup_names\b|\bhostvars\b", text)
+
+
+def test_a_role_needs_no_collection(role: Role) -> None:
+    """A collection of roles with no dependency installs with no network."""
+    text = "\n".join(sources(role).values())
+    assert not re.findall(r"\b(?:community|ansible)\.(?!builtin\b)[a-z]+\.\w+", text)
+
+
+def test_facts_are_read_as_facts(role: Role) -> None:
+    """inject_facts_as_vars is off."""
+    text = "\n".join(sources(role).values())
+    facts = r"ansible_(?:distribution|memtotal|processor|os_family|hostname|default_ipv4)\w*"
+    assert not re.findall(rf"\b{facts}", text)

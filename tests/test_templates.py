@@ -1,0 +1,370 @@
+"""Templates make what their readers accept: each is parsed as the program that gets it would."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import crossplane
+import pytest
+from conftest import Role
+
+APP, GUNICORN, NGINX = Role("app"), Role("gunicorn"), Role("nginx")
+POSTGRES, SUPERVISOR = Role("postgres"), Role("supervisor")
+
+SITE: dict[str, Any] = {
+    "name": "shop.example",
+    "server_names": ["shop.example.com", "*.example.org"],
+    "upstreams": ["192.0.2.11:8000 weight=2", "192.0.2.12:8000"],
+    "static": [{"url": "/static/", "path": "/srv/shop/static"}, {"url": "/m/", "path": "/srv/m/"}],
+    "locations": [{"path": "/socket", "proxy_pass": "http://127.0.0.1:9000/", "buffering": False}],
+    "cache": True,
+    "cache_default_seconds": 30,
+    "rate_limit": "20r/s",
+    "connection_limit": 10,
+    "listen": 8080,
+    "extra": "add_header X-One 1;\nadd_header X-Two 2;",
+}
+SITES = {
+    "plain": {"name": "a", "server_names": ["a.test"], "upstreams": ["unix:/run/a.sock"]},
+    "static only": {
+        "name": "b",
+        "server_names": ["b.test"],
+        "static": [{"url": "/", "path": "/srv/b"}],
+    },
+    "everything": SITE,
+}
+FOUND = {"stdout": "/proc/net/if_inet6\n/usr/sbin/nginx"}
+
+NASTY = {
+    "SPACES": "  two  words ",
+    "QUOTES": """it's a "quote" and a `tick`""",
+    "SHELL": "#no $HOME ${HOME} $(id) %s %% !x * ? ~ & | ; < > \\",
+    "LINES": "one\ntwo\n\nthree\n",
+    "TABS": "\ttab\r",
+    "UNICODE": "naïve, 東京 🎉",
+    "BACKSLASHES": "C:\\new\\table \\\\ \\n \\'",
+    "EMPTY": "",
+    "NUMBER": 8000,
+    "BRACES": "{{ 1 + 1 }}",
+}
+
+
+def nginx_errors(tmp_path: Path, **files: str) -> list[str]:
+    """Parse nginx.conf with what it includes; return what is wrong with the syntax."""
+    for folder in ("modules-enabled", "sites-enabled"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "mime.types").write_text("types { text/html html; }")
+    for name, text in files.items():
+        place = name.replace("__", "/").replace("_dot_", ".")
+        (tmp_path / place).write_text(text)
+    payload = crossplane.parse(str(tmp_path / "nginx.conf"), comments=False)
+    assert len([x for x in payload["config"] if "enabled" in x["file"]]) == len(files) - 1
+    return [error["error"] for error in payload["errors"]]
+
+
+@pytest.mark.parametrize("ipv6", [True, False])
+@pytest.mark.parametrize("site", SITES.values(), ids=SITES)
+def test_nginx_understands_each_kind_of_site(
+    site: dict[str, Any], ipv6: bool, tmp_path: Path
+) -> None:
+    settings = {"__nginx_found": FOUND, "nginx_ipv6": ipv6, "nginx_sites": [site]}
+    settings |= {"nginx_real_ip_from": ["192.0.2.1"], "nginx_extra_http": "map $a $b {\n  1 2;\n}"}
+    stream = {"name": "redis", "listen": "127.0.0.1:6380", "upstreams": ["unix:/run/redis.sock"]}
+    sites = NGINX.value("__nginx_sites", **settings)
+    streams = NGINX.value("__nginx_streams", nginx_streams=[stream])
+    assert not nginx_errors(
+        tmp_path,
+        nginx_dot_conf=NGINX.render("etc/nginx/nginx.conf.j2", **settings),
+        **{
+            "sites-enabled__x_dot_conf": NGINX.render(
+                "etc/nginx/sites-enabled/site.conf.j2", __nginx_site=sites[0], **settings
+            ),
+            "sites-enabled__x_dot_stream": NGINX.render(
+                "etc/nginx/sites-enabled/stream.j2", __nginx_stream=streams[0], **settings
+            ),
+        },
+    )
+
+
+def test_a_site_with_a_mistake_is_found_by_this_test_s_parser(tmp_path: Path) -> None:
+    broken = "server { listen 80; proxy_pass http://x; }\n"
+    main = "events {}\nhttp { include sites-enabled/*.conf; }"
+    assert nginx_errors(tmp_path, nginx_dot_conf=main, **{"sites-enabled__x_dot_conf": broken})
+
+
+def environment_of(tmp_path: Path, environment: dict[str, Any], **more: Any) -> dict[str, str]:
+    """Return what a process gets when the app's own command runs it."""
+    (tmp_path / "current").mkdir()
+    (tmp_path / "bin").mkdir()
+    settings = {
+        "app_name": "shop",
+        "app_secret_key": "0123456789abcdef" * 4,
+        "app_root": str(tmp_path),
+        "app_environment_file": str(tmp_path / "environment"),
+        "app_environment": environment,
+        "app_migrate_environment": {"ONLY_MIGRATIONS": "it's", **environment},
+        **more,
+    }
+    run = tmp_path / "bin/run"
+    run.write_text(APP.render("srv/app/bin/run.j2", **settings))
+    run.chmod(0o755)
+    (tmp_path / "environment").write_text(APP.render("etc/app/environment.j2", **settings))
+    migrate = APP.render("etc/app/migrate.environment.j2", **settings)
+    (tmp_path / "migrate.environment").write_text(migrate)
+    show = "import json, os; print(json.dumps(dict(os.environ)))"
+    flags = ["-m"] if more.pop("migrate", False) else []
+    result = subprocess.run(
+        [run, *flags, sys.executable, "-c", show],
+        env={"PATH": os.environ["PATH"], "HOME": "/nowhere"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(result.stdout)
+
+
+def test_values_arrive_in_the_process_exactly_as_given(tmp_path: Path) -> None:
+    arrived = environment_of(tmp_path, NASTY)
+    assert {name: arrived[name] for name in NASTY} == {**NASTY, "NUMBER": "8000"}
+
+
+def test_flask_settings_arrive_as_json(tmp_path: Path) -> None:
+    config = {"MAX_CONTENT_LENGTH": 1000, "GREETING": 'say "ünï" $x', "DEEP__KEY": {"a": [True]}}
+    arrived = environment_of(tmp_path, {}, app_config=config, app_domains=["a.test", "b.test"])
+    assert {name: json.loads(arrived[f"FLASK_{name}"]) for name in config} == config
+    assert json.loads(arrived["FLASK_TRUSTED_HOSTS"]) == ["a.test", "b.test"]
+    assert json.loads(arrived["FLASK_SECRET_KEY"]) == "0123456789abcdef" * 4
+
+
+def test_only_a_migration_gets_the_environment_of_migrations(tmp_path: Path) -> None:
+    for folder in ("serving", "migrating"):
+        (tmp_path / folder).mkdir()
+    assert "ONLY_MIGRATIONS" not in environment_of(tmp_path / "serving", {})
+    arrived = environment_of(tmp_path / "migrating", {}, migrate=True)
+    assert arrived["ONLY_MIGRATIONS"] == "it's"
+
+
+def test_gunicorn_reads_its_settings(tmp_path: Path) -> None:
+    conf = tmp_path / "gunicorn.conf.py"
+    conf.write_text(
+        GUNICORN.render(
+            "etc/gunicorn/gunicorn.conf.py.j2",
+            gunicorn_directory="/srv/x",
+            gunicorn_user="x",
+            gunicorn_name="x",
+            gunicorn_access_log=True,
+            gunicorn_settings={"raw_env": ["A=it's \\n"], "proc_name": 'ü"', "keepalive": 3},
+        )
+    )
+    settings = runpy.run_path(str(conf))
+    assert settings["wsgi_app"] == "wsgi:app"
+    assert settings["workers"] == 2
+    assert settings["accesslog"] == "-"
+    assert settings["raw_env"] == ["A=it's \\n"]
+    assert settings["proc_name"] == 'ü"'
+    assert settings["keepalive"] == 3
+
+
+def test_a_setting_of_gunicorn_wins_over_what_the_role_computes(tmp_path: Path) -> None:
+    settings = {"workers": 7, "loglevel": "debug"}
+    text = GUNICORN.render("etc/gunicorn/gunicorn.conf.py.j2", gunicorn_settings=settings)
+    (tmp_path / "conf.py").write_text(text)
+    assert runpy.run_path(str(tmp_path / "conf.py"))["workers"] == 7
+
+
+@pytest.mark.parametrize(
+    ("memory", "cores", "slots", "workers"),
+    [(2048, 2, 2, 2), (1024, 8, 2, 1), (64, 2, 2, 1), (64 * 1024, 8, 1, 8)],
+)
+def test_workers_fit_the_cores_and_the_memory(
+    memory: int, cores: int, slots: int, workers: int
+) -> None:
+    facts = {"memtotal_mb": memory, "processor_vcpus": cores}
+    assert GUNICORN.value("gunicorn_workers", ansible_facts=facts, gunicorn_slots=slots) == workers
+
+
+def test_the_slots_command_gets_json() -> None:
+    text = GUNICORN.render(
+        "etc/gunicorn/slots.json.j2", gunicorn_directory='/srv/"x"', gunicorn_health_timeout=5
+    )
+    config = json.loads(text)
+    assert config["directory"] == '/srv/"x"'
+    assert config["health_timeout"] == 5
+    assert config["command"][0] == '/srv/"x"/.venv/bin/python'
+
+
+def parsed_ini(text: str) -> configparser.RawConfigParser:
+    """Parse as supervisord does: semicolons comment, percent signs expand later."""
+    parser = configparser.RawConfigParser(inline_comment_prefixes=(" ;",), strict=True)
+    parser.read_string(text)
+    return parser
+
+
+@pytest.mark.parametrize("socket", [None, "unix:///run/x.sock", "tcp://127.0.0.1:9000"])
+def test_supervisord_reads_a_program(socket: str | None) -> None:
+    program = {
+        "name": "web",
+        "command": "/bin/app %(process_num)d",
+        "environment": {"A": 'say "x"', "B": "100%", "C": "a,b"},
+        **({"socket": socket} if socket else {}),
+    }
+    programs = SUPERVISOR.value("__supervisor_programs", supervisor_programs=[program])
+    template = "etc/supervisor/conf.d/program.conf.j2"
+    text = SUPERVISOR.render(template, __supervisor_program=programs[0])
+    parser = parsed_ini(text)
+    (section,) = parser.sections()
+    assert section == ("fcgi-program:web" if socket else "program:web")
+    assert parser[section]["command"] == "/bin/app %(process_num)d"
+    assert parser[section].get("socket") == socket
+    assert ("socket_mode" in parser[section]) == bool(socket and socket.startswith("unix:"))
+    # supervisor.datatypes.dict_of_key_value_pairs splits with shlex too, once % is expanded.
+    lexer = shlex.shlex(parser[section]["environment"] % {}, posix=True)
+    lexer.whitespace, lexer.whitespace_split = ",\n", True
+    arrived = dict(token.strip().split("=", 1) for token in lexer)
+    assert arrived == {"A": 'say "x"', "B": "100%", "C": "a,b"}
+
+
+def test_supervisord_reads_its_own_file() -> None:
+    parser = parsed_ini(SUPERVISOR.render("etc/supervisor/supervisord.conf.j2"))
+    assert parser["unix_http_server"]["chmod"] == "0700"
+    assert parser["include"]["files"] == "/etc/supervisor/conf.d/*.conf"
+
+
+def postgres_settings(**variables: Any) -> dict[str, str]:
+    """Parse a settings file as PostgreSQL does: name = 'value', where '' is a quote."""
+    text = POSTGRES.render("etc/postgresql/carafe.conf.j2", **variables)
+    found = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            match = re.fullmatch(r"([a-z_.]+) = '((?:[^']|'')*)'", line)
+            assert match, line
+            found[match[1]] = match[2].replace("''", "'")
+    return found
+
+
+def test_quotes_in_a_setting_of_postgres_are_kept() -> None:
+    settings = {"log_line_prefix": "it's 'quoted' %m ", "search_path": '"$user", public'}
+    found = postgres_settings(postgres_settings=settings)
+    assert {name: found[name] for name in settings} == settings
+
+
+# What https://pgtune.leopard.in.ua says for: web application, SSD, and these machines.
+PGTUNE = {
+    "4 GB, 2 cores, 200 connections": (
+        {"postgres_memory_mb": 4096, "postgres_cores": 2, "postgres_max_connections": 200},
+        {
+            "max_connections": "200",
+            "shared_buffers": "1GB",
+            "effective_cache_size": "3GB",
+            "maintenance_work_mem": "256MB",
+            "checkpoint_completion_target": "0.9",
+            "wal_buffers": "16MB",
+            "default_statistics_target": "100",
+            "random_page_cost": "1.1",
+            "effective_io_concurrency": "200",
+            "work_mem": "5242kB",
+            "min_wal_size": "1GB",
+            "max_wal_size": "4GB",
+            "max_worker_processes": None,
+        },
+    ),
+    "8 GB, 4 cores, 200 connections": (
+        {"postgres_memory_mb": 8192, "postgres_cores": 4, "postgres_max_connections": 200},
+        {
+            "shared_buffers": "2GB",
+            "effective_cache_size": "6GB",
+            "maintenance_work_mem": "512MB",
+            "wal_buffers": "16MB",
+            "work_mem": "5242kB",
+            "max_worker_processes": "4",
+            "max_parallel_workers_per_gather": "2",
+            "max_parallel_workers": "4",
+            "max_parallel_maintenance_workers": "2",
+        },
+    ),
+    "64 GB, 16 cores, 200 connections": (
+        {"postgres_memory_mb": 65536, "postgres_cores": 16, "postgres_max_connections": 200},
+        {
+            "shared_buffers": "16GB",
+            "effective_cache_size": "48GB",
+            "maintenance_work_mem": "2GB",
+            "work_mem": "20971kB",
+            "max_parallel_workers_per_gather": "4",
+        },
+    ),
+}
+
+
+def in_kb(value: str | None) -> str | int | None:
+    match = re.fullmatch(r"(\d+)(kB|MB|GB)", value or "")
+    return int(match[1]) * {"kB": 1, "MB": 1024, "GB": 1024**2}[match[2]] if match else value
+
+
+@pytest.mark.parametrize(("machine", "advice"), PGTUNE.values(), ids=PGTUNE)
+def test_postgres_is_tuned_as_pgtune_would(machine: dict[str, int], advice: dict[str, str]) -> None:
+    found = postgres_settings(**machine)
+    assert {k: in_kb(found.get(k)) for k in advice} == {k: in_kb(v) for k, v in advice.items()}
+
+
+def test_half_of_the_memory_is_postgres_s() -> None:
+    assert in_kb(postgres_settings()["shared_buffers"]) == 2048 // 2 // 4 * 1024
+
+
+def test_a_setting_of_postgres_wins_over_what_the_role_computes() -> None:
+    found = postgres_settings(postgres_settings={"work_mem": "16MB", "max_connections": 7})
+    assert found["work_mem"] == "16MB"
+    assert found["max_connections"] == "7"
+
+
+def hba_tokens(line: str) -> list[str]:
+    """Split a line as PostgreSQL does; outside of quotes a comma or # would end a token."""
+    tokens = re.findall(r'(?:[^\s",#]|"(?:[^"]|"")*")+', line)
+    return [re.sub(r'""|"', lambda x: x[0][1:], token) for token in tokens]
+
+
+def test_rules_of_pg_hba_keep_their_order_and_names() -> None:
+    rules = [
+        {"type": "local", "database": "all", "user": "+ops", "method": "peer"},
+        {"type": "hostssl", "database": 'my "db', "user": "Ünï", "method": "scram-sha-256"},
+        {"type": "host", "database": "all", "user": "all", "method": "reject"},
+    ]
+    rules[1] |= {"address": "192.0.2.0/24", "options": 'map="a b"'}
+    rules[2] |= {"address": "0.0.0.0/0"}
+    text = POSTGRES.render("etc/postgresql/pg_hba.conf.j2", postgres_hba=rules)
+    lines = [hba_tokens(line) for line in text.splitlines() if line and not line.startswith("#")]
+    assert lines == [
+        ["local", "all", "postgres", "peer"],
+        ["local", "all", "+ops", "peer"],
+        ["hostssl", 'my "db', "Ünï", "192.0.2.0/24", "scram-sha-256", "map=a b"],
+        ["host", "all", "all", "0.0.0.0/0", "reject"],
+    ]
+
+
+def test_a_name_that_is_a_keyword_of_pg_hba_only_in_part_stays_a_name() -> None:
+    rules = [{"type": "local", "database": "all, the rest", "user": "#1", "method": "peer"}]
+    text = POSTGRES.render("etc/postgresql/pg_hba.conf.j2", postgres_hba=rules)
+    assert hba_tokens(text.splitlines()[-1]) == ["local", "all, the rest", "#1", "peer"]
+
+
+def test_folders_are_lines_of_tmpfiles_d() -> None:
+    text = APP.render(
+        "etc/tmpfiles.d/app.conf.j2",
+        app_name="shop",
+        app_secret_key="x",
+        app_shared=["instance", "media/uploads"],
+    )
+    lines = [x.split(maxsplit=6) for x in text.splitlines() if x and not x.startswith("#")]
+    modes = {line[1]: line[2:5] for line in lines}
+    assert all(len(line) >= 6 and line[0] in ("d", "f+", "Z", "z") for line in lines)
+    assert modes["/srv/shop/shared/media/uploads"] == ["0750", "shop", "shop"]
+    # The app cannot write where its code is.
+    assert modes["/srv/shop/releases"][1] == "shop-deploy"
