@@ -1,0 +1,105 @@
+"""What the role makes of an app, wherever its code comes from."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+from testinfra.host import Host
+
+ENVIRONMENT = json.loads((Path(__file__).parents[1] / "files/environment.json").read_text())
+PRINT_ENVIRONMENT = "import json, os; print(json.dumps(dict(os.environ)))"
+
+
+def as_user(host: Host, user: str, command: str):
+    """Run a shell command as a user of the server, logged in or not."""
+    return host.run("runuser -u %s -- sh -c %s", user, command)
+
+
+@pytest.mark.parametrize("name", ENVIRONMENT)
+def test_value_arrives_exactly_as_given(host: Host, name: str) -> None:
+    command = f"/srv/tiny/bin/run python -c '{PRINT_ENVIRONMENT}'"
+    arrived = json.loads(as_user(host, "tiny", command).stdout)
+    assert arrived[name] == ENVIRONMENT[name]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("GREETING", 'hé "you"'), ("NUMBERS", [1, 2]), ("FLAG", False)]
+)
+def test_flask_setting_arrives(host: Host, setting: str, value: object) -> None:
+    program = f"import json, wsgi; print(json.dumps(wsgi.app.config['{setting}']))"
+    answer = as_user(host, "tiny", f'/srv/tiny/bin/run python -c "{program}"')
+    assert json.loads(answer.stdout) == value
+
+
+@pytest.mark.parametrize("user", ["www-data", "tagged", "tagged-deploy"])
+@pytest.mark.parametrize("name", ["environment", "migrate.environment"])
+def test_stranger_cannot_read_the_environment(host: Host, user: str, name: str) -> None:
+    assert as_user(host, user, f"cat /etc/tiny/{name}").rc != 0
+
+
+def test_app_cannot_read_what_migrations_use(host: Host) -> None:
+    assert as_user(host, "tiny", "cat /etc/tiny/migrate.environment").rc != 0
+
+
+def test_migration_ran_as_the_deploy_user_with_its_own_environment(host: Host) -> None:
+    assert host.file("/srv/tiny/cache/migrated").content_string == (
+        "tiny-deploy\na secret's secret\n"
+    )
+
+
+def test_dependencies_of_pyproject_are_installed_and_the_server_wins(host: Host) -> None:
+    program = "import flask, gunicorn; print(flask.__name__, gunicorn.__version__)"
+    answer = as_user(host, "tiny", f"/srv/tiny/bin/run python -c '{program}'")
+    assert answer.stdout.split() == ["flask", "27.0.1"]
+
+
+def test_build_command_ran_in_the_release(host: Host) -> None:
+    release = host.check_output("basename $(readlink /srv/tiny/current)")
+    assert host.file("/srv/tiny/current/built-by-command").content_string.strip() == release
+
+
+def test_extra_debian_package_is_there(host: Host) -> None:
+    assert host.package("tree").is_installed
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".br"])
+def test_web_server_reads_static_files_and_their_compressed_copies(
+    host: Host, suffix: str
+) -> None:
+    path = f"/srv/tiny/current/tiny/static/style.0123456789.css{suffix}"
+    assert as_user(host, "www-data", f"test -s {path} && cat {path} > /dev/null").rc == 0
+
+
+@pytest.mark.parametrize("path", ["wsgi.py", "tiny", "pyproject.toml"])
+def test_web_server_reads_nothing_else(host: Host, path: str) -> None:
+    assert as_user(host, "www-data", f"ls /srv/tiny/current/{path}/ || cat {path}").rc != 0
+
+
+def test_app_writes_what_is_shared_and_nothing_else(host: Host) -> None:
+    assert as_user(host, "tiny", "echo x > /srv/tiny/current/data/x").rc == 0
+    assert host.file("/srv/tiny/shared/data/x").content_string == "x\n"
+    assert as_user(host, "tiny", "echo x > /srv/tiny/current/x").rc != 0
+
+
+def test_tag_is_deployed_not_the_newest_commit(host: Host) -> None:
+    assert host.file("/srv/tagged/current/revision").content_string == "first\n"
+
+
+def test_git_history_stays_behind(host: Host) -> None:
+    assert not host.file("/srv/tagged/current/.git").exists
+
+
+def test_httpbin_answers_through_nginx(site: Callable[..., requests.Response]) -> None:
+    answer = site("/post?a=b", host="httpbin.test", method="POST", data="text").json()
+    assert (answer["args"], answer["data"]) == ({"a": "b"}, "text")
+
+
+def test_isso_keeps_a_comment(site: Callable[..., requests.Response], host: Host) -> None:
+    comment = {"text": "First!", "author": "June", "title": "A page"}
+    answer = site("/new?uri=/page/", host="comments.test", method="POST", json=comment)
+    assert answer.status_code == 201, answer.text
+    kept = site("/?uri=/page/", host="comments.test").json()
+    assert "First!" in kept["replies"][0]["text"]
+    assert host.file("/srv/isso/shared/data/comments.db").user == "isso"

@@ -1,0 +1,149 @@
+"""One stack on four servers: a database, two for the app, one for the web; once for each release."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import testinfra
+import yaml
+from testinfra.host import Host
+
+REPOSITORY = Path(__file__).parents[3]
+CONTAINERS = {
+    instance["instance"]: instance["container"]
+    for instance in yaml.safe_load(Path(os.environ["MOLECULE_INSTANCE_CONFIG"]).read_text())
+}
+
+
+@pytest.fixture(scope="module", params=["12", "13"])
+def release(request: pytest.FixtureRequest) -> str:
+    """Debian's release, which names a stack here."""
+    return request.param
+
+
+@pytest.fixture
+def server(release: str) -> Callable[[str], Host]:
+    """Get a server of the stack by what it is for: db, app-1, app-2 or web."""
+    return lambda role: testinfra.get_host(f"docker://{CONTAINERS[f'split-{release}-{role}']}")
+
+
+@pytest.fixture
+def url(release: str) -> str:
+    """Where the stack answers."""
+    mapping = subprocess.run(
+        ["docker", "port", CONTAINERS[f"split-{release}-web"], "80"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return f"http://localhost:{mapping.split()[0].rpartition(':')[2]}"
+
+
+def address(host: Host) -> str:
+    """The server's address on the stack's network."""
+    return host.check_output("hostname -I").split()[0]
+
+
+def test_row_goes_to_the_database_and_back(url: str) -> None:
+    visit = subprocess.run(
+        [sys.executable, REPOSITORY / "scripts/visit", url],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert visit.returncode == 0, visit.stdout + visit.stderr
+
+
+def test_static_file_comes_from_the_app_where_nginx_has_none(url: str) -> None:
+    assert requests.get(f"{url}/static/app.css", timeout=30).status_code == 200
+
+
+def test_requests_are_spread(
+    url: str, server: Callable[[str], Host], eventually: Callable[..., None]
+) -> None:
+    apps = [address(server(role)) for role in ("app-1", "app-2")]
+    for _ in range(40):
+        assert requests.get(f"{url}/healthz", timeout=30).status_code == 200
+    log = "tail -n 40 /var/log/nginx/access.log"
+    eventually(lambda: all(app in server("web").check_output(log) for app in apps))
+
+
+class Visitors(threading.Thread):
+    """Requests one after another, a POST for each GET, until told to stop; keeps what went wrong."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url, self.done, self.count, self.failures = url, threading.Event(), 0, []
+
+    def run(self) -> None:
+        while not self.done.is_set():
+            try:
+                answers = [
+                    requests.get(f"{self.url}/readyz", timeout=30),
+                    # Refused by the app for its missing token: an answer all the same.
+                    requests.post(f"{self.url}/api/posts", json={"body": "x"}, timeout=30),
+                ]
+                self.failures += [x.status_code for x in answers if x.status_code >= 500]
+            except requests.RequestException as error:
+                self.failures.append(error)
+            self.count += 2
+
+
+@pytest.fixture
+def visitors(url: str) -> Iterator[Visitors]:
+    """Four visitors at a time, as long as the test runs."""
+    threads = [Visitors(url) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    yield threads
+    for thread in threads:
+        thread.done.set()
+        thread.join()
+
+
+def test_no_request_fails_while_an_app_server_is_stopped(
+    url: str,
+    release: str,
+    server: Callable[[str], Host],
+    visitors: list[Visitors],
+    eventually: Callable[..., None],
+) -> None:
+    container = CONTAINERS[f"split-{release}-app-1"]
+    subprocess.run(["docker", "stop", "--time", "60", container], check=True, capture_output=True)
+    before = sum(visitor.count for visitor in visitors)
+    eventually(lambda: sum(visitor.count for visitor in visitors) > before + 100)
+    subprocess.run(["docker", "start", container], check=True, capture_output=True)
+    back = address(server("app-1"))
+    log = "tail -n 200 /var/log/nginx/access.log"
+    eventually(lambda: back in server("web").check_output(log), seconds=60)
+    assert [visitor.failures for visitor in visitors] == [[], [], [], []]
+
+
+def test_database_takes_no_password_in_the_clear(server: Callable[[str], Host]) -> None:
+    answer = server("app-1").run(
+        "/srv/guestbook/bin/run python -c \"import os, psycopg; "
+        "psycopg.connect(os.environ['DATABASE_URL'].replace('require', 'disable'))\""
+    )
+    assert answer.rc != 0
+    assert "no encryption" in answer.stderr
+
+
+@pytest.mark.parametrize("role", ["web", "db"])
+def test_code_is_only_where_it_runs(server: Callable[[str], Host], role: str) -> None:
+    assert not server(role).file("/srv/guestbook").exists
+
+
+@pytest.mark.parametrize(
+    ("role", "ports"), [("db", {"22", "5432"}), ("app-2", {"22", "8000"}), ("web", {"22", "80"})]
+)
+def test_server_listens_only_for_what_it_is_for(
+    server: Callable[[str], Host], role: str, ports: set[str]
+) -> None:
+    listening = server(role).check_output("ss -Hltn | awk '{print $4}'").split()
+    outside = {x.rpartition(":")[2] for x in listening if not x.startswith(("127.", "[::1]"))}
+    assert outside == ports
