@@ -99,7 +99,7 @@ def role(request: pytest.FixtureRequest) -> Role:
     return Role(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def ansible_environment() -> dict[str, str]:
     """Return an environment in which Ansible's commands run with the repository's settings."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

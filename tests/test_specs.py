@@ -111,20 +111,28 @@ def test_the_readme_explains_each_tag(role: Role) -> None:
     assert not [tag for tag in tags if f"| `{tag}` |" not in text]
 
 
-def test_the_example_of_the_readme_is_a_playbook(
-    role: Role, tmp_path: Path, ansible_environment: dict[str, str]
+def example(role: Role) -> str:
+    found = re.search(r"```yaml\n(.*?)```", (role.path / "README.md").read_text(), re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_the_example_of_the_readme_takes_variables_that_exist(role: Role) -> None:
+    used = {key for key in keys(yaml.safe_load(example(role))) if VARIABLE.fullmatch(key)}
+    assert used
+    assert not used - KNOWN
+
+
+def test_the_examples_of_the_readmes_are_playbooks(
+    tmp_path: Path, ansible_environment: dict[str, str]
 ) -> None:
-    text = (role.path / "README.md").read_text()
-    example = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert example
-    (tmp_path / "example.yml").write_text(example[1])
-    command = ["ansible-playbook", "--syntax-check", "-i", "localhost,", tmp_path / "example.yml"]
+    for name in ROLES:
+        (tmp_path / f"{name}.yml").write_text(example(Role(name)))
+    command = ["ansible-playbook", "--syntax-check", "-i", "localhost,", *tmp_path.glob("*.yml")]
     result = subprocess.run(
         command, env=ansible_environment, cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    unknown = {x for x in keys(yaml.safe_load(example[1])) if VARIABLE.fullmatch(x)} - KNOWN
-    assert not unknown
 
 
 @pytest.mark.parametrize("path", yaml_files(*PLACES), ids=lambda x: str(x.relative_to(ROOT)))

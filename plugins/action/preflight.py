@@ -36,6 +36,7 @@ FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 DATABASE_NAME_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1
 RESERVED_CONNECTIONS = 3  # superuser_reserved_connections
+MESSAGE_LENGTH = 300  # characters of another program's message
 SYSTEM_MEMORY_MB = 128  # what Debian, nginx and supervisord hold
 
 # Users and groups of Debian's base-passwd and of packages that share a server with an app.
@@ -130,7 +131,8 @@ def check_contact(server: Server) -> Iterator[Problem]:
         *(["-p", str(port)] if port else []),
         f"{user}@{server.address}" if user else server.address,
     ]
-    said = f"{server.contact.get('module_stderr') or ''} {server.contact.get('msg') or ''}".strip()
+    said = f"{server.contact.get('module_stderr') or ''} {server.contact.get('msg') or ''}"
+    said = " ".join(said.split())[:MESSAGE_LENGTH]
     command = "try it by hand: " + shlex.join(ssh)
     if server.contact.get("unreachable"):
         what = f"leads nowhere: {server.name} cannot be reached at {server.address}"
@@ -495,9 +497,9 @@ class Sources:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
     def folders(self) -> list[Path]:
-        return list(
-            dict.fromkeys([*(x if x.is_dir() else x.parent for x in self.inventories), self.root])
-        )
+        """Return the folders that may hold group_vars, those of the environments first."""
+        environments = [x if x.is_dir() else x.parent for x in self.inventories]
+        return list(dict.fromkeys([*environments, self.root]))
 
     def inventory_files(self) -> list[Path]:
         """Return the files that name the hosts; those of a folder that hold no variables."""
@@ -551,10 +553,10 @@ class Sources:
             return self.hosts_file()
         if variable.startswith("vault_"):
             # playbooks/vault.yml writes it there.
-            return f"group_vars/{self.inventories[0].name if self.inventories else 'all'}/vault.yml"
-        environment = next((x.name for x in self.inventories if x.name in groups), "")
-        if environment:
-            return f"group_vars/{environment}/main.yml"
+            return f"group_vars/{self.folders()[0].name}/vault.yml"
+        for folder in self.folders():
+            if folder.name in groups:
+                return f"group_vars/{folder.name}/main.yml"
         return f"group_vars/all/{variable.split('_')[0]}.yml"
 
     def advice(self, problem: Problem, host: str, groups: list[str]) -> str:
@@ -573,7 +575,10 @@ class Sources:
 
     def again(self) -> str:
         """Return the command that was typed, as far as it matters."""
-        words = [self.short(Path(x).resolve()) for x in context.CLIARGS.get("args") or ["site.yml"]]
+        words = [
+            self.short(Path(x).resolve()) if Path(x).exists() else x
+            for x in context.CLIARGS.get("args") or ["site.yml"]
+        ]
         inventories = [word for x in self.inventories for word in ("-i", self.short(x))]
         return shlex.join(["ansible-playbook", *words, *inventories])
 

@@ -1,0 +1,87 @@
+"""The repository builds as a collection, and a role of it runs by its full name elsewhere."""
+
+from __future__ import annotations
+
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from conftest import ROLES, ROOT
+
+PLAYBOOK = """
+- name: A role by its full name
+  hosts: localhost
+  connection: local
+  gather_facts: true
+  gather_subset: ["!all", "!min", hardware]
+  roles:
+    - role: carafe.stack.gunicorn
+      gunicorn_manage_packages: false
+      gunicorn_directory: /srv/nowhere
+      gunicorn_user: nobody
+"""
+
+
+def run(*command: str | Path, environment: dict[str, str], folder: Path) -> str:
+    result = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    return f"{result.returncode} {result.stdout} {result.stderr}"
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory, ansible_environment: dict[str, str]) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    build = ["ansible-galaxy", "collection", "build", "--output-path", folder, ROOT]
+    done = run(*build, environment=ansible_environment, folder=folder)
+    assert done.startswith("0 "), done
+    (archive,) = folder.glob("carafe-stack-*.tar.gz")
+    return archive
+
+
+@pytest.fixture
+def elsewhere(archive: Path, tmp_path: Path, ansible_environment: dict[str, str]) -> dict[str, str]:
+    """Return an environment that has the installed collection, and nothing of the repository."""
+    environment = {**ansible_environment, "ANSIBLE_COLLECTIONS_PATH": str(tmp_path / "installed")}
+    (tmp_path / "ansible.cfg").touch()
+    environment |= {"ANSIBLE_CONFIG": str(tmp_path / "ansible.cfg")}
+    environment |= {"ANSIBLE_HOME": str(tmp_path / "home")}
+    install = ["ansible-galaxy", "collection", "install", "--offline", archive]
+    done = run(*install, "-p", tmp_path / "installed", environment=environment, folder=tmp_path)
+    assert done.startswith("0 "), done
+    (tmp_path / "play.yml").write_text(PLAYBOOK)
+    return environment
+
+
+def test_only_what_users_need_travels(archive: Path) -> None:
+    with tarfile.open(archive) as tar:
+        names = tar.getnames()
+    top = {name.split("/")[0] for name in names}
+    files = {"MANIFEST.json", "FILES.json", "README.md", "LICENSE", "CHANGELOG.md"}
+    assert top - files == {"roles", "playbooks", "plugins", "meta"} | (top & {"docs"})
+    assert {f"roles/{role}/README.md" for role in ROLES} <= set(names)
+    assert not [x for x in names if x.endswith(".pyc") or "vault.yml" in x.split("/", 1)[0]]
+
+
+def test_a_role_runs_from_the_collection(elsewhere: dict[str, str], tmp_path: Path) -> None:
+    done = run("ansible-playbook", "--check", "play.yml", environment=elsewhere, folder=tmp_path)
+    assert done.startswith("0 "), done
+    assert "gunicorn : configure | Write what the slots run" in done
+    assert "changed=0" not in done
+
+
+def test_its_arguments_are_checked(elsewhere: dict[str, str], tmp_path: Path) -> None:
+    command = ["ansible-playbook", "--check", "play.yml", "-e", "gunicorn_log_level=loud"]
+    done = run(*command, environment=elsewhere, folder=tmp_path)
+    assert done.startswith("2 "), done
+    assert "value of gunicorn_log_level must be one of" in done
+
+
+def test_the_preflight_comes_with_it(elsewhere: dict[str, str], tmp_path: Path) -> None:
+    inventory = "app: {hosts: {away: {ansible_host: 127.0.0.1, ansible_port: 1}}}\n"
+    (tmp_path / "hosts.yml").write_text(inventory)
+    command = ["ansible-playbook", "carafe.stack.preflight", "-i", "hosts.yml"]
+    done = run(*command, environment=elsewhere, folder=tmp_path)
+    assert "away cannot be reached" in done
+    assert "app_name is not set, and the role app needs it" in done

@@ -1,0 +1,174 @@
+"""The real playbook, on inventories with mistakes: it says what to do, and changes nothing.
+
+Only playbooks/preflight.yml runs here, since the servers of these inventories are this machine.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+SECRETS = {
+    "vault_app_secret_key": "0123456789abcdef0123456789abcdef",
+    "vault_database_password": "hush-hush",
+    "vault_database_migrate_password": "hush-hush",
+}
+HERE = {"ansible_connection": "local", "ansible_become": False}
+
+
+class Environment:
+    """An inventory like inventory/prod, with the repository's own group_vars for all."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]):
+        self.folder, self.environment = folder, environment
+        (folder / "group_vars/test").mkdir(parents=True)
+        (folder / "group_vars/all").symlink_to(ROOT / "group_vars/all")
+
+    def run(
+        self,
+        hosts: dict[str, dict[str, Any]],
+        *options: str,
+        groups: tuple[str, ...] = ("db", "app", "web"),
+        playbook: str = "playbooks/preflight.yml",
+        **variables: Any,
+    ) -> tuple[int, str]:
+        """Run a playbook; return its exit status, and what it wrote, in one line."""
+        names: dict[str, dict[str, Any]] = {name: {} for name in hosts}
+        inventory = {"test": {"hosts": hosts, "vars": {"ansible_group_priority": 10}}}
+        inventory |= {group: {"hosts": names} for group in groups}
+        (self.folder / "hosts.yml").write_text(yaml.safe_dump(inventory))
+        settings = {"app_domains": ["example.com"], **variables}
+        (self.folder / "group_vars/test/main.yml").write_text(yaml.safe_dump(settings))
+        command = ["ansible-playbook", playbook, "-i", str(self.folder), *options]
+        result = subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60
+        )
+        assert "changed=1" not in result.stdout
+        assert "Traceback" not in result.stdout + result.stderr
+        return result.returncode, " ".join(result.stdout.split())
+
+
+@pytest.fixture
+def inventory(tmp_path: Path, ansible_environment: dict[str, str]) -> Environment:
+    folder = tmp_path / "inventory/test"
+    folder.mkdir(parents=True)
+    return Environment(folder, ansible_environment)
+
+
+def on_debian() -> bool:
+    text = Path("/etc/os-release").read_text()
+    return "\nID=debian\n" in text and any(f'VERSION_ID="{x}"' in text for x in (12, 13))
+
+
+@pytest.mark.skipif(not on_debian(), reason="the server of this test is this machine")
+def test_a_good_inventory_is_let_through(inventory: Environment) -> None:
+    sizes = {"postgres_memory_mb": 128, "gunicorn_memory_mb": 64, "gunicorn_worker_memory_mb": 20}
+    status, said = inventory.run({"one": HERE}, "--check", gunicorn_workers=1, **sizes, **SECRETS)
+    assert status == 0, said
+
+
+def test_mistakes_of_one_server_are_told_all_at_once(inventory: Environment) -> None:
+    status, said = inventory.run(
+        {"one": {**HERE, "supervisor_log_levle": "info"}},
+        "-e",
+        "app_sorce=git",
+        app_name="Guest Book",
+        app_domains=["https://example.com"],
+        app_environment={"A B": 1},
+        gunicorn_workers=40,
+        nginx_worker_proceses=2,
+        nginx_sites="none",
+        postgres_memory_mb=10_000_000,
+        postgres_databases=[{"name": "", "owner": "x"}],
+        postgres_roles=[{"name": "x"}, {"name": "x"}],
+    )
+    assert status == 2
+    folder = inventory.folder
+    for words in (
+        "app_name is 'Guest Book', which is not a name of a Linux user",
+        "app_domains has 'https://example.com', which is not a host name",
+        "app_environment has the name 'A B'",
+        "nginx_sites has the wrong form",
+        "postgres_databases has a database named ''",
+        "postgres_roles has two roles named 'x'",
+        "postgres_memory_mb promises more memory than one has",
+        "postgres_max_connections is 100, of which 3 are kept for the superuser",
+        "did you mean nginx_worker_processes?",
+        f"Edit {folder}/group_vars/test/main.yml, line",
+        "did you mean supervisor_log_level?",
+        f"Edit {folder}/hosts.yml, line",
+        "did you mean app_source? (one) Edit what -e on the command line says.",
+        "vault_app_secret_key is not set, and app_secret_key needs it",
+        "Write group_vars/test/vault.yml: make vault ENV=test",
+        f"Then run again: ansible-playbook playbooks/preflight.yml -i {folder}",
+    ):
+        assert words in said
+
+
+def test_mistakes_of_several_servers(inventory: Environment) -> None:
+    nobody = {"ansible_become": True, "ansible_become_user": "nobody"}
+    status, said = inventory.run(
+        {
+            "one": {**HERE, "private_address": "10.0.0.1"},
+            "two": HERE,
+            "nopython": {**HERE, "ansible_python_interpreter": "/nonexistent/python3"},
+            "nosudo": {**HERE, **nobody, "ansible_become_exe": "/nonexistent/sudo"},
+            "away": {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_user": "me"},
+        },
+        app_secret_key="short",
+    )
+    assert status == 2
+    for words in (
+        "private_address is not set for two",
+        f"Edit {inventory.folder}/hosts.yml",
+        "vault_database_password is not set",
+        "vault_database_migrate_password is not set",
+        "app_secret_key has 5 characters",
+        "away cannot be reached at 127.0.0.1",
+        "ssh -p 1 me@127.0.0.1",
+        "has no Python 3 on nopython",
+        "cannot become root on nosudo",
+    ):
+        assert words in said
+    # One missing address has one message, not one for each variable that needs it.
+    assert said.count("private_address is not set for two") == 2
+    assert "cannot be made out" not in said
+
+
+@pytest.mark.skipif(not on_debian(), reason="the server of this test is this machine")
+def test_a_limit_and_a_missing_group_do_not_matter(inventory: Environment) -> None:
+    hosts = {name: {**HERE, "private_address": f"10.0.0.{i}"} for i, name in enumerate("ab", 1)}
+    few = {"gunicorn_memory_mb": 64, "gunicorn_worker_memory_mb": 20, "gunicorn_workers": 1}
+    no_database = {"app_environment": {}, "app_migrate_environment": {}}
+    groups, variables = ("app",), {**few, **no_database, **SECRETS}
+    status, said = inventory.run(hosts, "--limit", "b", groups=groups, **variables)
+    assert status == 0, said
+
+
+def test_a_missing_database_server_is_told_in_words(inventory: Environment) -> None:
+    hosts = {name: {**HERE, "private_address": f"10.0.0.{i}"} for i, name in enumerate("ab", 1)}
+    status, said = inventory.run(hosts, groups=("app",), **SECRETS)
+    assert status == 2
+    assert "app_environment cannot be made out" in said
+
+
+def test_the_stack_is_not_touched_when_the_preflight_fails(inventory: Environment) -> None:
+    away = {"ansible_host": "127.0.0.1", "ansible_port": 1}
+    status, said = inventory.run({"one": away}, playbook="site.yml", **SECRETS)
+    assert status == 2
+    assert "cannot be reached" in said
+    assert "PLAY [The stack]" not in said
+
+
+def test_secrets_are_not_shown(inventory: Environment) -> None:
+    secrets = {**SECRETS, "vault_app_secret_key": "too-short-a-secret"}
+    status, said = inventory.run({"one": HERE}, "-vvv", **secrets)
+    assert status == 2
+    assert "app_secret_key has 18 characters" in said
+    assert "too-short-a-secret" not in said
+    assert "hush-hush" not in said

@@ -1,0 +1,88 @@
+"""The repository's own promises: commands that work as typed, settings that hold."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, load_yaml
+
+PLAYBOOKS = sorted([ROOT / "site.yml", *(ROOT / "playbooks").glob("*.yml")])
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = re.findall(r"^([a-z-]+):.*\n((?:\t.*\n?)*)", MAKEFILE, re.MULTILINE)
+
+
+def test_every_playbook_can_be_parsed(ansible_environment: dict[str, str]) -> None:
+    command = ["ansible-playbook", "--syntax-check", "-i", "localhost,", *PLAYBOOKS]
+    result = subprocess.run(
+        command, cwd=ROOT, env=ansible_environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_preflight_comes_before_all_else() -> None:
+    first, *_ = load_yaml(ROOT / "site.yml")
+    assert first["ansible.builtin.import_playbook"] == "playbooks/preflight.yml"
+    (play,) = load_yaml(ROOT / "playbooks/preflight.yml")
+    assert play["any_errors_fatal"] is True
+    assert play["tags"] == ["always"]
+
+
+def test_site_yml_holds_nothing_but_named_playbooks() -> None:
+    for play in load_yaml(ROOT / "site.yml"):
+        assert set(play) <= {"name", "ansible.builtin.import_playbook", "tags"}
+
+
+@pytest.mark.parametrize(("target", "recipe"), TARGETS, ids=[name for name, _ in TARGETS])
+def test_a_target_is_one_command_line(target: str, recipe: str) -> None:
+    assert len(recipe.splitlines()) == 1
+    assert re.search(rf"^{target}:.* ## \w", MAKEFILE, re.MULTILINE), "make help does not list it"
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
+    assert phony
+    assert target in phony[1].split()
+
+
+@pytest.mark.parametrize("word", sorted(set(re.findall(r"\bscripts/[a-z-]+", MAKEFILE))))
+def test_a_target_runs_what_is_there(word: str) -> None:
+    assert os.access(ROOT / word, os.X_OK)
+
+
+def test_facts_are_gathered_only_where_a_playbook_says_so() -> None:
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(ROOT / "ansible.cfg")
+    assert config["defaults"]["gathering"] == "explicit"
+    assert config["defaults"]["inject_facts_as_vars"] == "false"
+    assert config["connection"]["pipelining"] == "true"
+    assert "strategy" not in config["defaults"]
+
+
+def test_ansible_knows_every_setting_of_its_configuration(
+    ansible_environment: dict[str, str],
+) -> None:
+    """A misspelt setting is ignored without a word."""
+    command = ["ansible-config", "validate", "-t", "all"]
+    result = subprocess.run(
+        command, cwd=ROOT, env=ansible_environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "inventory").iterdir()), ids=lambda x: x.name)
+def test_an_environment_finds_its_variables(path: Path) -> None:
+    assert (path / "group_vars").readlink() == Path("../../group_vars")
+    hosts = load_yaml(path / "hosts.yml")
+    assert hosts[path.name]["vars"]["ansible_group_priority"] == 10
+    assert (ROOT / "group_vars" / path.name / "main.yml").exists()
+
+
+def test_no_secret_lies_open() -> None:
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    vaults = [ROOT / x for x in files if Path(x).name == "vault.yml" and "group_vars" in x]
+    assert all(x.read_text().startswith("$ANSIBLE_VAULT") for x in vaults)
+    assert not [x for x in files if Path(x).name in (".vault-password", "id_ed25519")]
