@@ -1,0 +1,159 @@
+"""What the app gets to see, and what it sends."""
+
+import pytest
+
+STREAM = """
+import http.client, sys
+name, path = sys.argv[1:]
+slow = http.client.HTTPConnection("127.0.0.1", timeout=20)
+slow.request("GET", path, headers={"Host": name})
+answer = slow.getresponse()
+print(answer.readline().decode().strip())
+other = http.client.HTTPConnection("127.0.0.1", timeout=20)
+other.request("GET", "/go", headers={"Host": "app.test"})
+other.getresponse().read()
+print(answer.read().decode().strip())
+"""
+WEBSOCKET = """
+import asyncio, websockets
+async def main():
+    url = "ws://app.test/websocket/"
+    async with websockets.connect(url, host="127.0.0.1", port=80) as connection:
+        await connection.send("carafe")
+        print(await connection.recv())
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("Host", "app.test"),
+        ("X-Forwarded-For", "127.0.0.1"),
+        ("X-Real-IP", "127.0.0.1"),
+        ("X-Forwarded-Proto", "http"),
+        ("X-Forwarded-Host", "app.test"),
+        ("X-Forwarded-Port", "80"),
+        ("Forwarded", None),
+        ("X-Forwarded-Ssl", None),
+        ("X-Forwarded-Prefix", None),
+        ("X-Forwarded-Scheme", None),
+        ("X-Script-Name", None),
+        ("Proxy", None),
+        ("X_Forwarded_For", None),
+    ],
+)
+def test_the_app_sees_no_header_that_the_client_forged(ask, header, value):
+    forged = [] if header == "Host" else ["--header", f"{header}: forged"]
+    assert ask("app.test", "/", *forged).seen_header(header) == ([value] if value else [])
+
+
+def test_other_headers_reach_the_app(ask):
+    answer = ask("app.test", "/", "--header", "X-Own: kept", "--user", "me:secret")
+    assert answer.seen_header("X-Own") == ["kept"]
+    assert answer.seen_header("Authorization")
+
+
+def test_the_request_line_decides_which_host_the_app_sees(ask):
+    answer = ask("evil.test", "/", "--request-target", "http://app.test/path")
+    assert (answer.seen_header("Host"), answer.seen["path"]) == (["app.test"], "/path")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+@pytest.mark.parametrize("path", ["/some/page", "/static/not-there", "/media/"])
+def test_method_query_and_body_reach_the_app(ask, method, path):
+    answer = ask("app.test", f"{path}?a=%20b", "--request", method, "--data", "c=d")
+    seen = answer.seen
+    assert (seen["method"], seen["path"], seen["body"]) == (method, f"{path}?a=%20b", "c=d")
+
+
+@pytest.mark.parametrize("status", [201, 302, 404, 500, 503])
+def test_the_apps_own_status_and_page_are_kept(ask, status):
+    answer = ask("app.test", f"/?status={status}")
+    assert (answer.status, answer.seen["method"]) == (status, "GET")
+
+
+def test_a_session_cookie_of_four_kilobytes_fits(ask):
+    cookie = "session=" + "x" * 4085
+    answer = ask("app.test", f"/?header=Set-Cookie:{cookie}&header=Set-Cookie:more=y")
+    assert (answer.status, len(answer.header("Set-Cookie"))) == (200, 4093 + len(", more=y"))
+
+
+def test_a_pass_through_location_reaches_the_other_service(ask):
+    seen = ask("app.test", "/other/page?x=1", "--data", "y").seen
+    assert (seen["port"], seen["method"], seen["path"]) == (9002, "POST", "/moved/page?x=1")
+
+
+def test_a_stream_reaches_the_service_behind_it(ask):
+    assert ask("any", "/echo", at="127.0.0.1:6380").seen["port"] == 9002
+
+
+def test_a_websocket_stays_open_in_both_directions(host):
+    assert host.check_output("python3 -c %s", WEBSOCKET) == "CARAFE"
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("app.test", "/?stream=1&header=X-Accel-Buffering:no"),
+        ("unbuffered.test", "/?stream=1"),
+    ],
+)
+def test_the_first_part_of_a_streamed_response_arrives_before_the_last_is_sent(host, name, path):
+    assert host.check_output("python3 -c %s %s %s", STREAM, name, path) == "first\nlast"
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        ("unknown.test", "127.0.0.1:80"),
+        ("", "127.0.0.1:80"),
+        ("127.0.0.1", "127.0.0.1:80"),
+        ("_", "127.0.0.1:80"),
+        ("unknown.test", "127.0.0.1:8081"),
+        ("", "127.0.0.1:8081"),
+        ("127.0.0.1:8081", "127.0.0.1:8081"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--http1.0", "--http1.1"])
+def test_a_request_for_no_site_gets_no_answer(ask, name, at, option):
+    assert ask(name, "/", option, at=at).status == 0
+
+
+def test_an_absolute_request_line_for_no_site_gets_no_answer(ask):
+    assert ask("app.test", "/", "--request-target", "http://unknown.test/").status == 0
+
+
+def test_a_site_answers_over_ipv6(host, ask):
+    disabled = host.check_output("sysctl -n net.ipv6.conf.lo.disable_ipv6")
+    host.check_output("sysctl -w net.ipv6.conf.lo.disable_ipv6=0")
+    try:
+        assert ask("app.test", at="[::1]:80").status == 200
+    finally:
+        host.check_output("sysctl -w net.ipv6.conf.lo.disable_ipv6=%s", disabled)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_upstream_that_is_down_costs_no_request(ask, service, eventually, method):
+    eventually(lambda: len({ask("balanced.test").seen["port"] for _ in range(6)}) == 2)
+    service("stop", "upstream@9002")
+    try:
+        answers = [ask("balanced.test", "/", "--request", method) for _ in range(12)]
+        assert {(answer.status, answer.seen["port"]) for answer in answers} == {(200, 9001)}
+    finally:
+        service("start", "upstream@9002")
+
+
+def test_an_upstream_that_is_up_again_is_used_again(ask, service, eventually):
+    eventually(lambda: ask("balanced.test").seen["port"] == 9002)
+    service("stop", "upstream@9001")
+    assert {ask("balanced.test").seen["port"] for _ in range(12)} == {9002}
+    service("start", "upstream@9001")
+    eventually(lambda: ask("balanced.test").seen["port"] == 9001)
+
+
+def test_an_app_that_is_down_is_a_bad_gateway_until_it_is_up(ask, service, eventually):
+    service("stop", "upstream@9001")
+    assert ask("app.test").status == 502
+    service("start", "upstream@9001")
+    eventually(lambda: ask("app.test").status == 200)
