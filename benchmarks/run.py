@@ -1,0 +1,370 @@
+"""Measure Carafe, and write what was measured: `make bench`.
+
+Two bare servers, made alike, take the sample app in turn: one from benchmarks/baseline.sh over ssh,
+one from site.yml. Then come the runs with nothing to do, the memory of the idle stack, and the load
+on the server that site.yml made. All figures are of one run on one machine; what carries over to
+another machine is their ratios.
+
+Writes benchmarks/results.json (raw numbers), docs/benchmarks.md (the table) and its plots.
+"""
+
+import json
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results.json"
+PAGE = ROOT / "docs/benchmarks.md"
+RELEASE = os.environ.get("BENCH_RELEASE", "13")
+LOAD_SECONDS = 5  # of each load; bounded, and only ever within the server's own loopback
+LOAD_ROUNDS = 3  # the median counts, because these machines are noisy
+NOT_ON_THE_SERVER = {"validate_argument_spec", "assert", "fail", "debug", "set_fact", "meta"}
+
+
+def run(*command: object, **options) -> str:
+    """Run a command of the control machine; its output, or the end with what it said."""
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=False, **options
+    )
+    if done.returncode:
+        sys.exit(f"{shlex.join(map(str, command))}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def say(text: str) -> None:
+    print(f"bench: {text}", flush=True)
+
+
+class Server:
+    """A bare server in a container, reached over ssh as its sudo user."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        answer = run(ROOT / "scripts/server", "up", "bench", name, RELEASE, folder)
+        self.container, self.port = answer.split()
+        self.folder, self.name = folder, name
+
+    def ssh(self, command: str, stdin: bytes | None = None) -> None:
+        """Run a command as root, as a person would: over ssh, through sudo."""
+        password = (self.folder / "become_password").read_text()
+        options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+        key = f"-o IdentitiesOnly=yes -i {self.folder}/id_ed25519"
+        words = f"ssh {options} {key} -p {self.port} deploy@127.0.0.1"
+        remote = f"sudo -S -p '' sh -c {shlex.quote(command)}"
+        done = subprocess.run(
+            [*shlex.split(words), remote],
+            input=password.encode() + b"\n" + (stdin or b""),
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            sys.exit(f"{command[:200]}\n{(done.stdout + done.stderr).decode()[-3000:]}")
+
+    def inside(self, command: str) -> str:
+        """Run a command as root in the container, for measuring."""
+        return run("docker", "exec", self.container, "sh", "-c", command)
+
+    def inventory(self) -> Path:
+        """Write the inventory that describes this server, as inventory/lab does the lab's."""
+        folder = self.folder / f"inventory-{self.name}"
+        folder.mkdir(exist_ok=True)
+        link = folder / "group_vars"
+        link.unlink(missing_ok=True)
+        link.symlink_to(ROOT / "group_vars")
+        host = {
+            "ansible_host": "127.0.0.1",
+            "ansible_port": int(self.port),
+            "ansible_user": "deploy",
+            "ansible_become_password": (self.folder / "become_password").read_text(),
+            "ansible_ssh_private_key_file": f"{self.folder}/id_ed25519",
+            "ansible_ssh_common_args": "-o IdentitiesOnly=yes -o StrictHostKeyChecking=no"
+            " -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
+        }
+        groups = {group: {"hosts": {self.name: {}}} for group in ("db", "app", "web")}
+        (folder / "hosts.json").write_text(
+            json.dumps({"bench": {"hosts": {self.name: host}}, **groups})
+        )
+        return folder
+
+
+VARIABLES = {
+    "app_path": str(ROOT / "sample_app"),
+    "app_domains": ["localhost"],
+    "app_secret_key": "only-for-this-measurement-0123456789",
+    "app_config": {"READYZ_ALLOW_NEWER_SCHEMA": True, "SESSION_COOKIE_SECURE": False},
+    "postgres_memory_mb": 512,
+    "postgres_cores": 2,
+    "gunicorn_memory_mb": 256,
+    "gunicorn_cores": 2,
+    "nginx_worker_processes": "2",
+}
+
+
+def site(server: Server, **environment: str) -> tuple[float, dict]:
+    """Run site.yml; the seconds it took, and what Ansible reports of every task."""
+    began = time.monotonic()
+    output = run(
+        Path(sys.executable).parent / "ansible-playbook",
+        ROOT / "site.yml",
+        "--inventory",
+        server.inventory(),
+        "--extra-vars",
+        json.dumps(VARIABLES),
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json", **environment},
+    )
+    return time.monotonic() - began, json.loads(output[output.index("{") :])
+
+
+def tasks_on_server(report: dict) -> int:
+    """Count the tasks that ran on the server: not skipped, not on the control machine."""
+    count = 0
+    for play in report["plays"]:
+        for task in play["tasks"]:
+            for result in task["hosts"].values():
+                action = result.get("action", "").rpartition(".")[2]
+                elsewhere = "_ansible_delegated_vars" in result
+                if not (result.get("skipped") or elsewhere or action in NOT_ON_THE_SERVER):
+                    count += 1
+    return count
+
+
+def baseline(server: Server) -> float:
+    """Run the plain shell script; the seconds from the upload to the first page."""
+    began = time.monotonic()
+    with tempfile.TemporaryFile() as archive:
+        subprocess.run(
+            [
+                "tar",
+                "-cz",
+                "--exclude=dist",
+                "--exclude=__pycache__",
+                "-C",
+                ROOT / "sample_app",
+                ".",
+            ],
+            stdout=archive,
+            check=True,
+        )
+        archive.seek(0)
+        server.ssh("mkdir -p /srv/guestbook && tar -xz -C /srv/guestbook", archive.read())
+    defaults = (ROOT / "roles/gunicorn/defaults/main.yml").read_text()
+    version = re.search(r"^gunicorn_version: *(\S+)", defaults, re.MULTILINE)[1]
+    server.ssh(f"echo gunicorn=={version} > /srv/guestbook/.server")
+    server.ssh("cat > /root/baseline.sh", (ROOT / "benchmarks/baseline.sh").read_bytes())
+    server.ssh("sh /root/baseline.sh")
+    seconds = time.monotonic() - began
+    server.inside(
+        "for i in $(seq 50); do python3 -c 'import urllib.request as r; r.urlopen(\"http://localhost/readyz\")'"
+        " 2>/dev/null && exit; sleep 0.2; done; exit 1"
+    )
+    return seconds
+
+
+MEMORY = """
+import pathlib
+parts = {"postgres": 0, "gunicorn": 0, "supervisord": 0, "nginx": 0}
+resident = dict(parts)
+for process in pathlib.Path("/proc").glob("[0-9]*"):
+    try:
+        command = (process / "cmdline").read_bytes().replace(b"\\0", b" ").decode()
+        rollup = (process / "smaps_rollup").read_text().splitlines()[1:]
+        fields = dict(x.split(":", 1) for x in rollup)
+        status = dict(x.split(":", 1) for x in (process / "status").read_text().splitlines())
+    except (OSError, ValueError):
+        continue
+    part = next((x for x in parts if x in command), None)
+    if part:
+        parts[part] += int(fields["Pss"].split()[0])
+        resident[part] += int(status["VmRSS"].split()[0])
+import json; print(json.dumps({"pss_kb": parts, "rss_kb": resident}))
+"""
+
+
+def load(server: Server, url: str, extra: str = "") -> float:
+    """Requests a second that wrk gets from a URL on the server's own loopback."""
+    report = server.inside(f"wrk -t1 -c16 -d{LOAD_SECONDS}s {extra} {shlex.quote(url)}")
+    if "Non-2xx" in report:
+        sys.exit(f"{url} did not answer with 2xx under load:\n{report}")
+    return float(re.search(r"Requests/sec:\s+([\d.]+)", report)[1])
+
+
+LOAD_SITE = """
+proxy_cache_path /var/lib/nginx/cache-bench keys_zone=bench:1m;
+server {
+    listen 127.0.0.1:8081;
+    location = /nothing { default_type text/plain; return 200 "ok\\n"; }
+    location /static/ { alias /srv/guestbook/current/guestbook/static/; }
+    location = /cached {
+        proxy_pass http://127.0.0.1:8081/static/app.css;
+        proxy_cache bench;
+        proxy_cache_valid 1h;
+    }
+}
+"""
+
+
+def serving(server: Server) -> dict[str, float]:
+    """Measure pairs of ways to answer, in turns, so that a noisy neighbour hits both."""
+    server.inside("apt-get install -qq -y --no-install-recommends wrk >/dev/null 2>&1")
+    run(
+        "docker",
+        "exec",
+        "-i",
+        server.container,
+        "tee",
+        "/etc/nginx/sites-enabled/bench.conf",
+        input=LOAD_SITE,
+    )
+    server.inside("systemctl reload nginx")
+    # The same workers and threads as the two slots together, asked without nginx.
+    server.inside(
+        "systemd-run --quiet --unit bench-direct --uid guestbook /srv/guestbook/bin/run python"
+        " -m gunicorn --config /etc/gunicorn/guestbook.conf.py --workers 2 --bind 127.0.0.1:8001"
+    )
+    time.sleep(3)
+    page = "/static/app.css"
+    pairs = {
+        "gunicorn direct": "http://127.0.0.1:8001/archive",
+        "nginx to app": "http://localhost/archive",
+        "return 200": "http://127.0.0.1:8081/nothing",
+        "static file": f"http://localhost{page}",
+        "static file, plain server": f"http://127.0.0.1:8081{page}",
+        "cache hit": "http://127.0.0.1:8081/cached",
+    }
+    rounds = [{name: load(server, url) for name, url in pairs.items()} for _ in range(LOAD_ROUNDS)]
+    server.inside("systemctl stop bench-direct")
+    return {name: statistics.median(one[name] for one in rounds) for name in pairs}
+
+
+def measure() -> dict:
+    """Measure everything, from two bare servers on."""
+    results: dict = {"debian": RELEASE}
+    with tempfile.TemporaryDirectory() as folder:
+        run(ROOT / "scripts/engine")
+        run(ROOT / "scripts/image", RELEASE)
+        say("two bare servers")
+        shell, carafe = (Server(name, Path(folder)) for name in ("shell", "carafe"))
+        say("the shell script")
+        results["shell_seconds"] = baseline(shell)
+        say(f"{results['shell_seconds']:.1f} s; site.yml on the other")
+        results["site_seconds"], _ = site(carafe)
+        say(f"{results['site_seconds']:.1f} s; again, with nothing to do")
+        results["noop_seconds"], report = site(carafe)
+        results["noop_changed"] = sum(x["changed"] for x in report["stats"].values())
+        results["noop_tasks"] = tasks_on_server(report)
+        results["noop_mitogen_seconds"], _ = site(carafe, **mitogen())
+        say("memory")
+        time.sleep(10)
+        results["memory"] = json.loads(
+            run("docker", "exec", "-i", carafe.container, "python3", "-", input=MEMORY)
+        )
+        say("load")
+        results["requests_a_second"] = serving(carafe)
+    return results
+
+
+def mitogen() -> dict[str, str]:
+    """Return the environment that makes Ansible use Mitogen."""
+    import ansible_mitogen
+
+    return {
+        "ANSIBLE_STRATEGY": "mitogen_linear",
+        # It brings an ssh of its own, which does not read ansible_ssh_common_args.
+        "ANSIBLE_HOST_KEY_CHECKING": "false",
+        "ANSIBLE_STRATEGY_PLUGINS": f"{Path(ansible_mitogen.__file__).parent}/plugins/strategy",
+    }
+
+
+def table(results: dict) -> list[tuple[str, str, str]]:
+    """Return rows of what was measured, the figure, and the bar that it is held to."""
+    rate, pss = results["requests_a_second"], sum(results["memory"]["pss_kb"].values()) / 1024
+    rss = sum(results["memory"]["rss_kb"].values()) / 1024
+    shell = results["shell_seconds"]
+    served = {
+        "nginx to app ÷ gunicorn direct": rate["nginx to app"] / rate["gunicorn direct"],
+        "static file ÷ return 200": rate["static file"] / rate["return 200"],
+        "cache hit ÷ static file": rate["cache hit"] / rate["static file, plain server"],
+    }
+    bars = ("≥ 0.9", "≥ 0.9", "≥ 0.85")
+    return [
+        ("plain shell script, bare server to live page", f"{shell:.1f} s", ""),
+        ("site.yml, bare server to live page", f"{results['site_seconds']:.1f} s", ""),
+        ("… ratio to the script", f"{results['site_seconds'] / shell:.2f}", "≤ 1.5"),
+        ("site.yml, nothing to do", f"{results['noop_seconds']:.1f} s", ""),
+        ("… ratio to the script", f"{results['noop_seconds'] / shell:.2f}", ""),
+        ("… with Mitogen", f"{results['noop_mitogen_seconds']:.1f} s", ""),
+        ("… tasks on the server", f"{results['noop_tasks']}", "≤ 40"),
+        ("… changed", f"{results['noop_changed']}", "0"),
+        ("memory of the idle stack, shared pages counted once (PSS)", f"{pss:.0f} MB", "≤ 350 MB"),
+        ("memory of the idle stack, as ps shows it (RSS)", f"{rss:.0f} MB", ""),
+        *(
+            (f"requests/s: {k}", f"{v:.2f}", bar)
+            for (k, v), bar in zip(served.items(), bars, strict=True)
+        ),
+    ]
+
+
+def draw(results: dict) -> None:
+    """Draw the times and the loads as bars."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "carafe"
+    from matplotlib import pyplot
+
+    figure, (times, loads) = pyplot.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+    bars = {
+        "shell script, bare": results["shell_seconds"],
+        "site.yml, bare": results["site_seconds"],
+        "site.yml, nothing to do": results["noop_seconds"],
+        "… with Mitogen": results["noop_mitogen_seconds"],
+    }
+    for axes, values, unit, form in (
+        (times, bars, "seconds", "%.1f"),
+        (loads, results["requests_a_second"], "requests a second, of one run", "%.0f"),
+    ):
+        drawn = axes.barh(list(values), list(values.values()), color="#4c7a9f")
+        axes.bar_label(drawn, fmt=form, padding=3)
+        axes.invert_yaxis()
+        axes.set_xlabel(unit)
+        axes.margins(x=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(ROOT / "docs/images/bench.svg", metadata={"Date": None}, facecolor="white")
+
+
+def main() -> None:
+    try:
+        results = measure()
+    finally:
+        run(ROOT / "scripts/server", "down", "bench")
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    rows = table(results)
+    lines = [
+        "| what | measured | bar |",
+        "| --- | --- | --- |",
+        *(f"| {a} | {b} | {c} |" for a, b, c in rows),
+    ]
+    PAGE.parent.mkdir(exist_ok=True)
+    (ROOT / "docs/images").mkdir(exist_ok=True)
+    PAGE.write_text(
+        "# Benchmarks\n\n"
+        "Made by `make bench`, on one machine in one run: read the ratios, not the seconds.\n"
+        f"Debian {results['debian']}. Raw numbers: `benchmarks/results.json`.\n\n"
+        + "\n".join(lines)
+        + "\n\n![Times and loads](images/bench.svg)\n"
+    )
+    draw(results)
+    width = max(len(row[0]) for row in rows)
+    for what, measured, bar in rows:
+        print(f"{what:{width}}  {measured:>8}  {bar}")
+
+
+if __name__ == "__main__":
+    main()
