@@ -66,7 +66,8 @@ def test_what_is_no_verifier_matches_no_password(contents: ModuleType, stored: s
         ("\u0007", "\u0007"),
         ("\u0627\u0031", "\u0627\u0031"),
         ("a\u00a0b", "a b"),
-        ("🎉", "🎉"),
+        ("\u0627\u00aa", "\u0627\u00aa"),
+        ("🎉\u2168", "🎉\u2168"),
         ("", ""),
     ],
 )

@@ -50,6 +50,8 @@ def test_the_same_content_is_the_same_release(app: Path, tmp_path: Path) -> None
     os.utime(app / "wsgi.py", (0, 0))
     again = pack(app)
     assert again == first
+    # The time in the header of gzip.
+    assert before[4:8] == bytes(4)
     assert archive.read_bytes() == before
 
 
@@ -130,6 +132,11 @@ def test_small_files_are_added(app: Path) -> None:
     packed = pack(app, files=extra)
     assert "instance/conf.py" in names(packed)
     assert packed["revision"] != pack(app)["revision"]
+
+
+def test_the_order_of_files_does_not_matter(app: Path) -> None:
+    extra = [{"path": "z", "content": "1"}, {"path": "0", "content": "2"}]
+    assert pack(app, files=extra) == pack(app, files=extra[::-1])
 
 
 def test_a_package_needs_no_folder(tmp_path: Path) -> None:

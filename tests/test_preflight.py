@@ -264,7 +264,7 @@ def test_the_connections_of_all_app_servers_count_but_not_those_of_another_stack
 
 @pytest.mark.parametrize(
     ("distribution", "version"),
-    [("Debian", "11"), ("Debian", "14"), ("Ubuntu", "24"), ("Alpine", "3")],
+    [("Debian", "11"), ("Ubuntu", "12"), ("Debian", "14"), ("Ubuntu", "24"), ("Alpine", "3")],
 )
 def test_another_distribution(distribution: str, version: str) -> None:
     facts = {"distribution": distribution, "distribution_major_version": version}

@@ -121,13 +121,14 @@ def test_mistakes_of_several_servers(inventory: Environment) -> None:
             "away": {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_user": "me"},
         },
         app_secret_key="short",
+        database_migrate_password="",
     )
     assert status == 2
     for words in (
         "private_address is not set for two",
         f"Edit {inventory.folder}/hosts.yml",
         "vault_database_password is not set",
-        "vault_database_migrate_password is not set",
+        "database_migrate_password is empty",
         "app_secret_key has 5 characters",
         "away cannot be reached at 127.0.0.1",
         "ssh -p 1 me@127.0.0.1",
@@ -163,6 +164,21 @@ def test_the_stack_is_not_touched_when_the_preflight_fails(inventory: Environmen
     assert status == 2
     assert "cannot be reached" in said
     assert "PLAY [The stack]" not in said
+
+
+def test_vars_of_the_playbook_count_and_the_command_line_wins(
+    inventory: Environment, tmp_path: Path
+) -> None:
+    playbook = tmp_path / "play.yml"
+    imported = {"ansible.builtin.import_playbook": str(ROOT / "playbooks/preflight.yml")}
+    imported["vars"] = {"app_domains": ["a b"], "app_name": "A B"}
+    playbook.write_text(yaml.safe_dump([imported]))
+    options = ("-e", '{"app_name": "C D"}')
+    status, said = inventory.run({"one": HERE}, *options, playbook=str(playbook), **SECRETS)
+    assert status == 2
+    assert "app_domains has 'a b'" in said
+    assert "Edit the vars of the play." in said
+    assert "app_name is 'C D'" in said
 
 
 def test_secrets_are_not_shown(inventory: Environment) -> None:

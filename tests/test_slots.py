@@ -97,15 +97,18 @@ def test_a_slot_gets_the_shared_and_its_private_socket(
     shared.bind(str(tmp_path / "shared.sock"))
     shared.listen()
     command = [sys.executable, SLOTS, "start", tmp_path / "config.json", "1"]
+    private = tmp_path / "private/slot-1.sock"
+    answers = []
     with subprocess.Popen(command, stdin=shared, stdout=subprocess.PIPE) as slot:
-        got = json.loads(slot.stdout.readline())
-        private = tmp_path / "private/slot-1.sock"
-        answers = []
-        for path in (tmp_path / "shared.sock", private):
-            client = socket.socket(socket.AF_UNIX)
-            client.connect(str(path))
-            answers.append(client.recv(10))
-            client.close()
+        try:
+            got = json.loads(slot.stdout.readline())
+            for path in (tmp_path / "shared.sock", private):
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.settimeout(5)
+                    client.connect(str(path))
+                    answers.append(client.recv(10))
+        finally:
+            slot.kill()
     shared.close()
     assert answers == [b"slot", b"slot"]
     assert got["names"] == [str(tmp_path / "shared.sock"), str(private)]
@@ -184,77 +187,3 @@ def test_the_fingerprint_of_a_running_slot_is_read_from_its_process(slots: Modul
         process.stdin.close()
     assert found == "abc"
     assert slots.running_fingerprint(process.pid) == ""
-
-
-class Supervisor:
-    """Stands in for supervisord's RPC interface."""
-
-    def __init__(self, slots: ModuleType, running: list[str]):
-        self.running, self.calls = running, []
-        self.state = ["RUNNING" if x else "FATAL" for x in running]
-
-    def number(self, process: str) -> int:
-        return int(process.rpartition("_")[2])
-
-    def getProcessInfo(self, process: str) -> dict[str, Any]:
-        number = self.number(process)
-        state = self.state[number]
-        said = {"spawnerr": "", "description": "Exited too quickly"}
-        return {"statename": state, "pid": number, "start": 0, "name": process, **said}
-
-    def stopProcess(self, process: str, *_: Any) -> None:
-        self.calls.append(("stop", process))
-
-    def startProcess(self, process: str, *_: Any) -> None:
-        self.calls.append(("start", process))
-        self.state[self.number(process)] = "RUNNING"
-
-    def tailProcessStdoutLog(self, *_: Any) -> list[Any]:
-        return ["Traceback: it broke", 0, False]
-
-
-@pytest.fixture
-def rolling(slots: ModuleType, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that rolls slots that run some fingerprints, and what became of them."""
-
-    def roll(running: list[str], well: bool = True, check: bool = False) -> Supervisor:
-        running = [slots.fingerprint(config) if x == "current" else x for x in running]
-        supervisor = Supervisor(slots, running)
-        monkeypatch.setattr(slots, "supervisor", lambda: supervisor)
-        monkeypatch.setattr(slots, "running_fingerprint", lambda pid: running[pid])
-        monkeypatch.setattr(slots, "health", lambda *_, **__: "" if well else "answered 500")
-        slots.roll({**config, "health_timeout": 0.3}, check)
-        return supervisor
-
-    return roll
-
-
-def test_slots_that_are_current_are_left_alone(rolling: Any) -> None:
-    assert rolling(["current", "current"]).calls == []
-
-
-def test_stale_slots_are_restarted_one_after_the_other(rolling: Any) -> None:
-    assert rolling(["old", "old"]).calls == [
-        ("stop", "shop:shop_0"),
-        ("start", "shop:shop_0"),
-        ("stop", "shop:shop_1"),
-        ("start", "shop:shop_1"),
-    ]
-
-
-def test_a_slot_that_gave_up_is_started(rolling: Any) -> None:
-    assert rolling(["", "current"]).calls == [("start", "shop:shop_0")]
-
-
-def test_a_dry_run_restarts_nothing(rolling: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert rolling(["old", "current"], check=True).calls == []
-    assert capsys.readouterr().out.count("would") == 1
-
-
-def test_the_next_slot_is_left_alone_when_one_does_not_become_well(
-    rolling: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as failure:
-        rolling(["old", "old"], well=False)
-    assert "answered 500" in str(failure.value)
-    assert "it broke" in str(failure.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import json
 import os
 import re
@@ -16,6 +15,8 @@ from typing import Any
 import crossplane
 import pytest
 from conftest import Role
+from supervisor.datatypes import RestartUnconditionally
+from supervisor.options import ServerOptions, UnhosedConfigParser
 
 APP, GUNICORN, NGINX = Role("app"), Role("gunicorn"), Role("nginx")
 POSTGRES, SUPERVISOR = Role("postgres"), Role("supervisor")
@@ -202,39 +203,60 @@ def test_the_slots_command_gets_json() -> None:
     assert config["command"][0] == '/srv/"x"/.venv/bin/python'
 
 
-def parsed_ini(text: str) -> configparser.RawConfigParser:
-    """Parse as supervisord does: semicolons comment, percent signs expand later."""
-    parser = configparser.RawConfigParser(inline_comment_prefixes=(" ;",), strict=True)
-    parser.read_string(text)
-    return parser
-
-
-@pytest.mark.parametrize("socket", [None, "unix:///run/x.sock", "tcp://127.0.0.1:9000"])
-def test_supervisord_reads_a_program(socket: str | None) -> None:
-    program = {
-        "name": "web",
-        "command": "/bin/app %(process_num)d",
-        "environment": {"A": 'say "x"', "B": "100%", "C": "a,b"},
-        **({"socket": socket} if socket else {}),
-    }
+def supervised(tmp_path: Path, program: dict[str, Any]) -> Any:
+    """Return the first process of a program, as supervisord reads it from the role's file."""
     programs = SUPERVISOR.value("__supervisor_programs", supervisor_programs=[program])
     template = "etc/supervisor/conf.d/program.conf.j2"
     text = SUPERVISOR.render(template, __supervisor_program=programs[0])
-    parser = parsed_ini(text)
-    (section,) = parser.sections()
-    assert section == ("fcgi-program:web" if socket else "program:web")
-    assert parser[section]["command"] == "/bin/app %(process_num)d"
-    assert parser[section].get("socket") == socket
-    assert ("socket_mode" in parser[section]) == bool(socket and socket.startswith("unix:"))
-    # supervisor.datatypes.dict_of_key_value_pairs splits with shlex too, once % is expanded.
-    lexer = shlex.shlex(parser[section]["environment"] % {}, posix=True)
-    lexer.whitespace, lexer.whitespace_split = ",\n", True
-    arrived = dict(token.strip().split("=", 1) for token in lexer)
-    assert arrived == {"A": 'say "x"', "B": "100%", "C": "a,b"}
+    (tmp_path / "program.conf").write_text(text.replace("/var/log/supervisor", str(tmp_path)))
+    parser = UnhosedConfigParser()
+    assert parser.read(str(tmp_path / "program.conf"))
+    (group,) = ServerOptions().process_groups_from_parser(parser)
+    return group.process_configs[0]
+
+
+def test_a_program_of_supervisord_gets_its_environment_exactly_as_given(tmp_path: Path) -> None:
+    # The one thing that its kind of file cannot hold is a carriage return.
+    environment = {name: str(value).replace("\r", "") for name, value in NASTY.items()}
+    environment |= {"LIST": 'a,b="c",%(x)s'}
+    show = "import json, os, sys; print(json.dumps([dict(os.environ), sys.argv[1:]]))"
+    command = f"{sys.executable} -c '{show}' %(process_num)d 'a b'"
+    program = {"name": "x", "command": command, "environment": environment}
+    process = supervised(tmp_path, program)
+    result = subprocess.run(
+        shlex.split(process.command), capture_output=True, text=True, check=True
+    )
+    arrived, arguments = json.loads(result.stdout)
+    assert arguments == ["0", "a b"]
+    assert {name: arrived.get(name) for name in environment} == environment
+
+
+@pytest.mark.parametrize("address", ["unix:///run/x.sock", "tcp://127.0.0.1:9000"])
+def test_supervisord_opens_the_socket_of_a_program(address: str, tmp_path: Path) -> None:
+    program = {"name": "x", "command": "/bin/cat", "socket": address, "numprocs": 2}
+    owner = {"socket_owner": "nobody:nogroup", "socket_mode": "0600"}
+    programs = SUPERVISOR.value("__supervisor_programs", supervisor_programs=[{**program, **owner}])
+    template = "etc/supervisor/conf.d/program.conf.j2"
+    parser = UnhosedConfigParser()
+    text = SUPERVISOR.render(template, __supervisor_program=programs[0])
+    parser.read_string(text.replace("/var/log/supervisor", str(tmp_path)))
+    (group,) = ServerOptions().process_groups_from_parser(parser)
+    assert group.socket_config.url == address
+    assert getattr(group.socket_config, "mode", 0o600) == 0o600
+    assert [x.name for x in group.process_configs] == ["x_0", "x_1"]
+
+
+def test_a_program_dies_and_comes_back(tmp_path: Path) -> None:
+    process = supervised(tmp_path, {"name": "x", "command": "/bin/cat", "stopwaitsecs": 40})
+    assert process.autostart
+    assert process.autorestart is RestartUnconditionally
+    assert process.stopwaitsecs == 40
+    assert process.stdout_logfile_backups == 5
 
 
 def test_supervisord_reads_its_own_file() -> None:
-    parser = parsed_ini(SUPERVISOR.render("etc/supervisor/supervisord.conf.j2"))
+    parser = UnhosedConfigParser()
+    parser.read_string(SUPERVISOR.render("etc/supervisor/supervisord.conf.j2"))
     assert parser["unix_http_server"]["chmod"] == "0700"
     assert parser["include"]["files"] == "/etc/supervisor/conf.d/*.conf"
 

@@ -1,0 +1,234 @@
+"""Slots under a real supervisord: a roll loses no request, and stops at a slot that is not well."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+SLOTS = ROOT / "roles/gunicorn/files/slots.py"
+# Stands in for gunicorn: serves on both of its sockets, with the status that it found at its start,
+# and ends a request that it has begun before it goes.
+SERVER = """
+import http.server, os, pathlib, signal, socket, sys, threading, time
+status = int(pathlib.Path("status").read_text())
+print("serving", status, flush=True)
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        time.sleep(0.02)
+        body = str(os.getpid()).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def address_string(self):
+        return "unix"
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = False
+
+    def __init__(self, fd):
+        super().__init__(("", 0), Handler, bind_and_activate=False)
+        self.socket = socket.socket(fileno=fd)
+        # Two slots may wake up for one client; the one that is late must not wait for the next.
+        self.socket.setblocking(False)
+
+    def get_request(self):
+        client, address = super().get_request()
+        client.setblocking(True)
+        return client, address
+
+servers = [Server(fd) for fd in range(3, 3 + int(os.environ["LISTEN_FDS"]))]
+threads = [threading.Thread(target=x.serve_forever, args=(0.01,)) for x in servers]
+[thread.start() for thread in threads]
+signal.sigwait({signal.SIGTERM})
+[server.shutdown() for server in servers]
+[server.server_close() for server in servers]
+"""
+
+
+class App:
+    """Two slots under a supervisord of their own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config = folder / "slots.json"
+        for name in ("releases/1", "venv", "private"):
+            (folder / name).mkdir(parents=True)
+        (folder / "current").symlink_to("releases/1")
+        (folder / "server.py").write_text(
+            SERVER.replace('Path("status")', f'Path("{folder}/status")')
+            # Before any thread, so that none of them takes the signal.
+            .replace("\nstatus =", "\nsignal.pthread_sigmask(signal.SIG_BLOCK, [15])\nstatus =", 1)
+        )
+        (folder / "status").write_text("200")
+        (folder / "environment").write_text("A=1\n")
+        settings = {
+            "program": "shop",
+            "slots": 2,
+            "directory": f"{folder}/current",
+            "venv": f"{folder}/venv",
+            "command": [sys.executable, f"{folder}/server.py"],
+            "private_directory": f"{folder}/private",
+            "files": [f"{folder}/environment"],
+            "health_path": "/",
+            "health_host": "localhost",
+            "health_timeout": 2,
+        }
+        self.config.write_text(json.dumps(settings))
+        (folder / "supervisord.conf").write_text(
+            f"""
+[unix_http_server]
+file={folder}/s.sock
+[supervisord]
+nodaemon=true
+logfile={folder}/supervisord.log
+pidfile={folder}/supervisord.pid
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+[supervisorctl]
+serverurl=unix://{folder}/s.sock
+[fcgi-program:shop]
+command={sys.executable} {SLOTS} start {self.config} %(process_num)d
+process_name=%(program_name)s_%(process_num)d
+numprocs=2
+socket=unix://{folder}/app.sock
+startsecs=0
+redirect_stderr=true
+stdout_logfile={folder}/slot_%(process_num)d.log
+"""
+        )
+
+    def change(self) -> None:
+        """Put something else into service, so that both slots are stale."""
+        (self.folder / "environment").write_text(f"A={time.time_ns()}\n")
+
+    def request(self) -> tuple[int, str]:
+        """Send one request to the shared socket; return the status and the id of who answered."""
+        connection = http.client.HTTPConnection("localhost", timeout=5)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(5)
+        connection.sock.connect(str(self.folder / "app.sock"))
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        result = answer.status, answer.read().decode()
+        connection.close()
+        return result
+
+    def control(self, *words: str) -> str:
+        command = [sys.executable, "-m", "supervisor.supervisorctl", "-c"]
+        command += [str(self.folder / "supervisord.conf"), *words]
+        return subprocess.run(command, capture_output=True, text=True).stdout
+
+    def pids(self) -> list[str]:
+        return self.control("pid", "shop:shop_0", "shop:shop_1").split()
+
+    def roll(self, *options: str) -> subprocess.CompletedProcess[str]:
+        start = (
+            f"import sys; sys.path.insert(0, {str(SLOTS.parent)!r}); import slots;"
+            f" slots.SUPERVISOR_SOCKET = {str(self.folder / 's.sock')!r}; slots.main()"
+        )
+        command = [sys.executable, "-B", "-c", start, "roll", *options, str(self.config)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def supervised(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    app = App(tmp_path_factory.mktemp("roll"))
+    command = [sys.executable, "-m", "supervisor.supervisord", "-c"]
+    with (
+        (app.folder / "out").open("w") as out,
+        subprocess.Popen([*command, app.folder / "supervisord.conf"], stdout=out) as process,
+    ):
+        deadline = time.monotonic() + 10
+        while process.poll() is None and not (app.folder / "s.sock").exists():
+            assert time.monotonic() < deadline, (app.folder / "out").read_text()
+            time.sleep(0.05)
+        yield app
+        process.terminate()
+
+
+@pytest.fixture
+def app(supervised: App) -> App:
+    """Return an app whose slots are current and well, whatever the test before has left."""
+    (supervised.folder / "status").write_text("200")
+    done = supervised.roll()
+    assert done.returncode == 0, done.stderr
+    return supervised
+
+
+def test_what_is_current_is_left_alone(app: App) -> None:
+    before = app.pids()
+    done = app.roll()
+    assert (done.returncode, done.stdout) == (0, "")
+    assert app.pids() == before
+
+
+def test_a_roll_loses_no_request(app: App) -> None:
+    before = app.pids()
+    app.change()
+    statuses: list[Any] = []
+    stop = threading.Event()
+
+    def visit() -> None:
+        while not stop.is_set():
+            try:
+                statuses.append(app.request()[0])
+            except OSError as error:
+                statuses.append(error)
+
+    visitors = [threading.Thread(target=visit) for _ in range(2)]
+    for visitor in visitors:
+        visitor.start()
+    done = app.roll()
+    stop.set()
+    for visitor in visitors:
+        visitor.join()
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("restarted in") == 2
+    assert not set(app.pids()) & set(before)
+    assert len(statuses) > 10
+    assert set(statuses) == {200}
+
+
+def test_a_dry_run_restarts_nothing(app: App) -> None:
+    before = app.pids()
+    app.change()
+    done = app.roll("--check")
+    assert done.stdout.count("would be restarted") == 2
+    assert app.pids() == before
+
+
+def test_a_slot_that_is_not_well_leaves_the_next_one_serving(app: App) -> None:
+    before = app.pids()
+    app.change()
+    (app.folder / "status").write_text("503")
+    done = app.roll()
+    assert done.returncode == 1
+    assert "slot 0 is not healthy" in done.stderr
+    assert "serving 503" in done.stderr, "the end of the slot's log is missing"
+    assert app.pids()[1] == before[1]
+    app.control("stop", "shop:shop_0")
+    assert app.request() == (200, before[1])
+
+
+def test_a_slot_that_was_stopped_is_started(app: App) -> None:
+    before = app.pids()
+    app.control("stop", "shop:shop_1")
+    done = app.roll()
+    assert done.stdout.count("restarted in") == 1
+    after = app.pids()
+    assert after[0] == before[0]
+    assert after[1] not in before
