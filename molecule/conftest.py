@@ -1,5 +1,6 @@
 """What the tests of every scenario share."""
 
+import json
 import os
 import re
 import subprocess
@@ -82,6 +83,34 @@ def playbook_check() -> Callable[[], tuple[dict[str, dict[str, int]], str]]:
         return counts, run.stdout + run.stderr
 
     return check
+
+
+@pytest.fixture(scope="module")
+def converge(host: Host) -> Callable[..., tuple[int, str]]:
+    """Run the scenario's converge.yml on this server alone, with other values of some variables.
+
+    Returns the number of changed tasks, or -1 when the run failed, and the output.
+    """
+
+    def run(*options: str, **variables: object) -> tuple[int, str]:
+        name = host.check_output("hostname")
+        done = subprocess.run(
+            [
+                "ansible-playbook",
+                *("--limit", name, "--extra-vars", json.dumps(variables), *options),
+                *("--inventory", Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent),
+                Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]) / "converge.yml",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
+        )
+        output = done.stdout + done.stderr
+        changed = {row[0]: int(row[1]) for row in RECAP.findall(output)}
+        return (-1 if done.returncode else changed[name]), output
+
+    return run
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Bring the roles and databases of a PostgreSQL cluster to what standard input asks for.
 
 Standard input is a JSON object: ``roles`` and ``databases`` as in the role's argument specs, and
-``check``, true when nothing may be changed. Standard output is a JSON object whose ``changes`` lists
-one sentence for each statement that was run, or would have been. Runs as the operating system's
-user ``postgres`` over the unix socket.
+``check``, true when nothing may be changed. Standard output is a JSON object whose ``changes``
+lists one sentence for each statement that was run, or would have been. Runs as the operating
+system's user ``postgres`` over the unix socket.
 
 The modules of community.postgresql are not used here because they cannot name a role or database
 with a double quote in it twice (the second run fails, or makes it again), and because they take one
@@ -14,15 +14,26 @@ import base64
 import hashlib
 import hmac
 import json
-import os
 import stringprep
 import sys
 import unicodedata
 
 import psycopg2
 from psycopg2 import sql
+from psycopg2.extensions import encrypt_password
 
-SCRAM_ITERATIONS = 4096  # PostgreSQL's default, scram_iterations
+PROHIBITED = (
+    stringprep.in_table_a1,  # not assigned when RFC 3454 was written; emoji, for one
+    stringprep.in_table_c12,
+    stringprep.in_table_c21_c22,
+    stringprep.in_table_c3,
+    stringprep.in_table_c4,
+    stringprep.in_table_c5,
+    stringprep.in_table_c6,
+    stringprep.in_table_c7,
+    stringprep.in_table_c8,
+    stringprep.in_table_c9,
+)
 
 
 def saslprep(password):
@@ -30,42 +41,29 @@ def saslprep(password):
     mapped = "".join(
         " " if stringprep.in_table_c12(char) else char
         for char in password
-        if not stringprep.in_table_b1(char)
+        if stringprep.in_table_c12(char) or not stringprep.in_table_b1(char)
     )
-    normal = unicodedata.normalize("NFKC", mapped)
-    prohibited = (
-        stringprep.in_table_c12,
-        stringprep.in_table_c21_c22,
-        stringprep.in_table_c3,
-        stringprep.in_table_c4,
-        stringprep.in_table_c5,
-        stringprep.in_table_c6,
-        stringprep.in_table_c7,
-        stringprep.in_table_c8,
-        stringprep.in_table_c9,
-    )
-    if not normal or any(table(char) for char in normal for table in prohibited):
+    if not mapped or any(table(char) for char in mapped for table in PROHIBITED):
         return password
-    return normal
+    right_to_left = [stringprep.in_table_d1(char) for char in mapped]
+    mixed = any(map(stringprep.in_table_d2, mapped)) or not (right_to_left[0] and right_to_left[-1])
+    if any(right_to_left) and mixed:
+        return password
+    return unicodedata.normalize("NFKC", mapped)
 
 
-def scram_verifier(password, salt, iterations=SCRAM_ITERATIONS):
-    """Return the text that PostgreSQL stores for a password (RFC 5803)."""
-    salted = hashlib.pbkdf2_hmac("sha256", saslprep(password).encode(), salt, iterations)
+def password_is(verifier, password):
+    """Tell whether the verifier that PostgreSQL keeps (RFC 5803) was made from this password."""
+    if not (verifier or "").startswith("SCRAM-SHA-256$"):
+        return False
+    iterations, salt = verifier.split("$")[1].split(":")
+    salted = hashlib.pbkdf2_hmac(
+        "sha256", saslprep(password).encode(), base64.b64decode(salt), int(iterations)
+    )
     stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
     server = hmac.digest(salted, b"Server Key", "sha256")
-    salt64, stored64, server64 = (base64.b64encode(x).decode() for x in (salt, stored, server))
-    return f"SCRAM-SHA-256${iterations}:{salt64}${stored64}:{server64}"
-
-
-def password_is(stored, password):
-    """Tell whether a stored verifier was made from this password."""
-    if not stored or not stored.startswith("SCRAM-SHA-256$"):
-        return False
-    iterations, salt = stored.split("$")[1].split(":")
-    return hmac.compare_digest(
-        stored, scram_verifier(password, base64.b64decode(salt), int(iterations))
-    )
+    keys = f"{base64.b64encode(stored).decode()}:{base64.b64encode(server).decode()}"
+    return hmac.compare_digest(verifier.split("$", 2)[2], keys)
 
 
 class Cluster:
@@ -77,8 +75,14 @@ class Cluster:
         self.open("postgres")
 
     def open(self, database):
-        """Connect to a database; statements take effect one by one."""
-        self.connection = psycopg2.connect(dbname=database, client_encoding="UTF8")
+        """Connect to a database; statements take effect one by one.
+
+        The search path keeps what a database's owner has put into its schemas from running as the
+        superuser.
+        """
+        self.connection = psycopg2.connect(
+            dbname=database, client_encoding="UTF8", options="-c search_path=pg_catalog"
+        )
         self.connection.autocommit = True
         self.cursor = self.connection.cursor()
 
@@ -103,11 +107,11 @@ def literals(value):
     return sql.SQL(", ").join(sql.Literal(str(x)) for x in values)
 
 
-def stored_setting(cluster, value):
-    """Return a setting's value as pg_db_role_setting keeps it."""
-    if isinstance(value, list):
-        return ", ".join(cluster.rows("SELECT quote_ident(%s)", str(x))[0][0] for x in value)
-    return str(value)
+def setting_is(cluster, stored, value):
+    """Tell whether pg_db_role_setting keeps this value: some settings' values as quoted names."""
+    values = [str(x) for x in (value if isinstance(value, list) else [value])]
+    quoted = [cluster.rows("SELECT quote_ident(%s)", x)[0][0] for x in values]
+    return stored in (", ".join(values), ", ".join(quoted))
 
 
 def ensure_role(cluster, role):
@@ -116,7 +120,8 @@ def ensure_role(cluster, role):
     attribute = sql.SQL("LOGIN" if login else "NOLOGIN")
     found = cluster.rows(
         "SELECT a.rolcanlogin, a.rolpassword, coalesce(s.setconfig, '{}')"
-        " FROM pg_authid a LEFT JOIN pg_db_role_setting s ON s.setrole = a.oid AND s.setdatabase = 0"
+        " FROM pg_authid a"
+        " LEFT JOIN pg_db_role_setting s ON s.setrole = a.oid AND s.setdatabase = 0"
         " WHERE a.rolname = %s",
         who,
     )
@@ -127,7 +132,8 @@ def ensure_role(cluster, role):
         cluster.change(f"change login of {who}", "ALTER ROLE {r} {a}", r=name(who), a=attribute)
     password = role.get("password")
     if password and not password_is(has_password, password):
-        verifier = scram_verifier(password, os.urandom(16))
+        # Encrypted here, so that the server's log never shows it.
+        verifier = encrypt_password(password, who, cluster.connection, "scram-sha-256")
         cluster.change(
             f"set password of {who}",
             "ALTER ROLE {r} PASSWORD {p}",
@@ -137,13 +143,14 @@ def ensure_role(cluster, role):
     if has_password and not password:
         cluster.change(f"remove password of {who}", "ALTER ROLE {r} PASSWORD NULL", r=name(who))
     ensure_settings(cluster, who, dict(s.split("=", 1) for s in has_settings), role)
-    ensure_memberships(cluster, who, set(role.get("member_of") or []))
 
 
 def ensure_settings(cluster, who, has, role):
-    wanted = role.get("settings") or {}
+    """Bring the settings that a role's sessions start with to what is asked, and to no others."""
+    has = {key.lower(): value for key, value in has.items()}
+    wanted = {key.lower(): value for key, value in (role.get("settings") or {}).items()}
     for key, value in wanted.items():
-        if has.get(key) != stored_setting(cluster, value):
+        if not setting_is(cluster, has.get(key), value):
             cluster.change(
                 f"set {key} of {who}",
                 "ALTER ROLE {r} SET {k} = {v}",
@@ -151,7 +158,7 @@ def ensure_settings(cluster, who, has, role):
                 k=sql.Identifier(*key.split(".")),
                 v=literals(value),
             )
-    for key in has.keys() - wanted.keys():
+    for key in sorted(has.keys() - wanted.keys()):
         cluster.change(
             f"reset {key} of {who}",
             "ALTER ROLE {r} RESET {k}",
@@ -160,7 +167,9 @@ def ensure_settings(cluster, who, has, role):
         )
 
 
-def ensure_memberships(cluster, who, wanted):
+def ensure_memberships(cluster, role):
+    """Make a role a member of what is asked, and of nothing else."""
+    who, wanted = role["name"], set(role.get("member_of") or [])
     has = {
         row[0]
         for row in cluster.rows(
@@ -186,9 +195,7 @@ def ensure_database(cluster, database):
     """Make a database, and keep everybody out of it but its owner and writers."""
     what, owner = database["name"], database["owner"]
     locale = database.get("locale", "C.UTF-8")
-    found = cluster.rows(
-        "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s", what
-    )
+    found = cluster.rows("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s", what)
     if not found:
         cluster.change(
             f"create database {what}",
@@ -198,6 +205,8 @@ def ensure_database(cluster, database):
             o=name(owner),
             l=sql.Literal(locale),
         )
+        if cluster.check:
+            return
     elif found[0][0] != owner:
         cluster.change(
             f"give database {what} to {owner}",
@@ -205,23 +214,24 @@ def ensure_database(cluster, database):
             d=name(what),
             o=name(owner),
         )
-    grantees = {
-        (row[0], row[1])
-        for row in cluster.rows(
-            "SELECT coalesce(pg_get_userbyid(nullif(x.grantee, 0)), ''), x.privilege_type"
-            " FROM pg_database d, aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) x"
-            " WHERE d.datname = %s",
-            what,
-        )
-    }
-    if not grantees or any(grantee == "" for grantee, _ in grantees):
-        cluster.change(
-            f"close database {what} to the public",
-            "REVOKE ALL ON DATABASE {d} FROM PUBLIC",
-            d=name(what),
-        )
-    for writer in database.get("writers") or []:
-        if not {(writer, "CONNECT"), (writer, "TEMPORARY")} <= grantees:
+    writers = database.get("writers") or []
+    grants = cluster.rows(
+        "SELECT CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(x.grantee) END,"
+        " x.grantee = 0, x.privilege_type"
+        " FROM pg_database d, aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) x"
+        " WHERE d.datname = %s",
+        what,
+    )
+    for grantee, public in sorted({grant[:2] for grant in grants}):
+        if public or grantee not in (owner, *writers):
+            cluster.change(
+                f"close database {what} to {grantee}",
+                "REVOKE ALL ON DATABASE {d} FROM {r}",
+                d=name(what),
+                r=sql.SQL("PUBLIC") if public else name(grantee),
+            )
+    for writer in writers:
+        if not {(writer, False, "CONNECT"), (writer, False, "TEMPORARY")} <= set(grants):
             cluster.change(
                 f"open database {what} to {writer}",
                 "GRANT CONNECT, TEMPORARY ON DATABASE {d} TO {r}",
@@ -230,8 +240,29 @@ def ensure_database(cluster, database):
             )
 
 
-TABLE = ("SELECT", "INSERT", "UPDATE", "DELETE")
-SEQUENCE = ("USAGE", "SELECT")
+RELATIONS = (
+    "SELECT c.oid, ARRAY[n.nspname, c.relname]::text[] FROM pg_class c"
+    " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE pg_get_userbyid(c.relowner) = %s"
+    " AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relkind "
+)
+# What the writers may use: the word in SQL, the letter in pg_default_acl, the privileges, and a
+# query for those that the owner has made, since a writer may join later than they.
+KINDS = (
+    (
+        "SCHEMA",
+        "n",
+        ("USAGE",),
+        "SELECT oid, ARRAY[nspname]::text[] FROM pg_namespace WHERE pg_get_userbyid(nspowner) = %s"
+        " AND nspname !~ '^pg_' AND nspname <> 'information_schema'",
+    ),
+    (
+        "TABLE",
+        "r",
+        ("SELECT", "INSERT", "UPDATE", "DELETE"),
+        RELATIONS + "IN ('r', 'p', 'v', 'm', 'f')",
+    ),
+    ("SEQUENCE", "S", ("USAGE", "SELECT"), RELATIONS + "= 'S'"),
+)
 
 
 def ensure_inside(cluster, database):
@@ -242,52 +273,44 @@ def ensure_inside(cluster, database):
         if extension not in has:
             cluster.change(
                 f"create extension {extension} in {what}",
-                "CREATE EXTENSION {e} CASCADE",
+                # It is made in the first schema of the search path.
+                "SET search_path TO public; CREATE EXTENSION {e} CASCADE; RESET search_path",
                 e=name(extension),
             )
     for writer in database.get("writers") or []:
-        for kind, letter, privileges in (("TABLES", "r", TABLE), ("SEQUENCES", "S", SEQUENCE)):
-            ensure_writer(cluster, what, owner, writer, (kind, letter, privileges))
+        for kind in KINDS:
+            ensure_writer(cluster, what, owner, writer, *kind)
 
 
-def ensure_writer(cluster, what, owner, writer, kind):
-    objects, letter, privileges = kind
-    granted = {
-        row[0]
-        for row in cluster.rows(
-            "SELECT x.privilege_type FROM pg_default_acl d, aclexplode(d.defaclacl) x"
-            " WHERE pg_get_userbyid(d.defaclrole) = %s AND d.defaclnamespace = 0"
-            " AND d.defaclobjtype = %s AND pg_get_userbyid(x.grantee) = %s",
-            owner,
-            letter,
-            writer,
-        )
-    }
+def ensure_writer(cluster, what, owner, writer, word, letter, privileges, query):
+    granted = cluster.rows(
+        "SELECT x.privilege_type FROM pg_default_acl d, aclexplode(d.defaclacl) x"
+        " WHERE pg_get_userbyid(d.defaclrole) = %s AND d.defaclnamespace = 0"
+        " AND d.defaclobjtype = %s AND pg_get_userbyid(x.grantee) = %s",
+        owner,
+        letter,
+        writer,
+    )
     parts = {"p": sql.SQL(", ".join(privileges)), "w": name(writer)}
-    if not set(privileges) <= granted:
+    if not set(privileges) <= {row[0] for row in granted}:
         cluster.change(
-            f"let {writer} use the {objects.lower()} that {owner} will make in {what}",
-            "ALTER DEFAULT PRIVILEGES FOR ROLE {o} GRANT {p} ON {k} TO {w}",
+            f"let {writer} use each {word.lower()} that {owner} will make in {what}",
+            "ALTER DEFAULT PRIVILEGES FOR ROLE {o} GRANT {p} ON " + word + "S TO {w}",
             o=name(owner),
-            k=sql.SQL(objects),
             **parts,
         )
-    holds = "has_sequence_privilege" if letter == "S" else "has_table_privilege"
-    wanted = " AND ".join(f"{holds}(r.oid, c.oid, '{privilege}')" for privilege in privileges)
-    # Existing objects too: a writer may join after the tables were made. The CASE keeps PostgreSQL
-    # from asking about a table what can only be asked about a sequence.
-    for schema, relation in cluster.rows(
-        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,"
-        " pg_roles r WHERE r.rolname = %s AND pg_get_userbyid(c.relowner) = %s"
-        f" AND CASE WHEN c.relkind = ANY (%s) THEN NOT ({wanted}) ELSE false END ORDER BY 1, 2",
-        writer,
+    holds = " AND ".join(f"has_{word.lower()}_privilege(r.oid, o.oid, '{p}')" for p in privileges)
+    # Materialized, or PostgreSQL may ask about a table what can only be asked about a sequence.
+    for (path,) in cluster.rows(
+        f"WITH o (oid, path) AS MATERIALIZED ({query})"
+        f" SELECT o.path FROM o, pg_roles r WHERE r.rolname = %s AND NOT ({holds}) ORDER BY 1",
         owner,
-        ["S"] if letter == "S" else ["r", "p", "v", "f"],
+        writer,
     ):
         cluster.change(
-            f"let {writer} use {schema}.{relation} in {what}",
-            "GRANT {p} ON " + ("SEQUENCE" if letter == "S" else "TABLE") + " {t} TO {w}",
-            t=sql.Identifier(schema, relation),
+            f"let {writer} use {word.lower()} {'.'.join(path)} in {what}",
+            "GRANT {p} ON " + word + " {t} TO {w}",
+            t=sql.Identifier(*path),
             **parts,
         )
 
@@ -298,6 +321,8 @@ def main():
     try:
         for role in wanted["roles"]:
             ensure_role(cluster, role)
+        for role in wanted["roles"]:
+            ensure_memberships(cluster, role)
         for database in wanted["databases"]:
             ensure_database(cluster, database)
         present = {row[0] for row in cluster.rows("SELECT datname FROM pg_database")}
@@ -306,8 +331,9 @@ def main():
                 cluster.open(database["name"])
                 ensure_inside(cluster, database)
     except psycopg2.Error as error:
-        sys.exit(f"PostgreSQL says: {error}After: {cluster.changes or 'no change'}")
-    json.dump({"changes": cluster.changes}, sys.stdout)
+        sys.exit(f"PostgreSQL says: {error}")
+    finally:
+        json.dump({"changes": cluster.changes}, sys.stdout)
 
 
 if __name__ == "__main__":

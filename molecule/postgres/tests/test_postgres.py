@@ -1,0 +1,206 @@
+"""The server as converge.yml leaves it: who may come in, who may do what, what survives."""
+
+import json
+
+import pytest
+
+# A client on the server: psql would keep the password from being given as it is.
+CONNECT = """
+import json, sys, psycopg2
+user, password, database, sslmode, statement = json.load(sys.stdin)
+try:
+    connection = psycopg2.connect(
+        host="127.0.0.1", user=user, password=password, dbname=database, sslmode=sslmode,
+        connect_timeout=10, client_encoding="UTF8",
+    )
+    connection.autocommit = True
+    cursor = connection.cursor()
+    cursor.execute(statement)
+    print(json.dumps(cursor.fetchall() if cursor.description else [], default=str))
+except psycopg2.Error as error:
+    sys.exit(f"refused: {error}")
+"""
+STRANGE = 'it\'s 100% "Ünï=cödé"'
+PASSWORDS = {
+    "shop": 'it\'s 100% "sécret" \\ $x',
+    STRANGE: "ﬁ 密码 😀",
+    "neighbour": "neighbour",
+    "shop-deploy": "deploy",
+}
+
+
+@pytest.fixture
+def query(host):
+    """Run a statement over TCP as a client does; the rows, or None and the server's reason."""
+
+    def run(user, statement, database="shop", password=None, sslmode="require"):
+        arguments = json.dumps([user, password or PASSWORDS[user], database, sslmode, statement])
+        command = host.run("printf %%s %s | python3 -c %s", arguments, CONNECT)
+        return (json.loads(command.stdout) if command.rc == 0 else None), command.stderr
+
+    return run
+
+
+@pytest.fixture
+def admin(host):
+    """Run a statement as the superuser, over the unix socket."""
+
+    def run(statement, database="shop"):
+        return host.check_output(
+            "runuser -u postgres -- psql -XqAt -v ON_ERROR_STOP=1 -c %s %s", statement, database
+        )
+
+    return run
+
+
+@pytest.fixture
+def table(admin):
+    """A table that the owner makes when everything is set up already, and its sequence."""
+    admin(
+        'SET ROLE "shop-owner"; DROP TABLE IF EXISTS public.item;'
+        " DROP SCHEMA IF EXISTS back CASCADE;"
+        " CREATE TABLE public.item (id serial PRIMARY KEY, name text);"
+        " CREATE SCHEMA back; CREATE TABLE back.item (id serial PRIMARY KEY, name text)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("user", "database"), [("shop", "shop"), ("shop-deploy", "shop"), (STRANGE, STRANGE)]
+)
+def test_a_password_opens_the_role_s_own_database_over_tls(query, user, database):
+    rows, reason = query(user, "SELECT session_user, current_database()", database)
+    assert rows == [[user, database]], reason
+
+
+def test_a_wrong_password_is_refused(query):
+    assert "password authentication failed" in query("shop", "SELECT 1", password="wrong")[1]
+
+
+def test_a_connection_without_tls_is_refused(query):
+    assert "no encryption" in query("shop", "SELECT 1", sslmode="disable")[1]
+
+
+def test_a_role_without_a_password_is_refused(query):
+    assert "authentication failed" in query("nobody", "SELECT 1", password="null")[1]
+
+
+@pytest.mark.parametrize("user", ["neighbour", STRANGE])
+def test_the_role_of_another_app_cannot_connect(query, user):
+    assert "permission denied for database" in query(user, "SELECT 1")[1]
+
+
+def test_passwords_are_kept_as_scram(admin):
+    assert (
+        admin("SELECT count(*) FROM pg_authid WHERE rolpassword NOT LIKE 'SCRAM-SHA-256$%'") == "0"
+    )
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("name", ["public.item", "back.item"])
+def test_a_writer_reads_and_writes_the_rows_of_tables_made_later(query, name):
+    rows, reason = query(
+        "shop",
+        f"INSERT INTO {name} (name) VALUES ('a'); UPDATE {name} SET name = 'b';"
+        f" DELETE FROM {name} WHERE name = 'c'; SELECT name FROM {name}",
+    )
+    assert rows == [["b"]], reason
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE public.mine ()",
+        "CREATE TABLE back.mine ()",
+        "CREATE SCHEMA mine",
+        "ALTER TABLE public.item ADD x text",
+        "DROP TABLE public.item",
+        "TRUNCATE public.item",
+        'SET ROLE "shop-owner"',
+        "CREATE ROLE mine",
+    ],
+)
+def test_a_writer_changes_no_table_itself(query, statement):
+    rows, reason = query("shop", statement)
+    assert rows is None
+    assert "must be owner" in reason or "permission denied" in reason, reason
+
+
+def test_who_deploys_acts_as_the_owner(query):
+    rows, reason = query("shop-deploy", "CREATE TABLE made (); SELECT current_user")
+    assert rows == [["shop-owner"]], reason
+    rows, reason = query("shop-deploy", "DROP TABLE made; SELECT tableowner FROM pg_tables LIMIT 0")
+    assert rows == [], reason
+
+
+def test_sessions_start_with_the_role_s_settings(query):
+    rows, reason = query(
+        "shop-deploy", "SELECT current_setting('timezone'), current_setting('search_path')"
+    )
+    assert rows == [["UTC", '"$user", public']], reason
+
+
+def test_memberships_are_as_asked(admin):
+    names = admin(
+        "SELECT pg_get_userbyid(roleid) FROM pg_auth_members"
+        " WHERE pg_get_userbyid(member) = 'shop-deploy'"
+    )
+    assert sorted(names.split()) == ["shop-guests", "shop-owner"]
+
+
+def test_the_extension_works_for_the_writer(query):
+    rows, reason = query("shop", "SELECT similarity('carafe', 'carafe')")
+    assert rows == [[1.0]], reason
+
+
+def test_settings_arrive_as_given(query):
+    rows, reason = query("shop", "SELECT current_setting('application_name')")
+    assert rows == [['it\'s a % "name"']], reason
+
+
+def test_peer_admits_the_operating_system_s_user_and_no_other(host):
+    host.check_output("id neighbour >/dev/null 2>&1 || useradd neighbour")
+    as_neighbour = "runuser -u neighbour -- psql -XAt -c 'SELECT session_user' "
+    assert "permission denied for database" in host.run(as_neighbour + "shop").stderr
+    assert host.check_output(as_neighbour + "postgres") == "neighbour"
+    assert "Peer authentication failed" in host.run(as_neighbour + "-U shop shop").stderr
+
+
+def test_no_other_user_reads_the_files(host):
+    version = host.check_output("ls /etc/postgresql")
+    folder = f"/etc/postgresql/{version}/main"
+    assert "Permission denied" in host.run(f"runuser -u nobody cat {folder}/pg_hba.conf").stderr
+
+
+@pytest.fixture
+def postmaster(host):
+    """Tell the process id of the running server, 0 while there is none that answers."""
+
+    def pid():
+        version = host.check_output("ls /etc/postgresql")
+        answers = host.run("runuser -u postgres -- psql -XAtc 'SELECT 1' postgres").rc == 0
+        return answers and int(
+            host.check_output(f"head -n 1 /var/lib/postgresql/{version}/main/postmaster.pid")
+        )
+
+    return pid
+
+
+def test_a_killed_server_is_back(host, postmaster, eventually):
+    before = postmaster()
+    assert before
+    host.check_output(f"kill -9 {before}")
+    eventually(lambda: postmaster() not in (False, before), seconds=20)
+
+
+def test_a_backend_that_crashes_takes_no_data_with_it(admin, host, postmaster, eventually):
+    before = postmaster()
+    admin("CREATE TABLE IF NOT EXISTS public.kept AS SELECT 1 AS one")
+    host.check_output("pkill -9 -f 'postgres: .*[c]heckpointer'")
+    eventually(lambda: postmaster() == before, seconds=20)
+    assert admin("SELECT one FROM public.kept; DROP TABLE public.kept") == "1"
+
+
+def test_a_restart_of_the_server_brings_it_back(restart_server, query, eventually):
+    restart_server()
+    eventually(lambda: query("shop", "SELECT 1")[0] == [[1]])

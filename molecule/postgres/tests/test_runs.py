@@ -1,0 +1,241 @@
+"""What later runs of the role change, refuse and make up for; the last brings everything back."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import yaml
+
+VARIABLES = yaml.safe_load((Path(__file__).parents[1] / "converge.yml").read_text())[0]["vars"]
+SETTINGS = VARIABLES["postgres_settings"]
+DATABASES = VARIABLES["postgres_databases"]
+ROLES = {role["name"]: role for role in VARIABLES["postgres_roles"]}
+WRONG_RULE = {
+    "type": "host",
+    "database": "all",
+    "user": "all",
+    "address": "10.0.0.0/99",
+    "method": "reject",
+}
+
+
+@pytest.fixture(scope="module")
+def role(converge):
+    """Run the role with other values of some variables; what is installed stays."""
+    return functools.partial(converge, postgres_manage_packages=False)
+
+
+@pytest.fixture(scope="module")
+def admin(host):
+    """Run a statement as the superuser, over the unix socket."""
+
+    def run(statement, database="shop"):
+        return host.check_output(
+            "runuser -u postgres -- psql -XqAt -v ON_ERROR_STOP=1 -c %s %s", statement, database
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def started(admin):
+    """Tell when the running server was started."""
+    return lambda: admin("SELECT pg_postmaster_start_time()")
+
+
+@pytest.fixture(scope="module")
+def can_log_in(host):
+    def can(user, password):
+        url = f"postgresql://{user}:{password}@127.0.0.1/postgres?sslmode=require"
+        return host.run("psql -Xc 'SELECT 1' %s", url).rc == 0
+
+    return can
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bring_back(role):
+    """Leave the server as converge.yml wants it, whatever a test has done to it."""
+    yield
+    changed, output = role()
+    assert changed >= 0, output
+
+
+@pytest.fixture(scope="module")
+def reloaded(role, admin, started):
+    """Run the role with changes that need no restart, beside things made by hand."""
+    for statement in (
+        "DROP DATABASE IF EXISTS byhand",
+        "DROP ROLE IF EXISTS byhand",
+        "CREATE ROLE byhand LOGIN PASSWORD 'byhand'",
+        "CREATE DATABASE byhand OWNER byhand",
+        "GRANT CONNECT ON DATABASE shop TO byhand",
+    ):
+        admin(statement, "postgres")
+    admin(
+        'SET ROLE "shop-owner"; DROP SEQUENCE IF EXISTS counter; CREATE SEQUENCE counter;'
+        " DROP TABLE IF EXISTS early; CREATE TABLE early ()"
+    )
+    before = started()
+    changed, output = role(
+        postgres_settings=SETTINGS | {"work_mem": "7MB"},
+        postgres_roles=[
+            *(role for name, role in ROLES.items() if name not in ("shop-deploy", "neighbour")),
+            {"name": "neighbour"},
+            {
+                "name": "shop-deploy",
+                "password": "changed",
+                "member_of": ["shop-owner"],
+                "settings": {"role": "shop-owner"},
+            },
+        ],
+        postgres_databases=[DATABASES[0] | {"writers": ["shop", "neighbour"]}, *DATABASES[1:]],
+    )
+    assert changed == 3, output  # the settings, the reload, the contents
+    return {"same server": started() == before, "output": output}
+
+
+def test_a_setting_takes_effect_without_a_restart(reloaded, admin):
+    assert admin("SHOW work_mem") == "7MB"
+    assert reloaded["same server"]
+
+
+@pytest.mark.usefixtures("reloaded")
+def test_a_changed_password_is_the_only_one(can_log_in):
+    assert can_log_in("shop-deploy", "changed")
+    assert not can_log_in("shop-deploy", "deploy")
+
+
+@pytest.mark.usefixtures("reloaded")
+def test_a_removed_password_is_refused(can_log_in):
+    assert can_log_in("byhand", "byhand")
+    assert not can_log_in("neighbour", "neighbour")
+
+
+@pytest.mark.usefixtures("reloaded")
+def test_a_membership_that_is_not_asked_for_ends(admin):
+    members = (
+        "SELECT string_agg(pg_get_userbyid(roleid), ' ') FROM pg_auth_members"
+        " WHERE pg_get_userbyid(member) = 'shop-deploy'"
+    )
+    assert admin(members) == "shop-owner"
+
+
+@pytest.mark.usefixtures("reloaded")
+def test_a_setting_of_a_role_that_is_not_asked_for_ends(admin):
+    settings = (
+        "SELECT setconfig FROM pg_db_role_setting JOIN pg_roles r ON setrole = r.oid"
+        " WHERE rolname = 'shop-deploy'"
+    )
+    assert admin(settings) == "{role=shop-owner}"
+
+
+@pytest.mark.usefixtures("reloaded")
+@pytest.mark.parametrize(
+    ("kind", "name", "privilege"), [("table", "early", "UPDATE"), ("sequence", "counter", "USAGE")]
+)
+def test_a_new_writer_may_use_what_was_there_before(admin, kind, name, privilege):
+    assert admin(f"SELECT has_{kind}_privilege('neighbour', '{name}', '{privilege}')") == "t"
+
+
+@pytest.mark.usefixtures("reloaded")
+def test_what_was_made_by_hand_is_left_alone(admin, can_log_in):
+    owner = admin("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'byhand'")
+    assert owner == "byhand"
+    assert can_log_in("byhand", "byhand")
+
+
+@pytest.mark.usefixtures("reloaded")
+def test_nobody_keeps_a_way_into_a_database_that_is_not_theirs(admin):
+    assert admin("SELECT has_database_privilege('byhand', 'shop', 'CONNECT')") == "f"
+
+
+def test_the_output_says_what_was_changed(reloaded):
+    assert "set password of shop-deploy" in reloaded["output"]
+
+
+# Fewer clients need a restart, and so does a setting that is taken away.
+LATER = {
+    "postgres_max_connections": 40,
+    "postgres_settings": {"work_mem": "7MB"},
+    "postgres_listen_addresses": [],
+}
+
+
+def test_a_restart_that_is_forbidden_is_announced_each_time(role, started):
+    before = started()
+    variables = LATER | {"postgres_allow_restart": False}
+    changed, output = role(**variables)
+    assert changed > 0, output
+    again, output = role(**variables)
+    assert again == 0, output
+    due = "restart of PostgreSQL is due for huge_pages, listen_addresses, max_connections"
+    assert due in " ".join(output.split())
+    assert started() == before
+
+
+def test_a_restart_brings_what_waited_into_force(role, admin, started, host):
+    before = started()
+    changed, output = role(**LATER)
+    assert changed == 1, output
+    assert started() != before
+    assert admin("SHOW max_connections") == "40"
+    assert admin("SHOW huge_pages") == "try"
+    assert not host.socket("tcp://5432").is_listening
+
+
+@pytest.mark.parametrize(
+    ("variables", "reasons"),
+    [
+        ({"postgres_settings": {"work_mem": "plenty"}}, ["work_mem", "postgres_settings"]),
+        ({"postgres_settings": {"wrok_mem": "8MB"}}, ["wrok_mem", "postgres_settings"]),
+        (
+            {"postgres_settings": {"work_mem": "7MB", "shared_buffers": "8000GB"}},
+            ["shared_buffers", "postgres_settings"],
+        ),
+        ({"postgres_listen_addresses": ["192.0.2.1"]}, ["192.0.2.1", "postgres_listen_addresses"]),
+        ({"postgres_hba": [WRONG_RULE]}, ["pg_hba.conf, line", "10.0.0.0/99", "postgres_hba"]),
+    ],
+    ids=["value", "name", "size", "address", "hba"],
+)
+def test_a_wrong_setting_is_explained_and_the_server_stays_safe(
+    role, admin, host, eventually, variables, reasons
+):
+    changed, output = role(**LATER | variables)
+    assert changed == -1
+    explanation = output[output.rindex("[ERROR]") :]
+    assert not [reason for reason in reasons if reason not in explanation], output
+    assert admin("SHOW work_mem") == "7MB"
+    # What the failed run left on the disk must do for the next start.
+    host.check_output("systemctl restart postgresql")
+    eventually(lambda: admin("SHOW work_mem") == "7MB")
+
+
+@pytest.mark.parametrize("file", ["conf.d/carafe.conf", "pg_hba.conf"])
+def test_a_lost_reload_is_made_up_for(role, admin, host, file):
+    before = admin("SELECT pg_conf_load_time()")
+    host.check_output(f"touch -d '+2 seconds' /etc/postgresql/*/main/{file}")
+    changed, output = role(**LATER)
+    assert changed >= 1, output
+    assert admin("SELECT pg_conf_load_time()") != before
+
+
+def test_a_failure_of_the_contents_is_explained_without_a_password(role):
+    changed, output = role(
+        "-vvv",
+        postgres_roles=[{"name": "fresh", "password": "S3cr3t-never-shown"}],
+        postgres_databases=[{"name": "orphan", "owner": "no such role"}],
+    )
+    assert changed == -1
+    assert 'role "no such role" does not exist' in " ".join(output.split())
+    assert "postgres_databases in group_vars" in " ".join(output.split())
+    assert "S3cr3t-never-shown" not in output
+
+
+def test_a_corrected_run_goes_on_where_the_failed_one_stopped(role, admin):
+    changed, output = role(
+        postgres_roles=[{"name": "fresh", "password": "S3cr3t-never-shown"}],
+        postgres_databases=[{"name": "orphan", "owner": "fresh"}],
+    )
+    assert changed >= 0, output
+    owner = admin("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'orphan'")
+    assert owner == "fresh"
