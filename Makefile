@@ -23,7 +23,7 @@ test: ## run every check: lint, fast tests, every role in containers
 test-fast: ## run what needs no container
 	scripts/test lint fast
 
-lint: ## run ansible-lint, ruff and shellcheck
+lint: ## run every linter
 	scripts/test lint
 
 bench: ## measure, and draw the plots
