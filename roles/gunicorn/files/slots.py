@@ -112,7 +112,9 @@ def health(config, number, timeout=10):
     headers = {"Host": config["health_host"], "X-Forwarded-Proto": "https"}
     try:
         connection.request("GET", config["health_path"], headers=headers)
-        status = connection.getresponse().status
+        answer = connection.getresponse()
+        status = answer.status
+        answer.read(65536)  # else the app would log a broken pipe
     except (OSError, http.client.HTTPException) as error:
         return f"no answer to {config['health_path']}: {error}"
     finally:
@@ -155,7 +157,7 @@ class Slot:
     def wait_until_healthy(self):
         """Return '' once the slot is well, or what is wrong at its or the time's end."""
         deadline = time.monotonic() + self.config["health_timeout"]
-        process, trouble = None, "did not start"
+        process, trouble, pause = None, "did not start", 0.1
         while (left := deadline - time.monotonic()) > 0:
             info = self.info()
             process = process or info["pid"]
@@ -164,7 +166,8 @@ class Slot:
             trouble = health(self.config, self.number, timeout=left)
             if not trouble:
                 return ""
-            time.sleep(0.1)
+            time.sleep(pause)
+            pause = min(pause * 1.5, 1)  # each answer may fill the log with a traceback
         return trouble
 
     def restart(self):
