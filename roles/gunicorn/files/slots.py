@@ -197,7 +197,7 @@ def roll(config, check):
     rpc = xmlrpc.client.ServerProxy("http://localhost", transport=SupervisorTransport()).supervisor
     slots = [Slot(rpc, config, number) for number in range(config["slots"])]
     # Those that serve nothing first: supervisord closes the app's socket with its last slot.
-    slots.sort(key=lambda slot: slot.info()["statename"] == "RUNNING")
+    slots.sort(key=lambda slot: health(config, slot.number) == "")
     for slot in slots:
         if not (why := slot.trouble(wanted)):
             continue
