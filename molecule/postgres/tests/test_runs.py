@@ -90,13 +90,14 @@ def reloaded(role, admin, started):
         ],
         postgres_databases=[DATABASES[0] | {"writers": ["shop", "neighbour"]}, *DATABASES[1:]],
     )
-    assert changed == 3, output  # the settings, the reload, the contents
-    return {"same server": started() == before, "output": output}
+    assert changed >= 0, output
+    return {"changed": changed, "same server": started() == before, "output": output}
 
 
 def test_a_setting_takes_effect_without_a_restart(reloaded, admin):
     assert admin("SHOW work_mem") == "7MB"
     assert reloaded["same server"]
+    assert reloaded["changed"] == 3, reloaded["output"]  # the settings, the reload, the contents
 
 
 @pytest.mark.usefixtures("reloaded")
@@ -219,7 +220,7 @@ def test_a_lost_reload_is_made_up_for(role, admin, host, file):
     assert admin("SELECT pg_conf_load_time()") != before
 
 
-def test_a_failure_of_the_contents_is_explained_without_a_password(role):
+def test_a_failure_of_the_contents_is_explained_without_a_password(role, host):
     changed, output = role(
         "-vvv",
         postgres_roles=[{"name": "fresh", "password": "S3cr3t-never-shown"}],
@@ -229,6 +230,8 @@ def test_a_failure_of_the_contents_is_explained_without_a_password(role):
     assert 'role "no such role" does not exist' in " ".join(output.split())
     assert "postgres_databases in group_vars" in " ".join(output.split())
     assert "S3cr3t-never-shown" not in output
+    # Ansible's modules write what they were given there.
+    assert "S3cr3t-never-shown" not in host.check_output("journalctl --no-pager")
 
 
 def test_a_corrected_run_goes_on_where_the_failed_one_stopped(role, admin):
