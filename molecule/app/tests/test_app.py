@@ -65,9 +65,7 @@ def test_extra_debian_package_is_there(host: Host) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".br"])
-def test_web_server_reads_static_files_and_their_compressed_copies(
-    host: Host, suffix: str
-) -> None:
+def test_web_server_reads_static_files_and_their_compressed_copies(host: Host, suffix: str) -> None:
     path = f"/srv/tiny/current/tiny/static/style.0123456789.css{suffix}"
     assert as_user(host, "www-data", f"test -s {path} && cat {path} > /dev/null").rc == 0
 

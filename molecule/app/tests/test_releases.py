@@ -27,7 +27,13 @@ def deploy(docker_name: str) -> Callable[..., subprocess.CompletedProcess]:
         extra = [f"--extra-vars={name}='{value}'" for name, value in variables.items()]
         limit = "app-12" if "app-12" in docker_name else "app-13"
         return subprocess.run(
-            ["ansible-playbook", f"--inventory={inventory}", f"--limit={limit}", *extra, "tiny.yml"],
+            [
+                "ansible-playbook",
+                f"--inventory={inventory}",
+                f"--limit={limit}",
+                *extra,
+                "tiny.yml",
+            ],
             cwd=SCENARIO,
             capture_output=True,
             text=True,

@@ -1,4 +1,4 @@
-"""One stack on four servers: a database, two for the app, one for the web; once for each release."""
+"""A stack on four servers: a database, two for the app, one for the web; once per release."""
 
 import os
 import subprocess
@@ -74,7 +74,7 @@ def test_requests_are_spread(
 
 
 class Visitors(threading.Thread):
-    """Requests one after another, a POST for each GET, until told to stop; keeps what went wrong."""
+    """Requests one after another, a POST for each GET, and what went wrong with them."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def test_no_request_fails_while_an_app_server_is_stopped(
 
 def test_database_takes_no_password_in_the_clear(server: Callable[[str], Host]) -> None:
     answer = server("app-1").run(
-        "/srv/guestbook/bin/run python -c \"import os, psycopg; "
+        '/srv/guestbook/bin/run python -c "import os, psycopg; '
         "psycopg.connect(os.environ['DATABASE_URL'].replace('require', 'disable'))\""
     )
     assert answer.rc != 0

@@ -41,7 +41,7 @@ def collect(folder, exclude):
         for entry in filter(stays, files + links):
             path = pathlib.Path(top, entry)
             if path.is_symlink():
-                found[(here / entry).as_posix()] = (0o777, os.readlink(path))
+                found[(here / entry).as_posix()] = (0o777, str(path.readlink()))
             elif path.is_file():
                 mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
                 found[(here / entry).as_posix()] = (mode, path.read_bytes())
@@ -73,7 +73,7 @@ def included(found, path, seen):
     text = found[path][1].decode()
     for line in text.splitlines():
         if match := INCLUDE.match(line):
-            beside = os.path.normpath(os.path.join(os.path.dirname(path), match[1]))
+            beside = os.path.normpath(pathlib.PurePosixPath(path).parent / match[1])
             text += included(found, beside, seen)
     return text
 
@@ -81,17 +81,19 @@ def included(found, path, seen):
 def archive_of(found):
     """Return a compressed tar archive of the files, the same for the same content."""
     buffer = io.BytesIO()
-    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, compresslevel=6) as packed:
-        with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for path, (mode, content) in sorted(found.items()):
-                entry = tarfile.TarInfo(path)
-                entry.mode = mode
-                if isinstance(content, str):
-                    entry.type, entry.linkname = tarfile.SYMTYPE, content
-                    tar.addfile(entry)
-                else:
-                    entry.size = len(content)
-                    tar.addfile(entry, io.BytesIO(content))
+    with (
+        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, compresslevel=6) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for path, (mode, content) in sorted(found.items()):
+            entry = tarfile.TarInfo(path)
+            entry.mode = mode
+            if isinstance(content, str):
+                entry.type, entry.linkname = tarfile.SYMTYPE, content
+                tar.addfile(entry)
+            else:
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""The smallest app that shows what the role does: it tells its environment, and keeps what it is sent."""
+"""The smallest app that shows what the role does: it tells which release answers."""
 
 import os
 
