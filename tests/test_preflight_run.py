@@ -81,6 +81,7 @@ def test_mistakes_of_one_server_are_told_all_at_once(inventory: Environment) -> 
         app_domains=["https://example.com"],
         app_environment={"A B": 1},
         gunicorn_workers=40,
+        postgres_max_connections=100,
         nginx_worker_proceses=2,
         nginx_sites="none",
         postgres_memory_mb=10_000_000,
