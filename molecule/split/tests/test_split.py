@@ -78,20 +78,20 @@ class Visitors(threading.Thread):
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        self.url, self.done, self.count, self.failures = url, threading.Event(), 0, []
+        self.url, self.done, self.count = url, threading.Event(), 0
+        self.failures: dict[str, list[object]] = {"GET": [], "POST": []}
 
     def run(self) -> None:
         while not self.done.is_set():
-            try:
-                answers = [
-                    requests.get(f"{self.url}/readyz", timeout=30),
-                    # Refused by the app for its missing token: an answer all the same.
-                    requests.post(f"{self.url}/api/posts", json={"body": "x"}, timeout=30),
-                ]
-                self.failures += [x.status_code for x in answers if x.status_code >= 500]
-            except requests.RequestException as error:
-                self.failures.append(error)
-            self.count += 2
+            # A POST is refused by the app for its missing token: an answer all the same.
+            for method, path in (("GET", "/readyz"), ("POST", "/api/posts")):
+                try:
+                    answer = requests.request(method, self.url + path, json={}, timeout=30)
+                    if answer.status_code >= 500:
+                        self.failures[method].append(answer.status_code)
+                except requests.RequestException as error:
+                    self.failures[method].append(error)
+                self.count += 1
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def visitors(url: str) -> Iterator[Visitors]:
         thread.join()
 
 
-def test_no_request_fails_while_an_app_server_is_stopped(
+def test_requests_go_to_the_other_while_an_app_server_is_stopped(
     url: str,
     release: str,
     server: Callable[[str], Host],
@@ -121,7 +121,10 @@ def test_no_request_fails_while_an_app_server_is_stopped(
     back = address(server("app-1"))
     log = "tail -n 200 /var/log/nginx/access.log"
     eventually(lambda: back in server("web").check_output(log), seconds=60)
-    assert [visitor.failures for visitor in visitors] == [[], [], [], []]
+    assert [visitor.failures["GET"] for visitor in visitors] == [[], [], [], []]
+    # nginx gives a POST that was sent to no second server, or it might be carried out twice. So each
+    # visitor may lose the one that was under way when the server went down, and no other.
+    assert all(len(visitor.failures["POST"]) <= 1 for visitor in visitors)
 
 
 def test_database_takes_no_password_in_the_clear(server: Callable[[str], Host]) -> None:
