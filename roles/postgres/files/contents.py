@@ -115,7 +115,7 @@ def setting_is(cluster, stored, value):
 
 
 def ensure_role(cluster, role):
-    """Make a role, or bring its login, password, settings and memberships to what is asked."""
+    """Make a role, or bring its login, password and settings to what is asked."""
     who, login = role["name"], role.get("login", True)
     attribute = sql.SQL("LOGIN" if login else "NOLOGIN")
     found = cluster.rows(
@@ -130,7 +130,7 @@ def ensure_role(cluster, role):
     has_login, has_password, has_settings = found[0] if found else (login, None, [])
     if has_login != login:
         cluster.change(f"change login of {who}", "ALTER ROLE {r} {a}", r=name(who), a=attribute)
-    password = role.get("password")
+    password = str(role.get("password") or "")  # YAML makes a number of one that is all digits
     if password and not password_is(has_password, password):
         # Encrypted here, so that the server's log never shows it.
         verifier = encrypt_password(password, who, cluster.connection, "scram-sha-256")
