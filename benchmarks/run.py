@@ -231,7 +231,7 @@ def serving(server: Server) -> dict[str, float]:
     time.sleep(3)
     page = "/static/app.css"
     pairs = {
-        "gunicorn direct": "http://127.0.0.1:8001/archive",
+        "gunicorn direct": "http://localhost:8001/archive",
         "nginx to app": "http://localhost/archive",
         "return 200": "http://127.0.0.1:8081/nothing",
         "static file": f"http://localhost{page}",
