@@ -178,6 +178,24 @@ def test_a_program_that_is_corrected_runs(role, pids):
     assert "gone:gone_0" in pids()
 
 
+def test_a_connection_that_waits_when_supervisord_stops_is_served(role, host):
+    serve = (
+        "import socket, time; s = socket.socket(fileno=0); time.sleep(3);"
+        "[(c.sendall(b'served'), c.close()) for c, _ in iter(s.accept, None)]"
+    )
+    program = {"name": "gone", "command": f'python3 -c "{serve}"', "socket": "tcp://127.0.0.1:8009"}
+    changed, output = role(program)
+    assert changed >= 1, output
+    ask = "import socket; print(socket.create_connection(('127.0.0.1', 8009)).recv(9))"
+    # The program starts anew, so that the connection comes while it takes none.
+    answer = host.check_output(
+        "supervisorctl restart gone:gone_0 >/dev/null;"
+        f' python3 -c "{ask}" >/tmp/answer 2>&1 & sleep 0.5;'
+        " systemctl restart supervisor; wait; cat /tmp/answer"
+    )
+    assert answer.splitlines()[-1] == "b'served'"
+
+
 def test_a_lost_restart_is_made_up_for(role, host):
     before = host.check_output("cat /run/supervisord.pid")
     host.check_output("touch -d '+1 seconds' /etc/supervisor/supervisord.conf")
