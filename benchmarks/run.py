@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results.json"
 PAGE = ROOT / "docs/benchmarks.md"
 RELEASE = os.environ.get("BENCH_RELEASE", "13")
-LOAD_SECONDS = 5  # of each load; bounded, and only ever within the server's own loopback
-LOAD_ROUNDS = 3  # the median counts, because these machines are noisy
+LOAD_SECONDS = 4  # of each load; bounded, and only ever within the server's own loopback
+LOAD_ROUNDS = 7  # the median counts, because these machines are noisy
 NOT_ON_THE_SERVER = {"validate_argument_spec", "assert", "fail", "debug", "set_fact", "meta"}
 
 
@@ -182,9 +182,9 @@ import json; print(json.dumps({"pss_kb": parts, "rss_kb": resident}))
 """
 
 
-def load(server: Server, url: str, extra: str = "") -> float:
-    """Requests a second that wrk gets from a URL on the server's own loopback."""
-    report = server.inside(f"wrk -t1 -c16 -d{LOAD_SECONDS}s {extra} {shlex.quote(url)}")
+def load(server: Server, url: str) -> float:
+    """Requests a second that wrk gets from a URL (and options) on the server's own loopback."""
+    report = server.inside(f"wrk -t1 -c16 -d{LOAD_SECONDS}s {url}")
     if "Non-2xx" in report:
         sys.exit(f"{url} did not answer with 2xx under load:\n{report}")
     return float(re.search(r"Requests/sec:\s+([\d.]+)", report)[1])
@@ -207,9 +207,19 @@ server {
 """
 
 
+# A guestbook in use: the archive's page is full, and has a year of months to count.
+POSTS = """
+INSERT INTO users (name, name_key, password_hash) VALUES ('bench', 'bench', '-');
+INSERT INTO posts (user_id, body, created_at)
+  SELECT (SELECT id FROM users WHERE name = 'bench'), repeat('A few words. ', 10),
+    now() - n * interval '1 day'
+  FROM generate_series(1, 365) AS n;
+"""
+
+
 def load_site(size: int) -> str:
     """Return the site for the load; size is that of the static file, in bytes."""
-    body = "$kib" * (size // 1024) + "x" * (size % 1024)
+    body = "${kib}" * (size // 1024) + "x" * (size % 1024)
     return LOAD_SITE.replace("KIB", "x" * 1024).replace("BODY", body)
 
 
@@ -227,6 +237,8 @@ def serving(server: Server) -> dict[str, float]:
         input=load_site(int(size)),
     )
     server.inside("systemctl reload nginx")
+    psql = ["runuser", "-u", "guestbook", "--", "psql", "-q", "guestbook"]
+    run("docker", "exec", "-i", server.container, *psql, input=POSTS)
     # The same workers and threads as the two slots together, asked without nginx.
     server.inside(
         "systemd-run --quiet --unit bench-direct --uid guestbook /srv/guestbook/bin/run python"
@@ -236,6 +248,7 @@ def serving(server: Server) -> dict[str, float]:
     page = "/static/app.css"
     pairs = {
         "gunicorn direct": "http://localhost:8001/archive",
+        "gunicorn direct, a connection each": "-H 'Connection: close' http://localhost:8001/archive",
         "nginx to app": "http://localhost/archive",
         "return 200, three bytes": "http://127.0.0.1:8081/nothing",
         "return 200, as long as the file": "http://127.0.0.1:8081/same-size",
@@ -294,13 +307,15 @@ def table(results: dict) -> list[tuple[str, str, str]]:
     shell = results["shell_seconds"]
     served = {
         "nginx to app ÷ gunicorn direct": rate["nginx to app"] / rate["gunicorn direct"],
+        "nginx to app ÷ gunicorn direct, a connection each": rate["nginx to app"]
+        / rate["gunicorn direct, a connection each"],
         "static file ÷ return 200 of the same bytes": rate["static file"]
         / rate["return 200, as long as the file"],
         "static file ÷ return 200 of three bytes": rate["static file"]
         / rate["return 200, three bytes"],
         "cache hit ÷ static file": rate["cache hit"] / rate["static file, plain server"],
     }
-    bars = ("≥ 0.9", "≥ 0.9", "", "≥ 0.85")
+    bars = ("≥ 0.9", "", "≥ 0.9", "", "≥ 0.85")
     return [
         ("plain shell script, bare server to live page", f"{shell:.1f} s", ""),
         ("site.yml, bare server to live page", f"{results['site_seconds']:.1f} s", ""),
