@@ -121,11 +121,14 @@ def environment_of(tmp_path: Path, environment: dict[str, Any], **more: Any) -> 
     (tmp_path / "environment").write_text(APP.render("etc/app/environment.j2", **settings))
     migrate = APP.render("etc/app/migrate.environment.j2", **settings)
     (tmp_path / "migrate.environment").write_text(migrate)
+    # Root would become the app's user, which is not there.
+    (tmp_path / "bin/id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "bin/id").chmod(0o755)
     show = "import json, os; print(json.dumps(dict(os.environ)))"
     flags = ["-m"] if more.pop("migrate", False) else []
     result = subprocess.run(
         [run, *flags, sys.executable, "-c", show],
-        env={"PATH": os.environ["PATH"], "HOME": "/nowhere"},
+        env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HOME": "/nowhere"},
         capture_output=True,
         text=True,
         check=True,

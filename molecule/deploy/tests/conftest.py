@@ -1,0 +1,99 @@
+"""Playbooks on a live site, and the load on it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from testinfra.host import Host
+
+SCENARIO = Path(__file__).parents[1]
+REPOSITORY = SCENARIO.parents[1]
+VARIABLES = yaml.safe_load((SCENARIO / "converge.yml").read_text())[0]["vars"]
+sys.path.insert(0, str(REPOSITORY / "molecule"))
+from load import Load  # noqa: E402 (found by the line above)
+
+
+@pytest.fixture
+def command(host: Host) -> Callable[..., list[str]]:
+    """Return the words that run a playbook on this server: command("deploy", app_version=…)."""
+
+    def words(playbook: str, **variables: object) -> list[str]:
+        return [
+            "ansible-playbook",
+            str(REPOSITORY / "playbooks" / f"{playbook}.yml"),
+            f"--inventory={Path(os.environ['MOLECULE_INVENTORY_FILE']).parent}",
+            f"--limit={host.check_output('hostname')}",
+            f"--extra-vars={json.dumps(VARIABLES | variables)}",
+        ]
+
+    return words
+
+
+@pytest.fixture
+def playbook(command: Callable[..., list[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a playbook on this server, and return the finished run."""
+
+    def run(name: str, **variables: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(name, **variables),
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
+        )
+
+    return run
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Callable[[str], Path]:
+    """Make a copy of the ledger's code that differs by a word, or by more: code("one")."""
+
+    def copy(word: str, wsgi: str = "", migration: str = "") -> Path:
+        folder = tmp_path / word
+        shutil.copytree(SCENARIO / "files/ledger", folder)
+        (folder / "ledger/static" / f"style.{word.encode().hex():0>8}.css").write_text(word)
+        (folder / "wsgi.py").write_text((folder / "wsgi.py").read_text() + wsgi)
+        if migration:
+            (folder / "migrations/versions/0002_more.py").write_text(migration)
+        return folder
+
+    return copy
+
+
+@pytest.fixture
+def serving(host: Host) -> Callable[[], str]:
+    """Get the release that `current` points to."""
+    return lambda: host.check_output("basename $(readlink /srv/ledger/current)")
+
+
+@pytest.fixture
+def url(docker_name: str) -> str:
+    """Where the site answers."""
+    mapping = subprocess.run(
+        ["docker", "port", docker_name, "80"], capture_output=True, text=True, check=True
+    ).stdout
+    return f"http://localhost:{mapping.split()[0].rpartition(':')[2]}"
+
+
+@pytest.fixture
+def rows(host: Host) -> Callable[[], list[str]]:
+    """Get the ids of all rows that were written, in order."""
+    query = "runuser -u ledger -- psql -XAtc 'SELECT id FROM rows' ledger"
+    return lambda: sorted(host.check_output(query).split())
+
+
+@pytest.fixture
+def load(url: str, rows: Callable[[], list[str]]) -> Iterator[Load]:
+    """Load during the test; at its end no request may have failed, and no row be lost or twice."""
+    before = rows()
+    with Load(url) as site:
+        yield site
+    assert site.failures == []
+    assert rows() == sorted(before + site.acknowledged)

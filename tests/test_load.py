@@ -1,0 +1,111 @@
+"""The load client sees each way in which a server can lose a request."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from conftest import ROOT, load_module
+
+Load = load_module(ROOT / "molecule/load.py", "load").Load
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers well, but does to each tenth request what the server says."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.count += 1
+        if self.server.count % 10 == 0:
+            self.server.harm(self)
+        else:
+            self.answer(200)
+
+    do_POST = do_GET
+
+    def answer(self, status: int, promised: int = 2) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(promised))
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def server_error(handler: Handler) -> None:
+    handler.answer(502)
+
+
+def redirect(handler: Handler) -> None:
+    handler.answer(302)
+
+
+def short_answer(handler: Handler) -> None:
+    handler.answer(200, promised=10)
+    handler.close_connection = True
+
+
+def closed_connection(handler: Handler) -> None:
+    handler.close_connection = True
+
+
+def reset_connection(handler: Handler) -> None:
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+    handler.close_connection = True
+
+
+def no_harm(handler: Handler) -> None:
+    handler.answer(200)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable]:
+    servers = []
+
+    def start(harm: Callable[[Handler], None]) -> str:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.count, server.harm, server.handle_error = 0, harm, lambda *_: None
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    "harm", [server_error, redirect, short_answer, closed_connection, reset_connection]
+)
+def test_each_harm_is_counted(serve: Callable, harm: Callable) -> None:
+    with Load(serve(harm), rate=100) as load:
+        time.sleep(1)
+    assert len(load.answers) / 10 - 1 <= len(load.failures) <= len(load.answers) / 10 + 1
+    posts = [answer for answer in load.answers if answer.method == "POST" and not answer.failure]
+    assert len(load.acknowledged) == len(posts) > 10
+
+
+def test_server_that_harms_none_has_no_failure(serve: Callable) -> None:
+    with Load(serve(no_harm), rate=100) as load:
+        time.sleep(1)
+    assert load.failures == []
+    assert len(load.answers) > 50
+
+
+def test_server_that_is_not_there_fails_every_request() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with Load(f"http://127.0.0.1:{unused.getsockname()[1]}", rate=50) as load:
+            time.sleep(0.5)
+    assert load.answers
+    assert len(load.failures) == len(load.answers)

@@ -1,0 +1,407 @@
+"""A release goes through the gate, on real folders and processes: what serves, what is booked."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+RELEASE = ROOT / "roles/app/files/release.py"
+DEPLOYMENT = ("unpack", "build", "load", "migrate", "probe", "switch", "finish")
+ROLLBACK = ("choose", "probe", "switch", "finish")
+LOCKED = 75
+
+# Stands in for util-linux's: the tests are one user.
+RUNUSER = '#!/bin/sh\nshift 3\nexec "$@"\n'
+RUN = """#!/bin/sh
+while getopts r:m option; do case $option in r) release=$OPTARG ;; m) ;; esac; done
+shift $((OPTIND - 1))
+cd "$release" && exec "$@"
+"""
+# A database that knows one number, the migration it is at, and code that knows its own.
+ALEMBIC = """#!/bin/sh
+case $1 in
+  current) echo "$(cat ROOT/database) (head)" ;;
+  history) echo "0001 -> 0002 (head), second"; echo "<base> -> 0001, first" ;;
+  upgrade) cp head ROOT/database ;;
+  downgrade) echo "$2" >ROOT/database ;;
+esac
+"""
+SERVER = """
+import http.server, os, socketserver
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(STATUS)
+        self.end_headers()
+    def address_string(self):
+        return "unix"
+socketserver.UnixStreamServer(os.environ["PROBE_SOCKET"], Handler).serve_forever()
+"""
+
+
+class App:
+    """An app on a server of one folder, and runs that work on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for folder in ("bin", "releases", "venvs", "archives", "logs"):
+            (root / folder).mkdir()
+        for name, text in (("runuser", RUNUSER), ("run", RUN), ("alembic", ALEMBIC)):
+            (root / "bin" / name).write_text(text.replace("ROOT", str(root)))
+            (root / "bin" / name).chmod(0o755)
+        (root / "database").write_text("0001\n")
+
+    def book(self, release: str, **changes: Any) -> dict[str, Any]:
+        user, folder = getpass.getuser(), self.root / "releases" / release
+        venv = self.root / "venvs" / changes.get("venv", "venv-1")
+        alembic = f"{self.root}/bin/alembic"
+        return {
+            "name": "carafe-test-app",
+            "root": str(self.root),
+            "release": release,
+            "revision": f"v-{release}",
+            "check": False,
+            "run": {
+                "id": "run-1",
+                "by": "ann@desk",
+                "machine": "desk",
+                "pid": "1",
+                "what": "deployment of",
+            },
+            "break_lock": False,
+            "user": user,
+            "deploy_user": user,
+            "run_command": f"{self.root}/bin/run",
+            "venv": "venv-1",
+            "unpack": f"mkdir {folder}; cd {folder}; echo {changes.pop('head', '0001')} >head;"
+            f" ln -s ../../venvs/{venv.name} .venv; mkdir static",
+            "build_venv": f"mkdir -p {venv}; touch {venv}/.complete",
+            "finish": f"echo {release} >static/app.{release:0>8}.css; echo x >static/{release}.txt;"
+            " find static -type f >.static",
+            "boot_command": "true",
+            "migrate_command": f"{alembic} upgrade",
+            "alembic": alembic,
+            "migrations": "",
+            "probe_command": f"exec {sys.executable} -c '{SERVER.replace('STATUS', '200')}'",
+            "health_path": "/",
+            "health_host": "localhost",
+            "health_timeout": 20,
+            "hooks": {},
+            "hashed": "[.][0-9a-f]{8,}[.]",
+            "keep": 3,
+            "trouble": "",
+            **changes,
+        }
+
+    def step(self, name: str, release: str, **changes: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, RELEASE, name],
+            input=json.dumps(self.book(release, **changes)),
+            env={"PATH": f"{self.root}/bin:/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def go(
+        self, steps: tuple[str, ...], release: str, **changes: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Take the steps, to the end or the first that fails."""
+        for name in steps:
+            done = self.step(name, release, **changes)
+            if done.returncode:
+                break
+            if name == "choose":
+                release = json.loads(done.stdout)["release"]
+        return done
+
+    def deploy(self, release: str, **changes: Any) -> subprocess.CompletedProcess[str]:
+        return self.go(DEPLOYMENT, release, **changes)
+
+    def rollback(self, release: str = "", **changes: Any) -> subprocess.CompletedProcess[str]:
+        run = self.book("")["run"] | {"what": "rollback to"}
+        return self.go(ROLLBACK, release, run=run, **changes)
+
+    @property
+    def serving(self) -> str:
+        return (self.root / "current").readlink().name
+
+    @property
+    def books(self) -> dict[str, Any]:
+        return json.loads((self.root / "releases.json").read_text())
+
+    @property
+    def audit(self) -> list[str]:
+        return (self.root / "releases.log").read_text().splitlines()
+
+    @property
+    def locked(self) -> bool:
+        return (self.root / "lock.json").exists()
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> App:
+    return App(tmp_path)
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_release_that_passes_serves_and_is_booked(app: App) -> None:
+    took = ok(app.deploy("a"))["took"]
+    assert [line.split()[0] for line in took] == [*DEPLOYMENT[1:], "in"]
+    assert app.serving == "a"
+    assert app.books["a"].items() >= {"revision": "v-a", "by": "ann@desk", "head": "0001"}.items()
+    assert "deployment of a  ok" in app.audit[-1]
+    assert not app.locked
+    assert ok(app.step("see", "a"))["live"]
+    assert not ok(app.step("see", "b"))["live"]
+
+
+@pytest.mark.parametrize(
+    ("step", "spoiled"),
+    [
+        ("build", {"build_venv": "echo no such package; exit 3"}),
+        ("build", {"finish": "echo no such asset; exit 3"}),
+        ("build", {"hooks": {"after_build": ["echo no such hook; exit 3"]}}),
+        ("load", {"boot_command": "echo no such module; exit 3"}),
+        ("migrate", {"migrate_command": "echo no such table; exit 3"}),
+        ("probe", {"probe_command": "echo no such port; exit 3"}),
+        ("probe", {"probe_command": f"exec {sys.executable} -c '{SERVER.replace('STATUS', '500')}'",
+                   "health_timeout": 2}),
+        ("switch", {"hooks": {"before_switch": ["echo no such hook; exit 3"]}}),
+        ("switch", {"hooks": {"after_switch": ["echo no such hook; exit 3"]}}),
+    ],
+)  # fmt: skip
+def test_release_that_fails_is_broken_and_the_old_one_serves(
+    app: App, step: str, spoiled: dict[str, Any]
+) -> None:
+    ok(app.deploy("a"))
+    done = app.deploy("b", **spoiled)
+    assert done.returncode == 1
+    assert f"b failed at the step {step}" in done.stderr
+    assert "no such" in done.stderr or "answered 500" in done.stderr
+    assert "a serves" in done.stderr
+    assert app.serving == "a"
+    assert app.books["b"]["broken"].startswith(step)
+    assert f"failed at {step}" in app.audit[-1]
+    assert not app.locked
+    ok(app.deploy("b"))
+    assert app.serving == "b"
+    assert "broken" not in app.books["b"]
+
+
+def test_second_run_stops_at_once_and_is_told_who_works(app: App) -> None:
+    ok(app.go(("unpack", "build"), "a"))
+    for step in ("see", "build", "choose"):
+        done = app.step(step, "b", run={"id": "run-2", "by": "bob", "what": "deployment of"})
+        assert done.returncode == LOCKED
+        lock = json.loads(done.stdout)["lock"]
+        assert lock["pid"] == "1"
+        assert "ann@desk holds the lock" in lock["says"]
+        assert "deployment of a" in lock["says"]
+        assert "last step, build" in lock["says"]
+    ok(app.go(DEPLOYMENT[2:], "a"))
+    assert app.serving == "a"
+
+
+def test_of_runs_at_the_same_time_one_gets_the_lock(app: App) -> None:
+    ok(app.step("unpack", "a"))
+    command = [sys.executable, RELEASE, "build"]
+    processes = []
+    for number in range(6):
+        book = app.book("a")
+        book["run"]["id"] = f"run-{number}"
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            env={"PATH": f"{app.root}/bin:/usr/bin:/bin"},
+        )  # fmt: skip
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(book).encode())
+        process.stdin.close()
+        processes.append(process)
+    assert sorted(process.wait() for process in processes) == [0] + [LOCKED] * 5
+
+
+def test_lock_of_a_dead_run_can_be_broken_and_the_dead_stays_dead(app: App) -> None:
+    ok(app.go(DEPLOYMENT[:4], "a"))
+    second = {"id": "run-2", "by": "bob", "what": "deployment of"}
+    ok(app.deploy("a", run=second, break_lock=True))
+    assert any("bob  broke the lock of ann@desk" in line for line in app.audit)
+    ok(app.go(("unpack", "build"), "b", run=second))
+    done = app.step("load", "b")
+    assert done.returncode == 1
+    assert "lost the lock" in done.stderr
+    assert "bob" in done.stderr
+
+
+@pytest.mark.parametrize("steps", range(1, len(DEPLOYMENT)))
+def test_run_cut_short_after_any_step_is_made_up_for(app: App, steps: int) -> None:
+    ok(app.deploy("a"))
+    ok(app.go(DEPLOYMENT[:steps], "b"))
+    ok(app.deploy("b", run=app.book("")["run"] | {"id": "run-2"}, break_lock=True))
+    assert app.serving == "b"
+    assert ok(app.step("see", "b"))["live"]
+    assert app.books["b"].keys() == app.books["a"].keys()
+
+
+def test_rollback_goes_to_the_release_before_and_further(app: App) -> None:
+    for release in "abc":
+        ok(app.deploy(release))
+    for release in "ba":
+        ok(app.rollback())
+        assert app.serving == release
+    done = app.rollback()
+    assert done.returncode == 1
+    assert (
+        "There is no older release to go back to. These are whole and have served: c, b"
+        in done.stderr
+    )
+    ok(app.rollback("c"))
+    assert app.serving == "c"
+
+
+def test_rollback_skips_what_is_broken(app: App) -> None:
+    ok(app.deploy("a"))
+    assert app.deploy("b", boot_command="false").returncode == 1
+    ok(app.deploy("c"))
+    ok(app.rollback())
+    assert app.serving == "a"
+
+
+def test_slots_that_do_not_get_well_bring_the_old_release_back(app: App) -> None:
+    ok(app.deploy("a"))
+    ok(app.go(DEPLOYMENT[:-1], "b"))
+    assert ok(app.step("back", "b", trouble="slot 1 is not healthy"))["to"] == "a"
+    assert app.serving == "a"
+    done = app.step("undone", "b", trouble="slot 1 is not healthy")
+    assert done.returncode == 1
+    assert "slot 1 is not healthy" in done.stderr
+    assert app.books["b"]["broken"] == "slots: slot 1 is not healthy"
+    assert not app.locked
+
+
+# Migrations.
+
+
+def test_rollback_across_a_migration_is_refused_until_told(app: App) -> None:
+    ok(app.deploy("a"))
+    ok(app.deploy("b", head="0002"))
+    done = app.rollback()
+    assert done.returncode == 1
+    assert "0001 -> 0002 (head), second" in done.stderr
+    assert "<base>" not in done.stderr
+    assert "app_rollback_migrations=downgrade" in done.stderr
+    assert app.serving == "b"
+    assert not app.locked
+
+
+def test_rollback_keeps_the_schema_when_told(app: App) -> None:
+    ok(app.deploy("a"))
+    ok(app.deploy("b", head="0002"))
+    ok(app.rollback(migrations="keep"))
+    assert app.serving == "a"
+    assert (app.root / "database").read_text() == "0002\n"
+
+
+@pytest.mark.parametrize("healthy", [True, False])
+def test_rollback_undoes_migrations_when_told(app: App, healthy: bool) -> None:
+    ok(app.deploy("a"))
+    ok(app.deploy("b", head="0002"))
+    run = app.book("")["run"] | {"what": "rollback to"}
+    changes = {"run": run, "migrations": "downgrade"}
+    if not healthy:
+        changes["probe_command"] = "false"
+    assert ok(app.step("choose", "", **changes))["downgrade"] == "0001"
+    done = app.go(("downgrade", "probe", "switch", "finish"), "a", **changes)
+    assert (done.returncode == 0) is healthy
+    # What was undone in vain is done again.
+    assert (app.root / "database").read_text() == ("0001\n" if healthy else "0002\n")
+    assert app.serving == ("a" if healthy else "b")
+    assert app.books[app.serving]["head"] == ("0001" if healthy else "0002")
+
+
+def test_failure_after_a_migration_says_what_is_ahead(app: App) -> None:
+    ok(app.deploy("a"))
+    done = app.deploy("b", head="0002", probe_command="false")
+    assert "ahead of the code that serves" in done.stderr
+    assert "0001 -> 0002 (head), second" in done.stderr
+
+
+# What stays, what goes.
+
+
+def test_static_files_of_the_last_two_releases_stay(app: App) -> None:
+    def static() -> set[str]:
+        return {path.name for path in (app.root / "current/static").iterdir()}
+
+    def hashed(releases: str) -> set[str]:
+        return {f"app.{release:0>8}.css" for release in releases}
+
+    for release in "abcd":
+        ok(app.deploy(release))
+    assert static() == hashed("bcd") | {"d.txt"}
+    ok(app.rollback())
+    assert static() >= hashed("bcd")
+
+
+def test_old_releases_go_and_what_is_needed_stays(app: App) -> None:
+    for number, release in enumerate("abcde", 1):
+        ok(app.deploy(release, venv=f"venv-{number}", keep=2))
+    assert {path.name for path in (app.root / "releases").iterdir()} == {"d", "e"}
+    assert {path.name for path in (app.root / "venvs").iterdir()} == {"venv-4", "venv-5"}
+    assert app.books.keys() == {"d", "e"}
+    ok(app.rollback(keep=1))
+    assert app.serving == "d"
+    assert (app.root / "releases/d").exists()
+
+
+def test_broken_releases_are_kept_but_not_all(app: App) -> None:
+    for number in range(4):
+        assert app.deploy(f"x{number}", boot_command="false").returncode == 1
+    ok(app.deploy("a"))
+    assert {path.name for path in (app.root / "releases").iterdir()} == {"a", "x2", "x3"}
+
+
+def test_list_shows_what_serves_and_what_is_broken(app: App) -> None:
+    ok(app.deploy("a"))
+    assert app.deploy("b", boot_command="false").returncode == 1
+    table = ok(app.step("listing", ""))["table"]
+    assert table[0].split() == ["release", "revision", "when", "by", "migration"]
+    rows = {line.split()[0]: line for line in table[1:]}
+    assert rows["a"].endswith("serves")
+    assert "v-a" in rows["a"]
+    assert "ann@desk" in rows["a"]
+    assert "broken, at load" in rows["b"]
+
+
+def test_hooks_run_in_the_release_at_their_step(app: App) -> None:
+    points = [
+        f"{when}_{what}"
+        for what in ("build", "migrate", "switch", "finish")
+        for when in ("before", "after")
+    ]
+    hooks = {point: [f'echo "{point} $(basename $PWD)" >>{app.root}/hooks'] for point in points}
+    ok(app.deploy("a", hooks=hooks))
+    assert (app.root / "hooks").read_text().splitlines() == [f"{point} a" for point in points]
+
+
+def test_dry_run_changes_nothing(app: App) -> None:
+    ok(app.deploy("a"))
+    before = sorted(str(path) for path in app.root.rglob("*"))
+    ok(app.step("see", "b", check=True))
+    ok(app.step("choose", "a", check=True))
+    assert sorted(str(path) for path in app.root.rglob("*")) == before
+
+
+def test_bare_server_has_no_release(tmp_path: Path) -> None:
+    app = App(tmp_path)
+    assert not ok(app.step("see", "a", root=f"{tmp_path}/nowhere"))["live"]
