@@ -12,13 +12,19 @@ import pytest
 from conftest import Load
 from testinfra.host import Host
 
-STEPS = ("unpack", "build", "load", "migrate", "probe", "switch", "finish")
+STEPS = ("unpack", "build", "load", "migrate", "probe", "switch", "slots", "finish")
 
 
 # What the lock names last is what is at work; the first step is before the lock, and begins a log.
 BEGAN = {step: f"grep -q '\"{step}\"' /srv/ledger/lock.json" for step in STEPS}
 BEGAN["unpack"] = (
     "test $(ls /srv/ledger/logs | wc -l) != $(grep -c began /srv/ledger/releases.json)"
+)
+BEGAN["slots"] = (
+    "test -e /srv/ledger/lock.json"
+    " && tr '\\0' '\\n' </proc/$(supervisorctl pid ledger:ledger_0)/environ"
+    " | grep -qx APP_RELEASE=$(basename $(readlink /srv/ledger/current))"
+    " && test $(basename $(readlink /srv/ledger/current)) != %s"
 )
 
 FILES = "cd %s && find . %s -printf '%%P %%y %%M %%u %%g\n' | sort"
@@ -49,38 +55,71 @@ def state(host: Host) -> Callable[[], dict]:
     return read
 
 
+@pytest.fixture
+def kill(
+    host: Host, command: Callable[..., list[str]], serving: Callable[[], str]
+) -> Callable[[str, str], None]:
+    """Begin a deployment of some code, and kill its run when a step is at work."""
+
+    def run(step: str, path: str) -> None:
+        # The last step is over too soon to be met.
+        hooks = {"before_finish": ["sleep 2"]}
+        began = BEGAN[step].replace("%s", serving())
+        deployment = subprocess.Popen(
+            command("deploy", ledger_path=path, app_hooks=hooks),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while host.run(began).rc and time.monotonic() < deadline:
+            assert deployment.poll() is None, f"it ended before {step}"
+            time.sleep(0.05)
+        os.killpg(deployment.pid, signal.SIGKILL)
+        deployment.communicate()
+
+    return run
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_deployment_is_made_up_for(
     load: Load,
-    host: Host,
-    command: Callable[..., list[str]],
     playbook: Callable[..., subprocess.CompletedProcess[str]],
     code: Callable[[str], Path],
     state: Callable[[], dict],
+    kill: Callable[[str, str], None],
     step: str,
 ) -> None:
-    clean = playbook("deploy", ledger_path=str(code(f"clean{step}")))
-    assert clean.returncode == 0, clean.stdout
-    wanted = state()
-    changed = str(code(f"killed{step}"))
-    run = subprocess.Popen(
-        command("deploy", ledger_path=changed),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while host.run(BEGAN[step]).rc and run.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.communicate()
-    if step != "unpack":
-        refused = playbook("deploy", ledger_path=changed)
-        assert refused.returncode != 0
-        assert "It is dead" in refused.stdout + refused.stderr
-    again = playbook("deploy", ledger_path=changed, app_break_lock=True)
+    wanted, path = state(), str(code(f"killed{step}"))
+    kill(step, path)
+    again = playbook("deploy", ledger_path=path, app_break_lock=True)
     assert again.returncode == 0, again.stdout
     assert state() == wanted
-    # Nothing is left to do.
-    idle = playbook("deploy", ledger_path=changed)
+
+
+def test_lock_of_a_killed_deployment_is_told_from_one_at_work(
+    playbook: Callable[..., subprocess.CompletedProcess[str]],
+    command: Callable[..., list[str]],
+    code: Callable[[str], Path],
+    kill: Callable[[str, str], None],
+    host: Host,
+) -> None:
+    path = str(code("locked"))
+    kill("build", path)
+    refused = playbook("deploy", ledger_path=path)
+    assert refused.returncode != 0
+    assert "It is dead" in refused.stdout + refused.stderr
+    assert "-e app_break_lock=true" in refused.stdout + refused.stderr
+    with subprocess.Popen(
+        command("deploy", ledger_path=path, app_break_lock=True),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as at_work:
+        while host.run(BEGAN["probe"]).rc and at_work.poll() is None:
+            time.sleep(0.05)
+        second = playbook("deploy", ledger_path=str(code("second")))
+        assert second.returncode != 0
+        assert "It is at work on this machine" in second.stdout + second.stderr
+    assert at_work.returncode == 0
+    idle = playbook("deploy", ledger_path=path)
     assert " changed=0 " in idle.stdout, idle.stdout
