@@ -250,7 +250,7 @@ def test_run_cut_short_after_any_step_is_made_up_for(app: App, steps: int) -> No
     ok(app.deploy("b", run=app.book("")["run"] | {"id": "run-2"}, break_lock=True))
     assert app.serving == "b"
     assert ok(app.step("see", "b"))["live"]
-    assert app.books["b"].keys() == app.books["a"].keys()
+    assert app.books["b"].keys() == app.books["a"].keys() | {"from"}
 
 
 def test_rollback_goes_to_the_release_before_and_further(app: App) -> None:
@@ -267,6 +267,15 @@ def test_rollback_goes_to_the_release_before_and_further(app: App) -> None:
     )
     ok(app.rollback("c"))
     assert app.serving == "c"
+
+
+def test_rollback_does_not_go_to_what_was_gone_back_from(app: App) -> None:
+    ok(app.deploy("a"))
+    ok(app.deploy("b"))
+    ok(app.rollback())
+    ok(app.deploy("c"))
+    ok(app.rollback())
+    assert app.serving == "a"
 
 
 def test_rollback_skips_what_is_broken(app: App) -> None:

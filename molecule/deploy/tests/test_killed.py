@@ -110,12 +110,13 @@ def test_lock_of_a_killed_deployment_is_told_from_one_at_work(
     assert refused.returncode != 0
     assert "It is dead" in refused.stdout + refused.stderr
     assert "-e app_break_lock=true" in refused.stdout + refused.stderr
+    hooks = {"before_switch": ["sleep 15"]}
     with subprocess.Popen(
-        command("deploy", ledger_path=path, app_break_lock=True),
+        command("deploy", ledger_path=path, app_break_lock=True, app_hooks=hooks),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as at_work:
-        while host.run(BEGAN["probe"]).rc and at_work.poll() is None:
+        while host.run(BEGAN["switch"]).rc and at_work.poll() is None:
             time.sleep(0.05)
         second = playbook("deploy", ledger_path=str(code("second")))
         assert second.returncode != 0

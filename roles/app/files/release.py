@@ -13,7 +13,7 @@ with 1 and the end of the release's own log. Exit status 75 means that another r
 
 The books, ``releases.json``, keep for each release ``revision``, ``by``, ``began`` and ``deployed``
 (seconds since the epoch: when it was first tried, and when it was last deployed with success),
-``head`` (of the migrations) and ``broken`` (why; absent when it is not).
+``from`` (what served before), ``head`` (of the migrations) and ``broken`` (why, or absent).
 """
 
 import contextlib
@@ -127,9 +127,17 @@ class App:
 
     def before(self, release):
         """Return the release that a rollback from this one goes to, or ''."""
-        limit = self.releases.get(release, {}).get("deployed") or float("inf")
-        older = (name for name in self.usable() if self.releases[name]["deployed"] < limit)
-        return next((name for name in older if name != release), "")
+        releases, usable, seen = self.releases, self.usable(), {release}
+        name = releases.get(release, {}).get("from")
+        # What was there when this one came; when that is gone or broken, what was there before it.
+        while name and name not in seen:
+            if name in usable:
+                return name
+            seen.add(name)
+            name = releases.get(name, {}).get("from")
+        limit = releases.get(release, {}).get("deployed") or float("inf")
+        older = (x for x in usable if x not in seen and releases[x]["deployed"] < limit)
+        return next(older, "")
 
     def audit(self, text):
         with (self.root / "releases.log").open("a") as file:
@@ -326,6 +334,7 @@ def build(app):
         by=app.book["run"]["by"],
         began=app.releases.get(app.id, {}).get("began") or time.time(),
         broken=None,
+        **({"from": app.serving} if app.serving not in ("", app.id) else {}),
     )
     app.shell(app.book["build_venv"], "build the virtual environment", app.folder(app.id))
     if not app.built(app.id):
