@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_module
 
 RELEASE = ROOT / "roles/app/files/release.py"
 DEPLOYMENT = ("unpack", "build", "load", "migrate", "probe", "switch", "finish")
 ROLLBACK = ("choose", "probe", "switch", "finish")
 LOCKED = 75
 
-# Stands in for util-linux's: the tests are one user.
-RUNUSER = '#!/bin/sh\nshift 3\nexec "$@"\n'
+# Stands in for runuser and setpriv: the tests are one user.
+BECOME = '#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n'
 RUN = """#!/bin/sh
 while getopts r:m option; do case $option in r) release=$OPTARG ;; m) ;; esac; done
 shift $((OPTIND - 1))
@@ -52,7 +56,8 @@ class App:
         self.root = root
         for folder in ("bin", "releases", "venvs", "archives", "logs"):
             (root / folder).mkdir()
-        for name, text in (("runuser", RUNUSER), ("run", RUN), ("alembic", ALEMBIC)):
+        texts = {"runuser": BECOME, "setpriv": BECOME, "run": RUN, "alembic": ALEMBIC}
+        for name, text in texts.items():
             (root / "bin" / name).write_text(text.replace("ROOT", str(root)))
             (root / "bin" / name).chmod(0o755)
         (root / "database").write_text("0001\n")
@@ -100,14 +105,21 @@ class App:
         }
 
     def step(self, name: str, release: str, **changes: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, RELEASE, name],
-            input=json.dumps(self.book(release, **changes)),
-            env={"PATH": f"{self.root}/bin:/usr/bin:/bin"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        """Take one step, in this process: starting Python takes longer than most steps."""
+        book = io.StringIO(json.dumps(self.book(release, **changes)))
+        code, out, err = 0, io.StringIO(), io.StringIO()
+        with (
+            mock.patch.object(sys, "argv", ["release.py", name]),
+            mock.patch.object(sys, "stdin", book),
+            mock.patch.dict(os.environ, PATH=f"{self.root}/bin:/usr/bin:/bin"),
+            contextlib.redirect_stdout(out),
+        ):
+            try:
+                load_module(RELEASE, "release").main()
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 1
+                err.write(f"{end.code}\n")
+        return subprocess.CompletedProcess(name, code, out.getvalue(), err.getvalue())
 
     def go(
         self, steps: tuple[str, ...], release: str, **changes: Any

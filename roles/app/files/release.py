@@ -26,6 +26,7 @@ import pathlib
 import pwd
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -366,13 +367,15 @@ def probe(app):
     with tempfile.TemporaryDirectory(prefix=f"{app.book['name']}-") as folder:
         os.chown(folder, user.pw_uid, user.pw_gid)
         path = pathlib.Path(folder, "probe.sock")
-        run = [app.book["run_command"], "-r", str(app.folder(app.id))]
-        words = ["runuser", "-u", app.book["user"], "--", *run, "sh", "-euc"]
+        # Unlike runuser it is gone when it has begun: the process gets its signals, and ends with
+        # this one.
+        become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups"]
+        run = [app.book["run_command"], "-r", str(app.folder(app.id)), "sh", "-euc"]
         with app.log_path.open("a") as log:
             log.write(f"--- {clock(time.time())}  {app.book['probe_command']}\n")
             log.flush()
             process = subprocess.Popen(
-                [*words, app.book["probe_command"]],
+                [*become, "--pdeathsig=TERM", "--", *run, app.book["probe_command"]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -386,17 +389,20 @@ def probe(app):
                 try:
                     process.wait(10)
                 except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, 9)
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_until_healthy(app, process, path):
     """Return once the probed process answers below 500; fail at its or the time's end."""
     deadline = time.monotonic() + app.book["health_timeout"]
-    trouble, pause = "it did not listen", 0.1
+    trouble, pause = "it did not listen", 0.05
     headers = {"Host": app.book["health_host"], "X-Forwarded-Proto": "https"}
     while (left := deadline - time.monotonic()) > 0:
         if process.poll() is not None:
             raise Failure(f"it ended with exit status {process.returncode}")
+        if not path.exists():
+            time.sleep(pause)
+            continue
         connection = UnixConnection(path, left)
         try:
             connection.request("GET", app.book["health_path"], headers=headers)
@@ -405,12 +411,11 @@ def wait_until_healthy(app, process, path):
                 return
             trouble = f"{app.book['health_path']} answered {status}"
         except (OSError, http.client.HTTPException) as error:
-            if path.exists():
-                trouble = f"no answer to {app.book['health_path']}: {error}"
+            trouble = f"no answer to {app.book['health_path']}: {error}"
         finally:
             connection.close()
         time.sleep(pause)
-        pause = min(pause * 1.5, 1)
+        pause = min(pause * 1.5, 1)  # each answer may fill the log with a traceback
     raise Failure(f"not healthy within {app.book['health_timeout']} s: {trouble}")
 
 
