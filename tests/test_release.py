@@ -7,6 +7,7 @@ import getpass
 import io
 import json
 import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -111,7 +112,7 @@ class App:
         with (
             mock.patch.object(sys, "argv", ["release.py", name]),
             mock.patch.object(sys, "stdin", book),
-            mock.patch.dict(os.environ, PATH=f"{self.root}/bin:/usr/bin:/bin"),
+            mock.patch.dict(os.environ, PATH=f"{self.root}/bin:/usr/bin:/bin", HOME="/elsewhere"),
             contextlib.redirect_stdout(out),
         ):
             try:
@@ -209,6 +210,12 @@ def test_release_that_fails_is_broken_and_the_old_one_serves(
     ok(app.deploy("b"))
     assert app.serving == "b"
     assert "broken" not in app.books["b"]
+
+
+def test_probe_has_its_users_home(app: App) -> None:
+    probe = f"echo $HOME >{app.root}/home; {app.book('')['probe_command']}"
+    ok(app.deploy("a", probe_command=probe))
+    assert (app.root / "home").read_text().strip() == pwd.getpwnam(getpass.getuser()).pw_dir
 
 
 def test_second_run_stops_at_once_and_is_told_who_works(app: App) -> None:

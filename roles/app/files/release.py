@@ -369,6 +369,7 @@ def probe(app):
         path = pathlib.Path(folder, "probe.sock")
         # Unlike runuser it is gone when it has begun: the process gets its signals, and ends with
         # this one.
+        own = {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
         become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups"]
         run = [app.book["run_command"], "-r", str(app.folder(app.id)), "sh", "-euc"]
         with app.log_path.open("a") as log:
@@ -379,7 +380,7 @@ def probe(app):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"PROBE_SOCKET": str(path)},
+                env=os.environ | own | {"PROBE_SOCKET": str(path)},
                 start_new_session=True,
             )
             try:
