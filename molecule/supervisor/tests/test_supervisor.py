@@ -172,12 +172,6 @@ def test_a_program_that_cannot_run_is_explained_and_the_others_stay(
     eventually(lambda: set(before) <= set(pids()))
 
 
-def test_a_program_that_is_corrected_runs(role, pids):
-    changed, output = role({"name": "gone", "command": "sleep infinity"})
-    assert changed >= 1, output
-    assert "gone:gone_0" in pids()
-
-
 def test_a_connection_that_waits_when_supervisord_stops_is_served(role, host):
     serve = (
         "import socket, time; s = socket.socket(fileno=0); time.sleep(3);"
@@ -194,6 +188,12 @@ def test_a_connection_that_waits_when_supervisord_stops_is_served(role, host):
         " systemctl restart supervisor; wait; cat /tmp/answer"
     )
     assert answer.splitlines()[-1] == "b'served'"
+
+
+def test_a_program_that_is_corrected_runs(role, pids):
+    changed, output = role({"name": "gone", "command": "sleep infinity"})
+    assert changed >= 1, output
+    assert "gone:gone_0" in pids()
 
 
 def test_a_lost_restart_is_made_up_for(role, host):
