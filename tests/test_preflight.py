@@ -168,6 +168,8 @@ def test_a_site_that_nobody_can_reach() -> None:
         ("nginx_sites", {"name": "a", "state": "absent"}),
         ("nginx_streams", {"name": "a"}),
         ("supervisor_programs", {"name": "a"}),
+        ("app_workers", {"name": "a"}),
+        ("app_schedules", {"name": "a"}),
         ("postgres_databases", {"name": "a", "owner": "b"}),
         ("postgres_roles", {"name": "a"}),
     ],
@@ -178,7 +180,7 @@ def test_two_of_one_name(variable: str, entry: dict[str, Any]) -> None:
     assert "two" in problem.what
 
 
-@pytest.mark.parametrize("variable", ["nginx_sites", "supervisor_programs"])
+@pytest.mark.parametrize("variable", ["nginx_sites", "supervisor_programs", "app_workers"])
 @pytest.mark.parametrize("name", ["a b", "../x", "", "a/b", "ü", "-a"])
 def test_a_name_that_makes_no_file(variable: str, name: str) -> None:
     entry = {"name": name, "server_names": ["example.org"]}

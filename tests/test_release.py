@@ -8,8 +8,11 @@ import io
 import json
 import os
 import pwd
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,6 +41,23 @@ case $1 in
   downgrade) echo "$2" >ROOT/database ;;
 esac
 """
+# A supervisord of one process, which fails at its start where its release has a file "bad".
+SUPERVISORCTL = """#!/bin/sh
+cd ROOT
+case $1 in
+  status)
+    if [ "$2" != 'worker:*' ]; then echo "${2%:*}: ERROR (no such group)"
+    elif [ -e pid ]; then echo "worker:worker_0   RUNNING   pid $(cat pid), uptime 0:00:01"
+    else echo "worker:worker_0   BACKOFF   Exited too quickly"; fi ;;
+  restart)
+    [ ! -e pid ] || kill "$(cat pid)"
+    rm -f pid
+    [ -e current/bad ] && exit 1
+    APP_RELEASE=$(basename $(readlink current)) sleep 300 >/dev/null 2>&1 </dev/null &
+    echo $! >pid ;;
+  tail) echo "cannot import bad" ;;
+esac
+"""
 SERVER = """
 import http.server, os, socketserver
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -58,10 +78,12 @@ class App:
         for folder in ("bin", "releases", "venvs", "archives", "logs"):
             (root / folder).mkdir()
         texts = {"runuser": BECOME, "setpriv": BECOME, "run": RUN, "alembic": ALEMBIC}
+        texts["supervisorctl"] = SUPERVISORCTL
         for name, text in texts.items():
             (root / "bin" / name).write_text(text.replace("ROOT", str(root)))
             (root / "bin" / name).chmod(0o755)
         (root / "database").write_text("0001\n")
+        (root / "environment").touch()
 
     def book(self, release: str, **changes: Any) -> dict[str, Any]:
         user, folder = getpass.getuser(), self.root / "releases" / release
@@ -99,6 +121,9 @@ class App:
             "health_host": "localhost",
             "health_timeout": 20,
             "hooks": {},
+            "environment_file": f"{self.root}/environment",
+            "workers": [],
+            "schedules": [],
             "hashed": "[.][0-9a-f]{8,}[.]",
             "keep": 3,
             "trouble": "",
@@ -433,3 +458,78 @@ def test_dry_run_changes_nothing(app: App) -> None:
 def test_bare_server_has_no_release(tmp_path: Path) -> None:
     app = App(tmp_path)
     assert not ok(app.step("see", "a", root=f"{tmp_path}/nowhere"))["live"]
+
+
+@pytest.fixture
+def worker(app: App) -> Iterator[Callable[[], str]]:
+    """Get the process of the app's worker, which ends with the test."""
+
+    def pid() -> str:
+        file = app.root / "pid"
+        return file.read_text().strip() if file.exists() else ""
+
+    yield pid
+    if pid():
+        os.kill(int(pid()), signal.SIGTERM)
+
+
+def restarted(app: App, release: str, **changes: Any) -> dict[str, str]:
+    return ok(app.step("workers", release, workers=["worker"], **changes))["restarted"]
+
+
+def test_worker_moves_to_what_serves_and_then_stays(app: App, worker: Callable[[], str]) -> None:
+    ok(app.deploy("a"))
+    assert restarted(app, "a") == {"worker": "it is BACKOFF"}
+    before = worker()
+    assert restarted(app, "a") == {}
+    assert worker() == before
+    ok(app.deploy("b"))
+    assert restarted(app, "b", check=True) == {"worker": "it runs another release"}
+    assert worker() == before
+    assert restarted(app, "b") == {"worker": "it runs another release"}
+    assert worker() != before
+
+
+def test_worker_gets_a_changed_environment(app: App, worker: Callable[[], str]) -> None:
+    ok(app.deploy("a"))
+    restarted(app, "a")
+    before = worker()
+    time.sleep(0.05)
+    (app.root / "environment").touch()
+    assert restarted(app, "a") == {"worker": "its environment has changed"}
+    assert worker() != before
+
+
+def test_worker_that_does_not_come_up_says_why_and_leaves_the_lock(
+    app: App, worker: Callable[[], str]
+) -> None:
+    ok(app.deploy("a"))
+    restarted(app, "a")
+    for step in DEPLOYMENT[:-1]:
+        ok(app.step(step, "b"))
+    (app.root / "current/bad").touch()
+    failed = app.step("workers", "b", workers=["worker"])
+    assert failed.returncode == 1
+    assert "the worker worker: it is BACKOFF" in failed.stderr
+    assert "cannot import bad" in failed.stderr
+    assert app.locked
+    ok(app.step("back", "b", trouble="the worker worker"))
+    assert restarted(app, "b") == {"worker": "it is BACKOFF"}
+    assert app.step("undone", "b", trouble="the worker worker").returncode == 1
+    assert app.serving == "a"
+    assert not app.locked
+
+
+def test_worker_that_supervisord_does_not_know_yet_is_left_to_it(app: App) -> None:
+    ok(app.deploy("a"))
+    told = ok(app.step("workers", "a", workers=["new"]))
+    assert told["restarted"] == {}
+    assert told["unknown"] == ["new"]
+
+
+def test_schedule_with_a_time_that_is_none_stops_before_anything(app: App) -> None:
+    schedules = [{"name": "cleanup", "when": "every now and then"}]
+    failed = app.step("see", "a", schedules=schedules)
+    assert failed.returncode == 1
+    assert "app_schedules: cleanup" in failed.stderr
+    ok(app.step("see", "a", schedules=[{"name": "cleanup", "when": "Mon *-*-* 03:00"}]))

@@ -281,13 +281,15 @@ def check_twins(server: Server) -> Iterator[Problem]:
         ("nginx_sites", "sites"),
         ("nginx_streams", "streams"),
         ("supervisor_programs", "programs"),
+        ("app_workers", "workers"),
+        ("app_schedules", "schedules"),
         ("postgres_databases", "databases"),
         ("postgres_roles", "roles"),
     ):
         names = [entry.get("name") for entry in entries(server, variable)]
         for name in twins(names):
             yield Problem(variable, f"has two {kind} named {name!r}")
-        if variable.startswith(("nginx", "supervisor")):
+        if variable.startswith(("nginx", "supervisor", "app")):
             for name in sorted(set(map(str, names))):
                 if not FILE_NAME.fullmatch(name):
                     yield Problem(

@@ -21,7 +21,10 @@ from load import Load  # noqa: E402 (found by the line above)
 # What takes minutes and hardly differs between the releases is done in full on the newer one only.
 # These are the last parts of the tests' names: how many deployments, at which step one is killed.
 NOT_ON = {
-    "deploy-12": {"10", "unpack", "load", "probe", "slots", "finish"},
+    "deploy-12": {
+        *("10", "import", "migration"),
+        *("unpack", "load", "probe", "slots", "workers", "finish"),
+    },
     "deploy-13": {"3"},
 }
 
@@ -45,7 +48,7 @@ def command(host: Host) -> Callable[..., list[str]]:
     def words(playbook: str, **variables: object) -> list[str]:
         return [
             "ansible-playbook",
-            str(REPOSITORY / "playbooks" / f"{playbook}.yml"),
+            str(REPOSITORY / ("" if playbook == "site" else "playbooks") / f"{playbook}.yml"),
             f"--inventory={Path(os.environ['MOLECULE_INVENTORY_FILE']).parent}",
             f"--limit={host.check_output('hostname')}",
             f"--extra-vars={json.dumps(VARIABLES | variables)}",
@@ -74,11 +77,12 @@ def playbook(command: Callable[..., list[str]]) -> Callable[..., subprocess.Comp
 def code(tmp_path: Path) -> Callable[[str], Path]:
     """Make a copy of the ledger's code that differs by a word, or by more: code("one")."""
 
-    def copy(word: str, wsgi: str = "", migration: str = "") -> Path:
+    def copy(word: str, wsgi: str = "", migration: str = "", worker: str = "") -> Path:
         folder = tmp_path / word
         shutil.copytree(SCENARIO / "files/ledger", folder)
         (folder / "ledger/static" / f"style.{word.encode().hex():0>8}.css").write_text(word)
         (folder / "wsgi.py").write_text((folder / "wsgi.py").read_text() + wsgi)
+        (folder / "worker.py").write_text(worker + (folder / "worker.py").read_text())
         if migration:
             (folder / "migrations/versions/0002_more.py").write_text(migration)
         return folder
@@ -106,6 +110,21 @@ def rows(host: Host) -> Callable[[], list[str]]:
     """Get the ids of all rows that were written, in order."""
     query = "runuser -u ledger -- psql -XAtc 'SELECT id FROM rows' ledger"
     return lambda: sorted(host.check_output(query).split())
+
+
+@pytest.fixture
+def jobs(host: Host) -> Callable[[], dict[str, list[bool]]]:
+    """Get the jobs that each release began, and whether each one ended."""
+    query = "runuser -u ledger -- psql -XAtF' ' -c 'SELECT release, ended FROM jobs' ledger"
+
+    def read() -> dict[str, list[bool]]:
+        found: dict[str, list[bool]] = {}
+        for line in host.check_output(query).splitlines():
+            release, ended = line.split()
+            found.setdefault(release, []).append(ended == "t")
+        return found
+
+    return read
 
 
 @pytest.fixture

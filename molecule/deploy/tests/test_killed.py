@@ -12,7 +12,7 @@ import pytest
 from conftest import Load
 from testinfra.host import Host
 
-STEPS = ("unpack", "build", "load", "migrate", "probe", "switch", "slots", "finish")
+STEPS = ("unpack", "build", "load", "migrate", "probe", "switch", "slots", "workers", "finish")
 
 
 # What the lock names last is what is at work; the first step is before the lock, and begins a log.
@@ -28,9 +28,9 @@ BEGAN["slots"] = (
 )
 
 FILES = "cd %s && find . %s -printf '%%P %%y %%M %%u %%g\n' | sort"
-SLOTS = """
-for slot in 0 1; do
-  tr '\\0' '\\n' </proc/$(supervisorctl pid ledger:ledger_$slot)/environ | grep ^APP_RELEASE
+PROCESSES = """
+for process in ledger:ledger_0 ledger:ledger_1 ledger.jobs:ledger.jobs_0; do
+  tr '\\0' '\\n' </proc/$(supervisorctl pid $process)/environ | grep ^APP_RELEASE
 done
 """
 
@@ -50,7 +50,7 @@ def state(host: Host) -> Callable[[], dict]:
             # The very first release came from none.
             "books": sorted(books[current].keys() - {"from"}),
             "broken": [name for name in books if "broken" in books[name]],
-            "slots": set(host.check_output(SLOTS).split()) == {f"APP_RELEASE={current}"},
+            "processes": set(host.check_output(PROCESSES).split()) == {f"APP_RELEASE={current}"},
         }
 
     return read

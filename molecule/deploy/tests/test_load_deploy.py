@@ -27,6 +27,7 @@ def upgrade():
         },
         "no_such_table",
     ),
+    "worker": ({"worker": "import no_such_worker\n"}, "no_such_worker"),
     # What only the second slot has among its open files is its private socket.
     "second slot": (
         {
@@ -56,6 +57,7 @@ def test_deployments_and_rollbacks(
     playbook: Callable,
     code: Callable[..., Path],
     serving: Callable[[], str],
+    jobs: Callable[[], dict[str, list[bool]]],
     rounds: int,
 ) -> None:
     before, seen = serving(), set()
@@ -69,6 +71,9 @@ def test_deployments_and_rollbacks(
     assert len(seen) == rounds
     assert {answer.release for answer in load.answers} == seen | {before}
     assert load.latency(0.99) < quiet + ADDED
+    # The worker moved along each time, and was never cut off; what it is at now has not ended.
+    assert set(jobs()) >= seen | {before}
+    assert sum(not ended for found in jobs().values() for ended in found) <= 1
 
 
 @pytest.mark.parametrize("way", BROKEN)
@@ -86,6 +91,8 @@ def test_broken_release(
     assert reason in run.stdout + run.stderr
     assert serving() == before
     assert "broken" in ok(playbook("releases"))
+    worker = host.check_output("supervisorctl pid ledger.jobs:ledger.jobs_0")
+    assert f"APP_RELEASE={before}" in host.check_output(f"tr '\\0' ' ' </proc/{worker}/environ")
     tables = host.check_output("runuser -u ledger -- psql -XAtc '\\dt' ledger")
     assert "half" not in tables
     time.sleep(2)

@@ -3,9 +3,10 @@
     release.py STEP         standard input is a JSON object, standard output another
 
 Standard input is ``__app_book`` of the role's vars/main.yml. A deployment is ``see``, ``unpack``,
-``build``, ``load``, ``migrate``, ``probe``, ``switch`` and ``finish``; a rollback is ``choose``,
-``downgrade``, ``probe``, ``switch`` and ``finish``. ``back`` and ``undone`` take back a switch
-whose slots do not get well. ``listing`` only reads. Runs as root, on the server.
+``build``, ``load``, ``migrate``, ``probe``, ``switch``, ``workers`` and ``finish``; a rollback is
+``choose``, ``downgrade``, ``probe``, ``switch``, ``workers`` and ``finish``. ``back`` and
+``undone`` take back a switch whose slots or workers do not get well. ``listing`` only reads.
+Runs as root, on the server.
 
 ``build`` and ``choose`` take the app's lock; each later step wants to find it as they left it. A
 step that fails marks the release as broken, gives the lock back, writes the audit log, and exits
@@ -37,6 +38,12 @@ LOCKED = os.EX_TEMPFAIL
 LOG_TAIL = 6000  # bytes of a release's log that a failure shows at most
 KEEP_BROKEN = 2  # releases that failed, kept to be looked at
 STATIC_FROM = 2  # releases whose hashed static files stay reachable
+UNKNOWN = "supervisord does not know it"
+# What a server says that has no app yet.
+NOTHING = {
+    **{"live": False, "built": False, "venv": False, "table": []},
+    **{"workers": [], "schedules": [], "restarted": {}, "unknown": []},
+}
 
 
 class Failure(Exception):
@@ -314,7 +321,24 @@ def see(app):
         "live": app.serving == app.id and proven and not app.lock_path.exists(),
         "built": app.built(app.id),
         "venv": venv.exists(),
+        "workers": own_files(app, "/etc/supervisor/conf.d", ".conf"),
+        "schedules": own_files(app, "/etc/systemd/system", ".timer"),
     }
+    for schedule in app.book["schedules"]:
+        words = ["systemd-analyze", "calendar", "--", schedule["when"]]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(
+                f"app_schedules: {schedule['name']} has a time that systemd does not understand."
+                f" {done.stderr.strip()}\nTry one with: systemd-analyze calendar '*-*-* 03:00'"
+            )
+
+
+def own_files(app, folder, suffix):
+    """Return the names of the app's workers or schedules that have a file in a folder."""
+    prefix = app.book["name"] + "."
+    found = pathlib.Path(folder).glob(f"{prefix}*{suffix}")
+    return sorted(path.name[len(prefix) : -len(suffix)] for path in found)
 
 
 def unpack(app):
@@ -457,6 +481,79 @@ def carry_static(app, release):
         app.call([*user, *copy], f"keep {len(missing)} static files of {release}", cwd=there)
 
 
+def workers(app):
+    """Restart the background workers that do not run the release that serves."""
+    if read(app.lock_path).get("id") == app.book["run"]["id"]:
+        app.step("workers")
+    files = [app.book["environment_file"], app.book["run_command"]]
+    state = {name: worker_trouble(app, name, files) for name in app.book["workers"]}
+    # A program that supervisord does not know comes with its file, which this step does not write.
+    stale = {name: why for name, why in state.items() if why not in ("", UNKNOWN)}
+    app.output |= {"restarted": stale, "unknown": [x for x in state if state[x] == UNKNOWN]}
+    if app.book["check"]:
+        return
+    # Each gets its time to end what it is at, all of them at once.
+    runs = [
+        subprocess.Popen(
+            ["supervisorctl", "restart", f"{name}:*"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for name in stale
+    ]
+    for run in runs:
+        run.communicate()
+    if failed := {name: why for name in stale if (why := worker_trouble(app, name))}:
+        logs = [supervisorctl("tail", f"-{LOG_TAIL}", f"{name}:{name}_0") for name in failed]
+        why = "; ".join(f"the worker {name}: {why}" for name, why in failed.items())
+        raise Failure("\n".join([why, *logs]))
+
+
+def supervisorctl(*words):
+    """Return what supervisorctl says; its exit status says less."""
+    return subprocess.run(
+        ["supervisorctl", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    ).stdout
+
+
+def worker_trouble(app, name, files=()):
+    """Return '' when all of a worker's processes run what serves, UNKNOWN, or why they do not."""
+    for line in supervisorctl("status", f"{name}:*").splitlines():
+        state, *told = line.split()[1:]
+        if state == "ERROR":
+            return UNKNOWN
+        if state != "RUNNING":
+            return f"it is {state}"
+        # "pid 123, uptime 0:00:01"
+        trouble = process_trouble(app, told[1].rstrip(","), files)
+        if trouble:
+            return trouble
+    return ""
+
+
+def process_trouble(app, pid, files):
+    """Return '' when a process runs the release that serves, and began after these files."""
+    proc = pathlib.Path("/proc", pid)
+    try:
+        environment = proc.joinpath("environ").read_bytes().split(b"\0")
+        # The 22nd field of proc_pid_stat(5); the second may hold blanks.
+        ticks = int(proc.joinpath("stat").read_text().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return "it ended"
+    if f"APP_RELEASE={app.serving}".encode() not in environment:
+        return "it runs another release"
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    if any(pathlib.Path(path).stat().st_mtime > time.time() - age for path in files):
+        return "its environment has changed"
+    return ""
+
+
 def finish(app):
     """Remove what is not needed any more, give the lock back, and say how long it took."""
     app.step("finish")
@@ -590,7 +687,7 @@ def listing(app):
 
 READ = (see, listing)
 WRITE = (
-    *(unpack, build, load, migrate, probe, switch, finish, back, undone),
+    *(unpack, build, load, migrate, probe, switch, workers, finish, back, undone),
     *(choose, downgrade),
 )
 
@@ -600,7 +697,7 @@ def main():
     app = App(json.load(sys.stdin))
     # Not there in a dry run on a bare server.
     if not app.root.exists():
-        print(json.dumps({"live": False, "built": False, "venv": False, "table": []}))
+        print(json.dumps(NOTHING))
         return
     if step in (see, build, choose) and app.lock_path.exists() and not app.book["break_lock"]:
         app.refuse()
@@ -613,6 +710,8 @@ def main():
             step(app)
         except Failure as failure:
             # The slots run this release by now, so there is more to take back than the books.
+            if step is workers:
+                sys.exit(str(failure))
             if step in (finish, back):
                 sys.exit(f"{step.__name__}: {failure}; see {app.log_path}")
             app.fail(step.__name__, failure)
