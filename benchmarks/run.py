@@ -2,16 +2,14 @@
 
 Two bare servers, made alike, take the sample app in turn: one from benchmarks/baseline.sh over ssh,
 one from site.yml. Then come the runs with nothing to do, the memory of the idle stack, and the load
-on the server that site.yml made. All figures are of one run on one machine; what carries over to
-another machine is their ratios.
+on the server that site.yml made. At the end both take a second app, which is released under load.
+All figures are of one run on one machine; what carries over to another machine is their ratios.
 
 Writes benchmarks/results.json (raw numbers), docs/benchmarks.md (the table) and its plots.
 """
 
 import json
-import os
 import re
-import shlex
 import statistics
 import subprocess
 import sys
@@ -19,74 +17,14 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+import plots
+import releases
+from servers import RELEASE, ROOT, Server, gunicorn_version, playbook, run, say, tasks_on_server
+
 RESULTS = ROOT / "benchmarks/results.json"
 PAGE = ROOT / "docs/benchmarks.md"
-RELEASE = os.environ.get("BENCH_RELEASE", "13")
 LOAD_SECONDS = 4  # of each load; bounded, and only ever within the server's own loopback
 LOAD_ROUNDS = 7  # the median counts, because these machines are noisy
-NOT_ON_THE_SERVER = {"validate_argument_spec", "assert", "fail", "debug", "set_fact", "meta"}
-
-
-def run(*command: object, **options) -> str:
-    """Run a command of the control machine; its output, or the end with what it said."""
-    done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, check=False, **options
-    )
-    if done.returncode:
-        sys.exit(f"{shlex.join(map(str, command))}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-    return done.stdout
-
-
-def say(text: str) -> None:
-    print(f"bench: {text}", flush=True)
-
-
-class Server:
-    """A bare server in a container, reached over ssh as root, as the README does it."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        answer = run(ROOT / "scripts/server", "up", "bench", name, RELEASE, folder)
-        self.container, self.port = answer.split()
-        self.folder, self.name = folder, name
-        self.inside("cp -r /home/deploy/.ssh /root && chown -R root:root /root/.ssh")
-
-    def ssh(self, command: str, stdin: bytes | None = None) -> None:
-        """Run a command over ssh, as a person would."""
-        options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
-        key = f"-o IdentitiesOnly=yes -i {self.folder}/id_ed25519"
-        words = f"ssh {options} {key} -p {self.port} root@127.0.0.1"
-        done = subprocess.run(
-            [*shlex.split(words), command], input=stdin or b"", capture_output=True, check=False
-        )
-        if done.returncode:
-            sys.exit(f"{command[:200]}\n{(done.stdout + done.stderr).decode()[-3000:]}")
-
-    def inside(self, command: str) -> str:
-        """Run a command as root in the container, for measuring."""
-        return run("docker", "exec", self.container, "sh", "-c", command)
-
-    def inventory(self) -> Path:
-        """Write the inventory that describes this server, as inventory/lab does the lab's."""
-        folder = self.folder / f"inventory-{self.name}"
-        folder.mkdir(exist_ok=True)
-        link = folder / "group_vars"
-        link.unlink(missing_ok=True)
-        link.symlink_to(ROOT / "group_vars")
-        host = {
-            "ansible_host": "127.0.0.1",
-            "ansible_port": int(self.port),
-            "ansible_user": "root",
-            "ansible_ssh_private_key_file": f"{self.folder}/id_ed25519",
-            "ansible_ssh_common_args": "-o IdentitiesOnly=yes -o StrictHostKeyChecking=no"
-            " -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
-        }
-        groups = {group: {"hosts": {self.name: {}}} for group in ("db", "app", "web")}
-        (folder / "hosts.json").write_text(
-            json.dumps({"bench": {"hosts": {self.name: host}}, **groups})
-        )
-        return folder
-
 
 VARIABLES = {
     "app_path": str(ROOT / "sample_app"),
@@ -99,35 +37,6 @@ VARIABLES = {
     "gunicorn_cores": 2,
     "nginx_worker_processes": "2",
 }
-
-
-def site(server: Server, **environment: str) -> tuple[float, dict]:
-    """Run site.yml; the seconds it took, and what Ansible reports of every task."""
-    began = time.monotonic()
-    output = run(
-        Path(sys.executable).parent / "ansible-playbook",
-        ROOT / "site.yml",
-        "--inventory",
-        server.inventory(),
-        "--extra-vars",
-        json.dumps(VARIABLES),
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json", **environment},
-    )
-    return time.monotonic() - began, json.loads(output[output.index("{") :])
-
-
-def tasks_on_server(report: dict) -> int:
-    """Count the tasks that ran on the server: not skipped, not on the control machine."""
-    count = 0
-    for play in report["plays"]:
-        for task in play["tasks"]:
-            for result in task["hosts"].values():
-                action = result.get("action", "").rpartition(".")[2]
-                elsewhere = "_ansible_delegated_vars" in result
-                if not (result.get("skipped") or elsewhere or action in NOT_ON_THE_SERVER):
-                    count += 1
-    return count
 
 
 def baseline(server: Server) -> float:
@@ -149,9 +58,7 @@ def baseline(server: Server) -> float:
         )
         archive.seek(0)
         server.ssh("mkdir -p /srv/guestbook && tar -xz -C /srv/guestbook", archive.read())
-    defaults = (ROOT / "roles/gunicorn/defaults/main.yml").read_text()
-    version = re.search(r"^gunicorn_version: *(\S+)", defaults, re.MULTILINE)[1]
-    server.ssh(f"echo gunicorn=={version} > /srv/guestbook/.server")
+    server.ssh(f"echo gunicorn=={gunicorn_version()} > /srv/guestbook/.server")
     server.ssh("cat > /root/baseline.sh", (ROOT / "benchmarks/baseline.sh").read_bytes())
     server.ssh("sh /root/baseline.sh")
     seconds = time.monotonic() - began
@@ -272,12 +179,12 @@ def measure() -> dict:
         say("the shell script")
         results["shell_seconds"] = baseline(shell)
         say(f"{results['shell_seconds']:.1f} s; site.yml on the other")
-        results["site_seconds"], _ = site(carafe)
+        results["site_seconds"], _ = playbook(carafe, "site.yml", VARIABLES)
         say(f"{results['site_seconds']:.1f} s; again, with nothing to do")
-        results["noop_seconds"], report = site(carafe)
+        results["noop_seconds"], report = playbook(carafe, "site.yml", VARIABLES)
         results["noop_changed"] = sum(x["changed"] for x in report["stats"].values())
         results["noop_tasks"] = tasks_on_server(report)
-        results["noop_mitogen_seconds"], _ = site(carafe, **mitogen())
+        results["noop_mitogen_seconds"], _ = playbook(carafe, "site.yml", VARIABLES, **mitogen())
         say("memory")
         time.sleep(10)
         results["memory"] = json.loads(
@@ -285,6 +192,7 @@ def measure() -> dict:
         )
         say("load")
         results["requests_a_second"] = serving(carafe)
+        results["releases"] = releases.measure(carafe, shell)
     return results
 
 
@@ -325,6 +233,7 @@ def table(results: dict) -> list[tuple[str, str, str]]:
         ("… with Mitogen", f"{results['noop_mitogen_seconds']:.1f} s", ""),
         ("… tasks on the server", f"{results['noop_tasks']}", "≤ 40"),
         ("… changed", f"{results['noop_changed']}", "0"),
+        *release_rows(results["releases"]),
         ("memory of the idle stack, shared pages counted once (PSS)", f"{pss:.0f} MB", "≤ 350 MB"),
         ("memory of the idle stack, as ps shows it (RSS)", f"{rss:.0f} MB", ""),
         *(
@@ -334,32 +243,49 @@ def table(results: dict) -> list[tuple[str, str, str]]:
     ]
 
 
-def draw(results: dict) -> None:
-    """Draw the times and the loads as bars."""
-    import matplotlib
+RELEASES_TEXT = """\
+## Releases under load
 
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "carafe"
-    from matplotlib import pyplot
+The ledger of [molecule/deploy](../molecule/deploy/files/ledger) is released three times and then
+taken back, while [a client with no mercy](../molecule/load.py) asks it 200 times a second through
+nginx. Above by `deploy.yml` and `rollback.yml`, below by what people type:
 
-    figure, (times, loads) = pyplot.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
-    bars = {
-        "shell script, bare": results["shell_seconds"],
-        "site.yml, bare": results["site_seconds"],
-        "site.yml, nothing to do": results["noop_seconds"],
-        "… with Mitogen": results["noop_mitogen_seconds"],
-    }
-    for axes, values, unit, form in (
-        (times, bars, "seconds", "%.1f"),
-        (loads, results["requests_a_second"], "requests a second, of one run", "%.0f"),
-    ):
-        drawn = axes.barh(list(values), list(values.values()), color="#4c7a9f")
-        axes.bar_label(drawn, fmt=form, padding=3)
-        axes.invert_yaxis()
-        axes.set_xlabel(unit)
-        axes.margins(x=0.15)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(ROOT / "docs/images/bench.svg", metadata={"Date": None}, facecolor="white")
+    ssh server '{script}'
+
+Both servers run two workers of four threads. A quarter of the requests are POSTs that write a row.
+One in a hundred is for a page that takes 1.5 seconds: it may get lost like any other, but its
+latency is left out. A line's steps are one second wide.
+
+![Latency over time, and the requests lost](images/releases.svg)
+"""
+
+
+def release_rows(measured: dict) -> list[tuple[str, str, str]]:
+    """Return the rows on releases by deploy.yml, and by the script beside it."""
+    seconds, slots = measured["deploy_seconds"], measured["deploy_slots_seconds"]
+    ours, theirs = (measured["under_load"][x] for x in ("deploy.yml", "script"))
+
+    def lost(load: dict) -> tuple[str, str]:
+        count = len(load["deployments"])
+        return (
+            f"… requests lost in {count} releases under load",
+            f"{load['lost']:,} of {load['requests']:,}",
+        )
+
+    return [
+        ("deploy.yml, unchanged dependencies", f"{seconds:.1f} s", ""),
+        ("… of which the switch and the slots' start", f"{slots:.1f} s", ""),
+        ("… without these", f"{seconds - slots:.1f} s", "≤ 15 s"),
+        ("… tasks on the server", f"{measured['deploy_tasks']}", "≤ 20"),
+        (*lost(ours), "0"),
+        ("… latency that they added at most", f"{ours['added_ms']:.0f} ms", "< 250 ms"),
+        (
+            "git pull, pip install and supervisorctl restart",
+            f"{measured['script_seconds']:.1f} s",
+            "",
+        ),
+        (*lost(theirs), ""),
+    ]
 
 
 def main() -> None:
@@ -367,7 +293,9 @@ def main() -> None:
         results = measure()
     finally:
         run(ROOT / "scripts/server", "down", "bench")
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    # What is measured second by second takes one line, and not one for each.
+    text = re.sub(r"\[[^][{}]*\]", lambda x: " ".join(x[0].split()), json.dumps(results, indent=2))
+    RESULTS.write_text(text + "\n")
     rows = table(results)
     lines = [
         "| what | measured | bar |",
@@ -381,9 +309,11 @@ def main() -> None:
         "Made by `make bench`, on one machine in one run: read the ratios, not the seconds.\n"
         f"Debian {results['debian']}. Raw numbers: `benchmarks/results.json`.\n\n"
         + "\n".join(lines)
-        + "\n\n![Times and loads](images/bench.svg)\n"
+        + "\n\n![Times and loads](images/bench.svg)\n\n"
+        + RELEASES_TEXT.format(**results["releases"])
     )
-    draw(results)
+    plots.times(results)
+    plots.under_load(results["releases"])
     width = max(len(row[0]) for row in rows)
     for what, measured, bar in rows:
         print(f"{what:{width}}  {measured:>8}  {bar}")
