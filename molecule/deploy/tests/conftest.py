@@ -22,7 +22,7 @@ from load import Load  # noqa: E402 (found by the line above)
 # These are the last parts of the tests' names: how many deployments, at which step one is killed.
 NOT_ON = {
     "deploy-12": {
-        *("10", "import", "migration"),
+        *("10", "import", "health", "migration"),
         *("unpack", "load", "probe", "slots", "workers", "finish"),
     },
     "deploy-13": {"3"},

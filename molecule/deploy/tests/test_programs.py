@@ -9,7 +9,9 @@ from testinfra.host import Host
 
 def test_schedule_runs_in_the_release_that_serves(host: Host, serving: Callable[[], str]) -> None:
     host.check_output("systemctl start ledger.tick.service")
-    said = host.check_output("journalctl --unit ledger.tick --lines 1 --output cat")
+    said = host.check_output(
+        "journalctl --unit ledger.tick --identifier ledger.tick --lines 1 --output cat"
+    )
     assert said == f'tick of {serving()}: 100% "quoted" back\\slash /srv/ledger'
     timer = host.check_output("systemctl list-timers --all ledger.tick.timer")
     assert "-01-01 00:00:00" in timer
@@ -49,6 +51,4 @@ def test_what_is_not_in_the_lists_any_more_is_gone(host: Host, site: Callable[..
     assert "ledger.tick" not in host.check_output("systemctl list-timers --all")
     site(app_schedules=[{"name": "tock", "command": "true", "when": "Tue 03:00"}])
     assert "Tue " in host.check_output("systemctl list-timers --all ledger.tock.timer")
-    site()
-    assert host.check_output(files).split() == before
-    assert " changed=0 " in site()
+    assert "RUNNING" in host.check_output("supervisorctl status ledger.jobs:*")
