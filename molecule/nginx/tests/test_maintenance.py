@@ -1,0 +1,240 @@
+"""The maintenance page: playbooks/maintenance.yml, run as an operator runs it, over ssh."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from testinfra.host import Host
+
+SCENARIO = Path(__file__).parents[1]
+PLAYBOOK = SCENARIO.parents[1] / "playbooks/maintenance.yml"
+(PLAY,) = yaml.safe_load((SCENARIO / "converge.yml").read_text())
+SITES = PLAY["vars"]["nginx_sites"]
+IPV6 = "2001:db8:0:0:1::7"
+# Each of nginx's workers remembers for two seconds that a file was there.
+SECONDS = 10
+
+
+@pytest.fixture(scope="module")
+def switch(host: Host) -> Callable[..., tuple[int | None, str]]:
+    """Switch maintenance on this server; return the number of changes, None for a failed run."""
+
+    def run(state: str | None, *options: str, **variables) -> tuple[int | None, str]:
+        variables = {"nginx_sites": SITES, "nginx_maintenance_sites": ["app"]} | variables
+        process = subprocess.run(
+            [
+                "ansible-playbook",
+                *("--inventory", Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent),
+                *("--limit", host.check_output("hostname")),
+                *("--extra-vars", json.dumps(variables)),
+                *(["--extra-vars", f"state={state}"] if state else []),
+                *options,
+                PLAYBOOK,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
+        )
+        changed = process.stdout.rpartition("changed=")[2].split()[:1]
+        # Ansible folds long messages.
+        output = " ".join((process.stdout + process.stderr).split())
+        return (None if process.returncode else int(changed[0])), output
+
+    return run
+
+
+def pids(host: Host) -> set[int]:
+    return {process.pid for process in host.process.filter(comm="nginx")}
+
+
+@pytest.fixture(scope="module")
+def own_address(host: Host) -> str:
+    """The server's address in the containers' network, from which it asks itself."""
+    return host.check_output("hostname -I").split()[0]
+
+
+@pytest.fixture(scope="module")
+def maintained(host, switch, own_address):
+    """The sites app, limited and public in maintenance; gives the processes of nginx before it."""
+    before = pids(host)
+    sites = {"nginx_maintenance_sites": ["app", "limited", "public"]}
+    changed, output = switch("on", **sites, nginx_maintenance_allow=[own_address, IPV6.upper()])
+    # A folder, three ways in (one is the operator's) and the page, for each site.
+    assert changed == 3, output
+    yield before
+    assert switch("off", **sites)[0] is not None
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize(
+    "path", ["/", "/page?status=200", "/static/release.txt", "/static/missing.css", "/other/page"]
+)
+def test_every_request_gets_the_page_and_when_to_come_again(ask, maintained, method, path):
+    option = ["--head"] if method == "HEAD" else ["--request", method]
+    answer = ask("app.test", path, *option)
+    assert (answer.status, answer.header("Retry-After")) == (503, "300")
+    assert answer.header("Cache-Control") == "no-store"
+    assert answer.header("Content-Type") == "text/html; charset=utf-8"
+    assert ("Down for maintenance" in answer.body) is (method != "HEAD")
+
+
+@pytest.mark.parametrize("name", ["app.test", "limited.test"])
+def test_an_upload_gets_the_page_too(ask, host, maintained, name):
+    host.check_output("test -e /tmp/upload || head -c 20000000 /dev/zero >/tmp/upload")
+    assert ask(name, "/", "--data-binary", "@/tmp/upload").status == 503
+
+
+def test_a_websocket_gets_the_page_too(ask, maintained):
+    upgrade = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
+    headers = [word for header in upgrade for word in ("--header", header)]
+    assert "Down for maintenance" in ask("app.test", "/websocket/", *headers).body
+
+
+@pytest.mark.parametrize("name", ["www.app.test", "public.test"])
+def test_each_name_and_port_of_the_site_is_covered(ask, maintained, name):
+    port = 8081 if name == "public.test" else 80
+    assert ask(name, "/robots.txt", at=f"127.0.0.1:{port}").status == 503
+
+
+def test_who_is_let_in_sees_the_site(ask, maintained, own_address):
+    at = f"{own_address}:80"
+    assert ask("app.test", "/static/release.txt", at=at).body == "one\n"
+    assert ask("app.test", "/other/page", "--data", "x", at=at).seen["path"] == "/moved/page"
+    # Whoever claims to come from there is not.
+    forged = ["--header", f"X-Forwarded-For: {own_address}"]
+    assert ask("app.test", "/", *forged).status == 503
+
+
+def test_who_is_let_in_by_ipv6_sees_the_site(host, ask, maintained):
+    disabled = host.check_output("sysctl -n net.ipv6.conf.lo.disable_ipv6")
+    host.check_output("sysctl -w net.ipv6.conf.lo.disable_ipv6=0")
+    host.check_output("ip address replace %s/128 dev lo", IPV6)
+    try:
+        for source, status in ((IPV6, 200), ("::1", 503)):
+            answer = ask("app.test", "/", "--interface", source, at=f"[{IPV6}]:80")
+            assert answer.status == status
+    finally:
+        host.check_output("ip address delete %s/128 dev lo", IPV6)
+        host.check_output("sysctl -w net.ipv6.conf.lo.disable_ipv6=%s", disabled)
+
+
+def test_the_address_of_the_operators_ssh_is_let_in(site, maintained):
+    assert site("/", host="app.test").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["balanced.test", "cached.test", "leaflet.test"])
+def test_no_other_site_of_the_server_is_touched(ask, maintained, name):
+    path = "/media/picture.txt" if name == "leaflet.test" else "/"
+    assert ask(name, path).status == 200
+
+
+def test_another_503_is_not_taken_for_maintenance(ask, maintained, own_address):
+    own = ask("app.test", "/?status=503", at=f"{own_address}:80")
+    assert (own.status, own.seen["port"], own.header("Retry-After")) == (503, 9001, "")
+    assert "503 Service Temporarily Unavailable" in ask("leaflet.test", "/own-503").body
+
+
+def test_a_second_run_changes_nothing_and_a_dry_run_only_says_what_it_would(
+    host, ask, switch, maintained
+):
+    address = "203.0.113.7"
+    assert switch("on")[0] == 0
+    changed, output = switch("off", "--check", "--diff")
+    assert changed == 1, output
+    changed, output = switch("on", "--check", "--diff", nginx_maintenance_allow=[address])
+    assert changed == 1, output
+    assert not host.file(f"/var/lib/nginx/maintenance-app/allow-{address}").exists
+    assert ask("app.test").status == 503
+
+
+def test_a_run_of_the_role_neither_ends_it_nor_reloads(ask, host, apply, maintained):
+    assert apply()[0] == 0
+    assert ask("app.test").status == 503
+    assert pids(host) == maintained
+
+
+def test_off_is_as_it_was_before_and_nginx_has_not_been_reloaded(
+    host, ask, switch, maintained, eventually
+):
+    assert switch("off")[0] == 1
+    assert switch("off")[0] == 0
+    eventually(lambda: ask("app.test").status == 200, SECONDS)
+    answer = ask("app.test", "/static/release.txt")
+    assert (answer.status, answer.body, answer.header("X-Maintenance")) == (200, "one\n", "")
+    assert ask("limited.test").status == 503
+    assert not host.file("/var/lib/nginx/maintenance-app").exists
+    assert pids(host) == maintained
+    assert host.run("nginx -t -q").stderr == ""
+
+
+def test_a_dry_run_on_a_site_in_service_only_says_what_it_would_do(host, ask, switch):
+    changed, output = switch("on", "--check", "--diff", nginx_maintenance_sites=["unbuffered"])
+    assert changed == 3, output
+    assert not host.file("/var/lib/nginx/maintenance-unbuffered").exists
+    assert ask("unbuffered.test").status == 200
+
+
+def test_a_page_of_ones_own_of_any_size_is_shown(ask, switch, tmp_path, eventually):
+    text = "<p>Zurück um 12&nbsp;Uhr: it's $5 \\ {{ }}</p>" + "x" * 100_000
+    page = tmp_path / "own.html"
+    page.write_text(text)
+    site = {"nginx_maintenance_sites": ["leaflet"]}
+    try:
+        assert switch("on", **site, nginx_maintenance_page=str(page))[0] == 3
+        assert ask("leaflet.test", "/", "--request", "POST").body == text
+    finally:
+        assert switch("off", **site)[0] == 1
+    eventually(lambda: ask("leaflet.test").status == 404, SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("state", "variables", "message"),
+    [
+        (None, {}, "Add -e state=on or -e state=off"),
+        ("maybe", {}, "Add -e state=on or -e state=off"),
+        ("on", {"nginx_maintenance_allow": "[203.0.113.0/24]"}, "nginx_maintenance_allow has 203."),
+    ],
+)
+def test_what_makes_no_sense_is_told_and_nothing_is_done(host, switch, state, variables, message):
+    variables = {"nginx_maintenance_sites": []} | variables
+    changed, output = switch(state, **variables)
+    assert changed is None
+    assert message in output
+    assert not host.file("/var/lib/nginx/maintenance-app").exists
+
+
+def test_a_site_from_before_there_was_maintenance_is_told_what_to_run_first(host, switch):
+    path = "/etc/nginx/sites-enabled/app.conf"
+    host.check_output("cp -a %s /root/app.conf && sed -i /maintenance/d %s", path, path)
+    try:
+        changed, output = switch("on")
+        assert changed is None
+        assert "Run this first: ansible-playbook site.yml --tags nginx" in output
+        assert not host.file("/var/lib/nginx/maintenance-app").exists
+    finally:
+        host.check_output("cp -a /root/app.conf %s", path)
+
+
+def test_nginx_that_does_not_answer_as_asked_is_an_error(host, ask, switch, service, eventually):
+    service("stop", "nginx")
+    try:
+        changed, output = switch("on")
+        assert changed is None
+        assert "does not answer so for app. Does it run" in output
+    finally:
+        service("start", "nginx")
+        assert switch("off")[0] == 1
+    eventually(lambda: ask("app.test").status == 200, SECONDS)
+
+
+def test_a_site_that_is_removed_takes_its_maintenance_along(host, apply, switch):
+    late = {"name": "late", "server_names": ["late.test"], "upstreams": ["127.0.0.1:9001"]}
+    assert apply(nginx_sites=[late])[0] == 2
+    assert switch("on", nginx_sites=[late], nginx_maintenance_sites=[])[0] == 3
+    assert apply(nginx_sites=[{"name": "late", "state": "absent"}])[0] == 2
+    assert not host.file("/var/lib/nginx/maintenance-late").exists
