@@ -139,6 +139,11 @@ def test_another_503_is_not_taken_for_maintenance(ask, maintained, own_address):
     assert "503 Service Temporarily Unavailable" in ask("leaflet.test", "/own-503").body
 
 
+def test_an_error_page_of_all_sites_is_kept(ask):
+    answer = ask("leaflet.test", "/own-410")
+    assert (answer.status, answer.body) == (410, "extra")
+
+
 def test_a_second_run_changes_nothing_and_a_dry_run_only_says_what_it_would(
     host, ask, switch, maintained
 ):
