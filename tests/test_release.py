@@ -127,6 +127,8 @@ class App:
             "hashed": "[.][0-9a-f]{8,}[.]",
             "keep": 3,
             "trouble": "",
+            "elsewhere": "",
+            "switched": False,
             **changes,
         }
 
@@ -333,13 +335,65 @@ def test_rollback_skips_what_is_broken(app: App) -> None:
 def test_slots_that_do_not_get_well_bring_the_old_release_back(app: App) -> None:
     ok(app.deploy("a"))
     ok(app.go(DEPLOYMENT[:-1], "b"))
-    assert ok(app.step("back", "b", trouble="slot 1 is not healthy"))["to"] == "a"
+    assert ok(app.step("back", "b", trouble="slot 1 is not healthy", switched=True))["to"] == "a"
     assert app.serving == "a"
     done = app.step("undone", "b", trouble="slot 1 is not healthy")
     assert done.returncode == 1
     assert "slot 1 is not healthy" in done.stderr
     assert app.books["b"]["broken"] == "slots: slot 1 is not healthy"
     assert not app.locked
+
+
+@pytest.mark.parametrize("steps", range(2, len(DEPLOYMENT) + 1))
+def test_release_that_fails_elsewhere_is_given_up_here(app: App, steps: int) -> None:
+    ok(app.deploy("a"))
+    ok(app.go(DEPLOYMENT[:steps], "b"))
+    switched = "switch" in DEPLOYMENT[:steps]
+    changes = {"elsewhere": "other", "trouble": "not healthy\nits log", "switched": switched}
+    assert ok(app.step("back", "b", **changes))["to"] == ("a" if switched else "")
+    done = app.step("undone", "b", **changes)
+    assert done.returncode == 1
+    assert "deployment of b is given up here, since it failed on other: not healthy" in done.stderr
+    assert "its log" not in done.stderr
+    assert app.serving == "a"
+    assert app.books["b"]["broken"] == "other: not healthy"
+    assert "failed on other" in app.audit[-1]
+    assert not app.locked
+    ok(app.deploy("b"))
+    assert app.serving == "b"
+
+
+def test_release_that_served_well_here_before_stays_when_it_fails_elsewhere(app: App) -> None:
+    ok(app.deploy("a"))
+    changes = {"elsewhere": "other", "trouble": "not healthy"}
+    assert ok(app.step("back", "a", **changes))["to"] == ""
+    assert app.step("undone", "a", **changes).returncode == 1
+    assert app.serving == "a"
+    assert "broken" not in app.books["a"]
+
+
+def test_rollback_that_is_refused_elsewhere_leaves_nothing_behind(app: App) -> None:
+    ok(app.deploy("a"))
+    ok(app.deploy("b"))
+    changes = {"elsewhere": "other", "trouble": "These migrations lie between"}
+    run = app.book("")["run"] | {"what": "rollback to"}
+    ok(app.step("choose", "", run=run))
+    ok(app.step("back", "a", run=run, **changes))
+    done = app.step("undone", "a", run=run, **changes)
+    assert "rollback to a is given up here, since it failed on other: These" in done.stderr
+    assert "broken" not in app.books["a"]
+    assert not app.locked
+
+
+def test_step_that_failed_has_taken_itself_back(app: App) -> None:
+    ok(app.deploy("a"))
+    why = app.deploy("b", probe_command="false").stderr
+    audit = app.audit
+    assert ok(app.step("back", "b", trouble=why))["to"] == ""
+    done = app.step("undone", "b", trouble=why)
+    assert done.returncode == 1
+    assert done.stderr.strip() == why.splitlines()[0]
+    assert app.audit == audit
 
 
 # Migrations.
@@ -447,6 +501,76 @@ def test_hooks_run_in_the_release_at_their_step(app: App) -> None:
     assert (app.root / "hooks").read_text().splitlines() == [f"{point} a" for point in points]
 
 
+FILE = {"tasks": "x.yml"}
+
+
+def test_commands_beside_task_files_are_left_to_the_tasks(app: App) -> None:
+    hooks = {"before_switch": [f"touch {app.root}/hooked", FILE], "after_switch": ["true"]}
+    ok(app.deploy("a", hooks=hooks))
+    assert not (app.root / "hooked").exists()
+    ok(app.go(DEPLOYMENT[:5], "b"))
+    ok(app.step("hook", "b", point="before_switch", command=hooks["before_switch"][0]))
+    assert (app.root / "hooked").exists()
+
+
+def test_hook_before_the_build_has_the_lock_and_the_dependencies(app: App) -> None:
+    hooks = {"before_build": [FILE], "after_build": [FILE]}
+    ok(app.step("unpack", "a"))
+    for command in ("", f"test -e {app.root}/venvs/venv-1/.complete"):
+        ok(app.step("hook", "a", point="before_build", command=command))
+        assert app.locked
+    other = {"id": "run-2", "by": "bob", "what": "deployment of"}
+    for step in ("hook", "build"):
+        done = app.step(step, "a", run=other, point="before_build", command="")
+        assert done.returncode == LOCKED
+    ok(app.step("build", "a", hooks=hooks))
+    # What comes after the build is part of it.
+    assert not ok(app.step("see", "a", break_lock=True))["built"]
+    took = ok(app.go(DEPLOYMENT[2:], "a", hooks=hooks))["took"]
+    assert [x.split()[0] for x in took[:4]] == ["build", "before_build", "before_build", "build"]
+    assert ok(app.step("see", "a"))["built"]
+
+
+@pytest.mark.parametrize(
+    ("point", "switched"),
+    [("before_migrate", False), ("after_switch", True), ("before_finish", True)],
+)
+def test_hook_that_fails_is_a_release_that_fails(app: App, point: str, switched: bool) -> None:
+    ok(app.deploy("a"))
+    ok(app.go(DEPLOYMENT[: 6 if switched else 3], "b"))
+    done = app.step("hook", "b", point=point, command="echo no such page; exit 3")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{point}: exit status 3")
+    changes = {"trouble": done.stderr.strip(), "switched": switched}
+    assert ok(app.step("back", "b", **changes))["to"] == ("a" if switched else "")
+    done = app.step("undone", "b", **changes)
+    assert f"b failed at the step {point}: exit status 3" in done.stderr
+    assert "no such page" in done.stderr
+    assert app.books["b"]["broken"].startswith(f"{point}: exit status 3")
+    assert app.serving == "a"
+    assert not app.locked
+
+
+def test_slots_that_fail_after_a_hook_are_told_from_it(app: App) -> None:
+    ok(app.deploy("a"))
+    ok(app.go(DEPLOYMENT[:6], "b"))
+    ok(app.step("hook", "b", point="after_switch", command="true"))
+    ok(app.step("back", "b", trouble="slot 1 is not healthy", switched=True))
+    assert app.books["b"]["broken"] == "slots: slot 1 is not healthy"
+
+
+def test_hook_that_fails_at_the_very_end_leaves_the_release_serving(app: App) -> None:
+    ok(app.deploy("a"))
+    end = ok(app.deploy("b", hooks={"after_finish": ["echo no such page; exit 3"]}))
+    assert end["failed"].startswith("after_finish: exit status 3; see")
+    assert app.serving == "b"
+    assert "broken" not in app.books["b"]
+    assert not app.locked
+    # As one of several entries, which tasks run.
+    done = app.step("hook", "b", point="after_finish", command="exit 3")
+    assert done.stderr.startswith("after_finish: exit status 3; see")
+
+
 def test_dry_run_changes_nothing(app: App) -> None:
     ok(app.deploy("a"))
     before = sorted(str(path) for path in app.root.rglob("*"))
@@ -513,9 +637,10 @@ def test_worker_that_does_not_come_up_says_why_and_leaves_the_lock(
     assert "the worker worker: it is BACKOFF" in failed.stderr
     assert "cannot import bad" in failed.stderr
     assert app.locked
-    ok(app.step("back", "b", trouble="the worker worker"))
+    ok(app.step("back", "b", trouble="the worker worker", switched=True))
     assert restarted(app, "b") == {"worker": "it is BACKOFF"}
-    assert app.step("undone", "b", trouble="the worker worker").returncode == 1
+    done = app.step("undone", "b", trouble="the worker worker", switched=True)
+    assert "b failed at the step workers: the worker worker" in done.stderr
     assert app.serving == "a"
     assert not app.locked
 

@@ -1,5 +1,6 @@
 """What a further release changes, and what a bad one leaves alone."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -24,14 +25,13 @@ def deploy(docker_name: str) -> Callable[..., subprocess.CompletedProcess]:
     inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
 
     def run(**variables: object) -> subprocess.CompletedProcess:
-        extra = [f"--extra-vars={name}='{value}'" for name, value in variables.items()]
         limit = "app-12" if "app-12" in docker_name else "app-13"
         return subprocess.run(
             [
                 "ansible-playbook",
                 f"--inventory={inventory}",
                 f"--limit={limit}",
-                *extra,
+                f"--extra-vars={json.dumps(variables, default=str)}",
                 "tiny.yml",
             ],
             cwd=SCENARIO,
@@ -121,6 +121,71 @@ def test_failed_migration_keeps_the_old_release(
     (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + "# needs a table\n")
     assert deploy(tiny_path=code, tiny_migrate="echo no such table; false").returncode != 0
     assert serving() == before
+
+
+POINTS = [
+    f"{when}_{what}"
+    for what in ("build", "migrate", "switch", "finish")
+    for when in ("before", "after")
+]
+# Tells which release it is told of, and fails where it is asked to.
+TASKS = """
+- name: Tell where it is
+  ansible.builtin.shell:
+    cmd: test -d {{ app_hook_path }} && echo "{{ app_hook_point }} file" >>/srv/tiny/cache/hooks
+- name: Keep a secret
+  ansible.builtin.fail:
+    msg: the secret
+  no_log: true
+  when: fails | default(false)
+"""
+
+
+@pytest.fixture
+def hooks(tmp_path: Path, host: Host) -> dict[str, list[object]]:
+    """At each point a command, then a task file; on the server, where they write, nothing."""
+    (tmp_path / "hook.yml").write_text(TASKS)
+    host.run("rm -f /srv/tiny/cache/hooks")
+    return {
+        point: [f"echo {point} command >>/srv/tiny/cache/hooks", {"tasks": f"{tmp_path}/hook.yml"}]
+        for point in POINTS
+    }
+
+
+def test_hooks_run_in_the_listed_order(
+    host: Host, code: Path, deploy: Callable, hooks: dict[str, list[object]]
+) -> None:
+    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + "# hooked\n")
+    run = deploy(tiny_path=code, app_hooks=hooks)
+    assert run.returncode == 0, run.stdout
+    told = host.check_output("cat /srv/tiny/cache/hooks").splitlines()
+    assert told == [f"{point} {kind}" for point in POINTS for kind in ("command", "file")]
+
+
+@pytest.mark.parametrize("point", ["after_switch", "after_finish"])
+def test_task_file_that_fails(
+    host: Host,
+    code: Path,
+    deploy: Callable,
+    serving: Callable[[], str],
+    hooks: dict[str, list[object]],
+    point: str,
+) -> None:
+    before = serving()
+    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + f"# fails {point}\n")
+    run = deploy(tiny_path=code, app_hooks={point: hooks[point]}, fails=True)
+    assert run.returncode != 0
+    assert f"{point}: Keep a secret: its output is hidden by no_log" in run.stdout
+    assert not host.file("/srv/tiny/lock.json").exists
+    books = json.loads(host.file("/srv/tiny/releases.json").content_string)
+    broken = [entry.get("broken", "") for entry in books.values()]
+    if point == "after_finish":
+        assert serving() != before
+        assert "all the same" in run.stdout
+    else:
+        assert serving() == before
+        assert f"failed at the step {point}: Keep a secret" in run.stdout
+        assert any(why.startswith(f"{point}: Keep a secret: ") for why in broken)
 
 
 def test_missing_folder_is_said_before_the_server_is_touched(

@@ -1,6 +1,8 @@
 """A stack on four servers: a database, two for the app, one for the web; once per release."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +19,12 @@ REPOSITORY = Path(__file__).parents[3]
 CONTAINERS = {
     instance["instance"]: instance["container"]
     for instance in yaml.safe_load(Path(os.environ["MOLECULE_INSTANCE_CONFIG"]).read_text())
+}
+VARIABLES = yaml.safe_load((Path(__file__).parents[1] / "converge.yml").read_text())[1]["vars"]
+APPS = {
+    name: testinfra.get_host(f"docker://{container}")
+    for name, container in CONTAINERS.items()
+    if "-app-" in name
 }
 
 
@@ -147,3 +155,97 @@ def test_server_listens_only_for_what_it_is_for(
     listening = server(role).check_output("ss -Hltn | awk '{print $4}'").split()
     outside = {x.rpartition(":")[2] for x in listening if not x.startswith(("127.", "[::1]"))}
     assert outside == ports
+
+
+# On a server where such a file lies, this release does not start: for the probe, or in the slots.
+AILING = """
+import os, pathlib
+for place, sign in (("probe", "PROBE_SOCKET"), ("slots", "SUPERVISOR_ENABLED")):
+    if sign in os.environ and pathlib.Path("/srv/guestbook/ails-in-" + place).exists():
+        raise RuntimeError(f"this server ails in the {place}")
+"""
+HOOK = """
+- name: Tell which release is well
+  ansible.builtin.copy:
+    content: "{{ app_hook_release }}"
+    dest: /srv/guestbook/cache/well
+    mode: "0644"
+"""
+STATE = """
+test ! -e /srv/guestbook/lock.json && echo free
+basename $(readlink /srv/guestbook/current)
+for slot in 0 1; do
+  tr '\\0' '\\n' </proc/$(supervisorctl pid guestbook:guestbook_$slot)/environ \\
+    | sed -n 's/^APP_RELEASE=//p'
+done
+"""
+
+
+def state(host: Host) -> list[str]:
+    """Whether the lock is free, what `current` points to, and what the slots run."""
+    return host.check_output(STATE).split()
+
+
+@pytest.fixture(scope="module")
+def deploy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], tuple[int, str]]:
+    """Deploy a further release to all stacks; returns the exit status, and the output."""
+    folder = tmp_path_factory.mktemp("deploy")
+    code = Path(shutil.copytree(REPOSITORY / "sample_app", folder / "code"))
+    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + AILING)
+    hosts = {
+        name: {"private_address": address(testinfra.get_host(f"docker://{container}"))}
+        for name, container in CONTAINERS.items()
+    }
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+    (folder / "hook.yml").write_text(HOOK)
+    hooks = {"before_finish": [{"tasks": str(folder / "hook.yml")}]}
+    command = [
+        *("ansible-playbook", REPOSITORY / "playbooks/deploy.yml"),
+        *("--inventory", Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent),
+        *("--inventory", folder / "hosts.yml"),
+        *("--extra-vars", json.dumps(VARIABLES | {"app_path": str(code), "app_hooks": hooks})),
+    ]
+    environment = {**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"}
+
+    def run() -> tuple[int, str]:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [("probe", "split-12-app-2"), ("slots", "split-13-app-1")]
+)
+def test_release_that_fails_on_one_server_is_taken_back_on_all(
+    deploy: Callable[[], tuple[int, str]], place: str, name: str
+) -> None:
+    before = {server: state(host) for server, host in APPS.items()}
+    ails = f"/srv/guestbook/ails-in-{place}"
+    APPS[name].check_output("touch %s", ails)
+    try:
+        status, said = deploy()
+    finally:
+        APPS[name].check_output("rm %s", ails)
+    assert status != 0
+    assert f"this server ails in the {place}" in said
+    assert f"it failed on {name}" in said
+    for server, host in APPS.items():
+        assert state(host) == before[server]
+        books = json.loads(host.file("/srv/guestbook/releases.json").content_string)
+        last = max(books.values(), key=lambda entry: entry["began"])
+        assert last["broken"].startswith(f"{place}: " if server == name else f"{name}: ")
+
+
+def test_release_that_failed_serves_once_the_server_is_well(
+    deploy: Callable[[], tuple[int, str]],
+) -> None:
+    before = {server: state(host) for server, host in APPS.items()}
+    status, said = deploy()
+    assert status == 0, said
+    for server, host in APPS.items():
+        free, *releases = state(host)
+        assert free == "free"
+        assert len(set(releases)) == 1
+        assert releases[0] != before[server][1]
+        assert host.file("/srv/guestbook/cache/well").content_string == releases[0]

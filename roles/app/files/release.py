@@ -4,9 +4,10 @@
 
 Standard input is ``__app_book`` of the role's vars/main.yml. A deployment is ``see``, ``unpack``,
 ``build``, ``load``, ``migrate``, ``probe``, ``switch``, ``workers`` and ``finish``; a rollback is
-``choose``, ``downgrade``, ``probe``, ``switch``, ``workers`` and ``finish``. ``back`` and
-``undone`` take back a switch whose slots or workers do not get well. ``listing`` only reads.
-Runs as root, on the server.
+``choose``, ``downgrade``, ``probe``, ``switch``, ``workers`` and ``finish``. ``hook`` belongs to a
+point that has task files. ``back`` and ``undone`` take back what this run has done, when it failed
+where no step can: in the slots, the workers, a task file, or on another server. ``listing`` only
+reads. Runs as root, on the server.
 
 ``build`` and ``choose`` take the app's lock; each later step wants to find it as they left it. A
 step that fails marks the release as broken, gives the lock back, writes the audit log, and exits
@@ -153,6 +154,11 @@ class App:
 
     # The lock.
 
+    @property
+    def mine(self):
+        """Whether this run has the lock."""
+        return read(self.lock_path).get("id") == self.book["run"]["id"]
+
     def take_lock(self):
         """Take the app's lock, or say who has it."""
         run = self.book["run"]
@@ -203,8 +209,9 @@ class App:
     def durations(self):
         """Return how many seconds each step took, and all of them together."""
         steps = [*self.lock["steps"], ["", time.time()]]
+        shown = {"switch": "switch and slots"}
         took = [
-            f"{name.replace('switch', 'switch and slots')} {following[1] - began:.1f} s"
+            f"{shown.get(name, name)} {following[1] - began:.1f} s"
             for (name, began), following in itertools.pairwise(steps)
         ]
         return [*took, f"in all {time.time() - self.lock['since']:.1f} s"]
@@ -239,9 +246,14 @@ class App:
         words = ["runuser", "-u", self.book[user], "--", *run, "sh", "-euc", command]
         return self.call(words, command)
 
+    def has_task_files(self, point):
+        return any(isinstance(entry, dict) for entry in self.book["hooks"].get(point) or [])
+
     def hooks(self, point):
-        for command in self.book["hooks"].get(point) or []:
-            self.inside("deploy_user", command)
+        """Run the commands of a point, unless it has task files: then tasks run all of it."""
+        if not self.has_task_files(point):
+            for command in self.book["hooks"].get(point) or []:
+                self.inside("deploy_user", command)
 
     # Migrations.
 
@@ -351,6 +363,25 @@ def unpack(app):
 
 def build(app):
     """Take the lock; build the virtual environment, unless it is there, and the release."""
+    if app.mine:
+        app.step("build")
+    else:
+        begin(app)
+    if not app.built(app.id):
+        app.hooks("before_build")
+        app.shell(app.book["finish"], "build the release", app.folder(app.id))
+        app.hooks("after_build")
+        # Task files are still to come, and without them it would not be whole.
+        if not app.has_task_files("after_build"):
+            mark_built(app)
+
+
+def mark_built(app):
+    (app.folder(app.id) / ".built").touch()
+
+
+def begin(app):
+    """Take the lock; build the virtual environment, unless it is there."""
     app.take_lock()
     app.step("build")
     app.note(
@@ -362,11 +393,18 @@ def build(app):
         **({"from": app.serving} if app.serving not in ("", app.id) else {}),
     )
     app.shell(app.book["build_venv"], "build the virtual environment", app.folder(app.id))
-    if not app.built(app.id):
-        app.hooks("before_build")
-        app.shell(app.book["finish"], "build the release", app.folder(app.id))
-        app.hooks("after_build")
-        (app.folder(app.id) / ".built").touch()
+
+
+def hook(app):
+    """Begin with an entry of a point that has task files; run it, if it is a command."""
+    point = app.book["point"]
+    if point == "before_build" and not app.mine:
+        begin(app)
+    # The lock was given back by then.
+    if point != "after_finish":
+        app.step(point)
+    if app.book["command"]:
+        app.inside("deploy_user", app.book["command"])
 
 
 def load(app):
@@ -449,6 +487,8 @@ def switch(app):
     if app.book["check"]:
         return
     app.step("switch")
+    # The task files of after_build are through by now.
+    mark_built(app)
     app.hooks("before_switch")
     for release in [app.serving, app.before(app.serving)][:STATIC_FROM]:
         if release and release != app.id:
@@ -560,10 +600,14 @@ def finish(app):
     app.hooks("before_finish")
     rollback = app.book["run"]["what"] == "rollback to"
     app.note(app.id, broken=None, **({} if rollback else {"deployed": time.time()}))
-    app.hooks("after_finish")
     app.output["removed"] = prune(app)
     app.output["took"] = app.durations()
     app.end("ok")
+    try:
+        app.hooks("after_finish")
+    except Failure as failure:
+        # What serves well by now is not taken back for it.
+        app.output["failed"] = f"after_finish: {failure}; see {app.log_path}"
 
 
 def prune(app):
@@ -594,25 +638,58 @@ def prune(app):
     return removed
 
 
-# A switch that is taken back.
+# A run that is taken back.
 
 
 def back(app):
-    """Point ``current`` to the release that served before, since the slots do not get well."""
+    """Take back what this run has done here: it failed, here or on another server."""
+    app.output["to"] = ""
+    if not app.mine:
+        if not app.book["switched"]:
+            # The step that failed has taken itself back, or there was nothing to do.
+            return
+        # It is finished here already, and on another server it failed.
+        app.take_lock()
+    tried = bool(read(app.lock_path)["steps"])
     app.step("back")
     before = app.lock["from"] if app.lock["from"] != app.id else app.before(app.id)
-    app.note(app.id, broken=f"slots: {app.book['trouble']}")
+    if tried or app.book["switched"]:
+        app.note(app.id, broken=": ".join(trouble(app)))
     app.restore_schema()
     write(app.lock_path, app.lock)
-    app.output["to"] = before
-    if before:
+    if app.book["switched"] and before:
+        app.output["to"] = before
         app.point(before)
 
 
+def trouble(app):
+    """Return where it failed, a step or another server, and why."""
+    why = app.book["trouble"]
+    if app.book["elsewhere"]:
+        return app.book["elsewhere"], why.partition("\n")[0]
+    names = (name for name, _ in app.lock.get("steps", []))
+    *_, step = "lock", *itertools.takewhile(lambda name: name != "back", names)
+    if why.startswith(f"{step}: "):
+        return step, why.removeprefix(f"{step}: ")
+    # Of the slots the books know nothing.
+    return "slots" if step in ("switch", "after_switch") else step, why
+
+
 def undone(app):
-    """End a run whose switch was taken back."""
-    app.step("undone")
-    app.fail("slots", app.book["trouble"])
+    """End a run that was taken back."""
+    if app.mine:
+        app.step("undone")
+    where, why = trouble(app)
+    if app.lock and not app.book["elsewhere"]:
+        app.fail(where, why)
+    what, ahead = app.book["run"]["what"], ""
+    if app.lock:
+        ahead = app.ahead()
+        app.end(f"given up, since it failed on {where}: {why}")
+    if app.book["elsewhere"]:
+        why = f"The {what} {app.id} is given up here, since it failed on {where}: {why}"
+    # The task that failed has shown the rest.
+    sys.exit(why.partition("\n")[0] + f"\n{ahead}")
 
 
 # The steps of a rollback that a deployment has not.
@@ -688,7 +765,7 @@ def listing(app):
 READ = (see, listing)
 WRITE = (
     *(unpack, build, load, migrate, probe, switch, workers, finish, back, undone),
-    *(choose, downgrade),
+    *(hook, choose, downgrade),
 )
 
 
@@ -699,7 +776,8 @@ def main():
     if not app.root.exists():
         print(json.dumps(NOTHING))
         return
-    if step in (see, build, choose) and app.lock_path.exists() and not app.book["break_lock"]:
+    others = app.lock_path.exists() and not app.mine
+    if step in (see, build, choose) and others and not app.book["break_lock"]:
         app.refuse()
     with contextlib.ExitStack() as stack:
         if step in WRITE and not app.book["check"]:
@@ -712,8 +790,9 @@ def main():
             # The slots run this release by now, so there is more to take back than the books.
             if step is workers:
                 sys.exit(str(failure))
-            if step in (finish, back):
-                sys.exit(f"{step.__name__}: {failure}; see {app.log_path}")
+            if step in (finish, back, hook):
+                name = app.book["point"] if step is hook else step.__name__
+                sys.exit(f"{name}: {failure}; see {app.log_path}")
             app.fail(step.__name__, failure)
     print(json.dumps(app.output))
 
