@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -420,3 +420,73 @@ def test_a_secret_belongs_into_the_vault(sources: Any, tmp_path: Path) -> None:
     advice = sources.advice(problem, "web1", ["prod"])
     assert advice.endswith("ansible-vault edit group_vars/prod/vault.yml")
     assert "vault_app_secret_key" in advice
+
+
+@pytest.fixture
+def hooks(tmp_path: Path) -> Callable[..., list[Any]]:
+    """Return what is found wrong with the entries of a point, beside these files."""
+
+    def check(*entries: Any, **files: str) -> list[Any]:
+        for name, text in files.items():
+            (tmp_path / f"{name}.yml").write_text(text)
+        return problems(app_hooks={"before_switch": list(entries)}, app_hooks_path=str(tmp_path))
+
+    return check
+
+
+def test_hooks_are_commands_and_task_files(hooks: Callable[..., list[Any]], tmp_path: Path) -> None:
+    good = "- name: Warm\n  ansible.builtin.import_tasks: more.yml\n"
+    more = "- name: Wait\n  ansible.builtin.pause:\n    seconds: 1\n"
+    entries = ("true", {"tasks": "good.yml"}, {"tasks": f"{tmp_path}/more.yml"})
+    assert hooks(*entries, good=good, more=more) == []
+
+
+@pytest.mark.parametrize(
+    "entry", [5, True, None, [], {}, {"task": "x.yml"}, {"tasks": ""}, {"tasks": "x", "when": 1}]
+)
+def test_a_hook_that_is_neither(hooks: Callable[..., list[Any]], entry: Any) -> None:
+    problem = the_only(hooks(entry))
+    assert problem.variable == "app_hooks"
+    assert "in before_switch" in problem.what
+    assert "neither a command nor {tasks: FILE}" in problem.what
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("- [", "YAML parsing failed"),
+        ("name: x", "should be a list"),
+        ("- name: x\n  no_such_module:\n", "no_such_module"),
+        ("- import_tasks: gone.yml\n", "gone.yml"),
+    ],
+)
+def test_a_task_file_that_would_stop_a_run(
+    hooks: Callable[..., list[Any]], text: str, why: str
+) -> None:
+    problem = the_only(hooks({"tasks": "x.yml"}, x=text))
+    assert "x.yml, which Ansible cannot read: " in problem.what
+    assert why in problem.what
+
+
+def test_a_task_file_that_is_not_there(hooks: Callable[..., list[Any]], tmp_path: Path) -> None:
+    problem = the_only(hooks({"tasks": "x.yml"}))
+    assert f"task file {tmp_path}/x.yml, which is not there" in problem.what
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ({"befor_switch": []}, "has befor_switch, and knows only before_switch, after_switch"),
+        ({"before_switch": "true"}, "needs a list in before_switch"),
+        ({"before_switch": 5}, "needs a list in before_switch"),
+        ({"before_switch": None}, "needs a list in before_switch"),
+        ("true", "has the wrong form"),
+    ],
+)
+def test_hooks_of_the_wrong_form(value: Any, why: str) -> None:
+    points = ("before_switch", "after_switch")
+    options = {point: {"type": "list", "elements": "raw", "default": []} for point in points}
+    server = preflight.Server("web1", ["app"], values={"app_hooks": value})
+    spec = {"type": "dict", "options": options}
+    problem = the_only(list(preflight.check_option(server, "app", "app_hooks", spec)))
+    assert why in problem.what

@@ -87,6 +87,7 @@ def test_mistakes_of_one_server_are_told_all_at_once(inventory: Environment) -> 
         postgres_memory_mb=10_000_000,
         postgres_databases=[{"name": "", "owner": "x"}],
         postgres_roles=[{"name": "x"}, {"name": "x"}],
+        app_hooks={"befor_switch": ["true"]},
     )
     assert status == 2
     folder = inventory.folder
@@ -96,6 +97,7 @@ def test_mistakes_of_one_server_are_told_all_at_once(inventory: Environment) -> 
         "app_environment has the name 'A B'",
         "nginx_sites has the wrong form",
         "postgres_databases has a database named ''",
+        "app_hooks has befor_switch, and knows only before_build,",
         "postgres_roles has two roles named 'x'",
         "postgres_memory_mb promises more memory than one has",
         "postgres_max_connections is 100, of which 3 are kept for the superuser",

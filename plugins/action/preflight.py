@@ -14,11 +14,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ansible import context
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.parsing.dataloader import DataLoader
+from ansible.playbook.helpers import load_list_of_blocks
+from ansible.playbook.play import Play
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import load_extra_vars
 
@@ -100,8 +104,23 @@ def check_option(
             server.missing.add(name)
             yield Problem(name, f"is not set, and the role {role} needs it")
         return
-    result = ArgumentSpecValidator({name: dict(spec)}).validate({name: server.values[name]})
-    if result.error_messages:
+    value = server.values[name]
+    result = ArgumentSpecValidator({name: dict(spec)}).validate({name: value})
+    if unknown := result.unsupported_parameters:
+        del server.values[name]
+        names, known = (".".join(x[1:]) for x in sorted(unknown)), ", ".join(spec["options"])
+        yield Problem(name, f"has {', '.join(names)}, and knows only {known}")
+    elif bare := [
+        key
+        for key, option in spec.get("options", {}).items()
+        if option["type"] == "list"
+        and isinstance(value, Mapping)
+        and not isinstance(value.get(key, []), list)
+    ]:
+        # The validator makes a list of a text, and the role would take its letters.
+        del server.values[name]
+        yield Problem(name, f"needs a list in {', '.join(bare)}")
+    elif result.error_messages:
         del server.values[name]
         yield Problem(name, f"has the wrong form: {'; '.join(result.error_messages)}")
     else:
@@ -383,6 +402,39 @@ def check_owner(server: Server) -> Iterator[Problem]:
         )
 
 
+def check_hooks(server: Server) -> Iterator[Problem]:
+    """A task file that cannot be read would end a run in its midst, with nothing taken back."""
+    for point, entries in (server.values.get("app_hooks") or {}).items():
+        for entry in entries:
+            if isinstance(entry, str):
+                continue
+            if not isinstance(entry, Mapping) or [*entry] != ["tasks"] or not entry["tasks"]:
+                yield Problem(
+                    "app_hooks",
+                    f"has in {point} {entry!r}, which is neither a command nor {{tasks: FILE}}",
+                )
+                continue
+            path = Path(server.values.get("app_hooks_path") or "", str(entry["tasks"]))
+            if why := unreadable(path, server.raw):
+                yield Problem("app_hooks", f"has in {point} the task file {path}, {why}")
+
+
+def unreadable(path: Path, variables: Mapping[str, Any]) -> str:
+    """Return why Ansible will not take a task file, or ''."""
+    if not path.is_file():
+        return "which is not there"
+    loader = DataLoader()
+    # What it imports is looked for beside it.
+    loader.set_basedir(str(path.parent))
+    manager = SimpleNamespace(get_vars=lambda **_: variables)
+    try:
+        tasks = loader.load_from_file(str(path), trusted_as_template=True)
+        load_list_of_blocks(tasks, play=Play(), loader=loader, variable_manager=manager)
+    except AnsibleError as error:
+        return f"which Ansible cannot read: {' '.join(str(error).split())[:MESSAGE_LENGTH]}"
+    return ""
+
+
 # What several variables or servers say together.
 
 
@@ -464,6 +516,7 @@ CHECKS = (
     check_environments,
     check_memory,
     check_owner,
+    check_hooks,
 )
 
 
