@@ -155,7 +155,7 @@ def hooks(tmp_path: Path, host: Host) -> dict[str, list[object]]:
 def test_hooks_run_in_the_listed_order(
     host: Host, code: Path, deploy: Callable, hooks: dict[str, list[object]]
 ) -> None:
-    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + "# hooked\n")
+    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + f"# hooked {code}\n")
     run = deploy(tiny_path=code, app_hooks=hooks)
     assert run.returncode == 0, run.stdout
     told = host.check_output("cat /srv/tiny/cache/hooks").splitlines()
@@ -172,7 +172,7 @@ def test_task_file_that_fails(
     point: str,
 ) -> None:
     before = serving()
-    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + f"# fails {point}\n")
+    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + f"# fails {point} {code}\n")
     run = deploy(tiny_path=code, app_hooks={point: hooks[point]}, fails=True)
     assert run.returncode != 0
     assert f"{point}: Keep a secret: its output is hidden by no_log" in run.stdout

@@ -191,7 +191,8 @@ def deploy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], tuple[int, 
     """Deploy a further release to all stacks; returns the exit status, and the output."""
     folder = tmp_path_factory.mktemp("deploy")
     code = Path(shutil.copytree(REPOSITORY / "sample_app", folder / "code"))
-    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + AILING)
+    # A folder of its own makes it a release of its own, each time that the tests run.
+    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + AILING + f"# {folder}\n")
     hosts = {
         name: {"private_address": address(testinfra.get_host(f"docker://{container}"))}
         for name, container in CONTAINERS.items()
