@@ -24,7 +24,7 @@ from servers import RELEASE, ROOT, Server, gunicorn_version, playbook, run, say,
 RESULTS = ROOT / "benchmarks/results.json"
 PAGE = ROOT / "docs/benchmarks.md"
 LOAD_SECONDS = 4  # of each load; bounded, and only ever within the server's own loopback
-LOAD_ROUNDS = 7  # the median counts, because these machines are noisy
+LOAD_ROUNDS = 5  # the median counts, because these machines are noisy
 
 VARIABLES = {
     "app_path": str(ROOT / "sample_app"),
