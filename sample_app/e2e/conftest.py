@@ -77,7 +77,7 @@ def page(chromium: Browser, base_url: str, size: str, scheme: str) -> Iterator[P
         base_url=base_url,
         viewport={"width": width, "height": height},
         device_scale_factor=2 if size == "phone" else 1,
-        color_scheme=scheme,  # type: ignore[arg-type]
+        color_scheme=scheme,
         # A lab's certificate is signed by itself; what is tested here is the app.
         ignore_https_errors=True,
     )

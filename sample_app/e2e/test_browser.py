@@ -130,9 +130,7 @@ def test_keyboard_alone_reaches_the_entries(page: Page) -> None:
 def test_new_post_of_another_reader_is_announced(page: Page, name: str) -> None:
     page.clock.install()
     sign_up(page, name)
-    other = page.context.browser.new_context(  # type: ignore[union-attr]
-        base_url=page.url, ignore_https_errors=True
-    )
+    other = page.context.browser.new_context(base_url=page.url, ignore_https_errors=True)
     try:
         stranger = other.new_page()
         sign_up(stranger, f"{name}-2")
@@ -155,7 +153,7 @@ def test_page_that_does_not_exist_is_styled(
     # Not the page fixture: a browser's console reports each 404.
     page = chromium.new_page(
         viewport={"width": width, "height": height},
-        color_scheme=scheme,  # type: ignore[arg-type]
+        color_scheme=scheme,
         ignore_https_errors=True,
     )
     try:

@@ -38,5 +38,5 @@ def create_app(overrides: Mapping[str, Any] | None = None) -> Flask:
     for module in (pages, archive, accounts, posts, health):
         app.register_blueprint(module.blueprint)
     # One proxy, nginx, sets these three; trusting one more hop would let clients forge them.
-    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1)  # type: ignore[method-assign]
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1)
     return app

@@ -79,7 +79,7 @@ def app(migrated_app: Flask) -> Flask:
 def new_browser(app: Flask) -> Callable[[], Browser]:
     """Return a function that opens one more browser, with cookies of its own."""
     app.test_client_class = Browser
-    return app.test_client  # type: ignore[return-value]
+    return app.test_client
 
 
 @pytest.fixture

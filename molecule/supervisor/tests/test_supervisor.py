@@ -154,7 +154,7 @@ def test_an_absent_program_is_stopped_and_removed(role, host, pids):
         ({"command": "sleep infinity", "user": "nosuch"}, "Invalid user name nosuch"),
         ({"command": "sleep 100%"}, "badly formatted"),
         ({"command": "/nosuch/command"}, "can't find command"),
-        ({"command": "false"}, "gone:gone_0"),  # it is STARTING or BACKOFF when last looked at
+        ({"command": "false"}, "Exited too quickly"),
     ],
     ids=["user", "percent", "command", "crash"],
 )
