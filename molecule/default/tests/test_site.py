@@ -1,5 +1,6 @@
 """What site.yml makes of one bare server: two apps that answer, and know nothing of each other."""
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 import requests
 from testinfra.host import Host
 
-VISIT = Path(__file__).parents[3] / "scripts/visit"
+REPOSITORY = Path(__file__).parents[3]
+VISIT = REPOSITORY / "scripts/visit"
 APPS = {"guestbook": "localhost", "neighbour": "neighbour.test"}
 
 
@@ -129,3 +131,31 @@ def test_app_cannot_enter_its_neighbours_database(host: Host) -> None:
 def test_database_refuses_who_is_not_in_the_operating_system(host: Host) -> None:
     answer = as_user(host, "www-data", "psql -U guestbook -c 'SELECT 1' guestbook")
     assert "Peer authentication failed" in answer.stderr
+
+
+def test_maintenance_comes_and_goes(host: Host, app: str) -> None:
+    ask = f"""python3 - <<'END'
+import urllib.request, urllib.error
+request = urllib.request.Request("http://127.0.0.1/archive", headers={{"Host": "{APPS[app]}"}})
+try:
+    print(urllib.request.urlopen(request).status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+END"""
+    name = host.check_output("hostname")
+    for state, status in (("on", "503"), ("off", "200")):
+        run = subprocess.run(
+            [
+                "ansible-playbook",
+                REPOSITORY / "playbooks/maintenance.yml",
+                *("--inventory", Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent),
+                *("--limit", name, "--extra-vars", f"state={state} app_name={app}"),
+                *("--extra-vars", f"stack_name={name.replace('default-', 'debian')}"),
+                *("--extra-vars", f"app_domains=['{APPS[app]}']"),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert host.check_output(ask) == status
