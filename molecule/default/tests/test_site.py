@@ -1,5 +1,6 @@
 """What site.yml makes of one bare server: two apps that answer, and know nothing of each other."""
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -143,15 +144,18 @@ except urllib.error.HTTPError as error:
     print(error.code)
 END"""
     name = host.check_output("hostname")
+    variables = {
+        "stack_name": name.replace("default-", "debian"),
+        "app_name": app,
+        "app_domains": [APPS[app]],
+    }
     for state, status in (("on", "503"), ("off", "200")):
         run = subprocess.run(
             [
                 "ansible-playbook",
                 REPOSITORY / "playbooks/maintenance.yml",
                 *("--inventory", Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent),
-                *("--limit", name, "--extra-vars", f"state={state} app_name={app}"),
-                *("--extra-vars", f"stack_name={name.replace('default-', 'debian')}"),
-                *("--extra-vars", f"app_domains=['{APPS[app]}']"),
+                *("--limit", name, "--extra-vars", json.dumps(variables | {"state": state})),
             ],
             capture_output=True,
             text=True,
