@@ -12,6 +12,8 @@ import pytest
 import requests
 import yaml
 from testinfra.host import Host
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 REPOSITORY = Path(__file__).parent.parent
 RECAP = re.compile(
@@ -37,6 +39,20 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+class ReleaseScheduling(LoadScopeScheduling):
+    """The tests of one release in one process, in their order."""
+
+    # Not xdist's own loadgroup: of pytest 9.2's node ids it loses the groups.
+    def _split_scope(self, nodeid: str) -> str:
+        # Either a parameter, or in the container's name: [docker://carafe-…-nginx-12-…].
+        return re.search(r"[-[](12|13)[]-]", nodeid)[1]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ReleaseScheduling:
+    """Run the tests of the two releases side by side: their servers know nothing of each other."""
+    return ReleaseScheduling(config, log)
+
+
 @pytest.fixture
 def docker_name(host: Host) -> str:
     """Name of the container that stands for the server."""
@@ -54,18 +70,19 @@ def restart_server(docker_name: str) -> Callable[[], None]:
 
 
 @pytest.fixture
-def playbook_check() -> Callable[[], tuple[dict[str, dict[str, int]], str]]:
-    """Run the scenario's converge.yml with --check --diff.
+def playbook_check() -> Callable[[str], tuple[dict[str, dict[str, int]], str]]:
+    """Run the scenario's converge.yml with --check --diff on the servers of one release.
 
     Returns the count of changed, unreachable and failed tasks by host, and the output.
     """
 
-    def check() -> tuple[dict[str, dict[str, int]], str]:
+    def check(release: str) -> tuple[dict[str, dict[str, int]], str]:
         run = subprocess.run(
             [
                 "ansible-playbook",
                 "--check",
                 "--diff",
+                f"--limit=*-{release},*-{release}-*",
                 "--inventory",
                 Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent,
                 "--skip-tags=molecule-notest,notest,molecule-idempotence-notest",
