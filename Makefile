@@ -8,8 +8,8 @@ help: ## list the targets
 setup: ## make .venv and ./collections
 	scripts/setup
 
-up: ## pour the sample app onto a throwaway server: http://localhost:8080
-	scripts/setup && scripts/lab up && .venv/bin/ansible-playbook site.yml -i inventory/lab && scripts/visit "$$(scripts/lab url)"
+up: ## pour the sample app onto a throwaway server: https://localhost:8443
+	scripts/setup && scripts/lab up && .venv/bin/ansible-playbook site.yml -i inventory/lab && scripts/visit "$$(scripts/lab url)" .lab/ca.crt
 
 down: ## remove the throwaway server
 	scripts/lab down

@@ -31,6 +31,8 @@ VARIABLES = {
     "app_domains": ["localhost"],
     "app_secret_key": "only-for-this-measurement-0123456789",
     "app_config": {"READYZ_ALLOW_NEWER_SCHEMA": True, "SESSION_COOKIE_SECURE": False},
+    # The script has no TLS either.
+    "stack_https": False,
     "postgres_memory_mb": 512,
     "postgres_cores": 2,
     "gunicorn_memory_mb": 256,

@@ -131,23 +131,60 @@ def converge(host: Host) -> Callable[..., tuple[int, str]]:
 
 
 @pytest.fixture
-def site(docker_name: str) -> Callable[..., requests.Response]:
-    """Ask the server's port 80 from outside, as a visitor does: site(path, host=..., method=...).
+def published(docker_name: str) -> Callable[[int], str | None]:
+    """Get the address at which Docker publishes a port of the server, None where it does not.
 
-    The port that Docker publishes is looked up each time, because a restart may change it.
+    It is looked up each time, because a restart may change it.
+    """
+
+    def look(port: int) -> str | None:
+        mapping = subprocess.run(
+            ["docker", "port", docker_name, str(port)], capture_output=True, text=True, check=False
+        ).stdout
+        return f"127.0.0.1:{mapping.split()[0].rpartition(':')[2]}" if mapping else None
+
+    return look
+
+
+@pytest.fixture
+def authority(host: Host) -> Path:
+    """The root of the server's private CA, as the role has downloaded it."""
+    name = host.check_output("hostname")
+    return Path(os.environ["MOLECULE_INSTANCE_CONFIG"]).parent / f"{name}-ca.crt"
+
+
+class NamedAdapter(requests.adapters.HTTPAdapter):
+    """Asks for a site by its name, and wants its certificate, whatever address it is reached by."""
+
+    def __init__(self, name: str):
+        self.name = name
+        super().__init__()
+
+    def init_poolmanager(self, *args, **options) -> None:
+        super().init_poolmanager(
+            *args, server_hostname=self.name, assert_hostname=self.name, **options
+        )
+
+
+@pytest.fixture
+def site(
+    published: Callable[[int], str | None], authority: Path
+) -> Callable[..., requests.Response]:
+    """Ask for a site from outside, as a visitor does: site(path, host=..., method=...).
+
+    Over TLS where its port is published, and trusting the private CA only; otherwise on port 80.
     """
 
     def ask(
         path: str, host: str = "localhost", method: str = "GET", **options
     ) -> requests.Response:
-        mapping = subprocess.run(
-            ["docker", "port", docker_name, "80"], capture_output=True, text=True, check=True
-        ).stdout
-        port = mapping.split()[0].rpartition(":")[2]
-        headers = {"Host": host} | options.pop("headers", {})
-        return requests.request(
-            method, f"http://127.0.0.1:{port}{path}", headers=headers, timeout=30, **options
-        )
+        options["headers"] = {"Host": host} | options.pop("headers", {})
+        tls = published(443)
+        url = f"https://{tls}" if tls else f"http://{published(80)}"
+        with requests.Session() as session:
+            session.mount("https://", NamedAdapter(host))
+            session.verify = str(authority)
+            return session.request(method, url + path, timeout=30, **options)
 
     return ask
 

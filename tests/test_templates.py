@@ -42,8 +42,20 @@ SITES = {
         "static": [{"url": "/", "path": "/srv/b"}],
     },
     "everything": SITE,
+    "everything over TLS": SITE
+    | {
+        "certificate": "/etc/ssl/shop.pem",
+        "listen_tls": 8443,
+        "redirect_port": 9443,
+        "hsts_seconds": 31536000,
+        "ocsp_stapling": True,
+        "headers": {"Content-Security-Policy": "default-src 'self'; img-src \"x\" $host"},
+    },
 }
-FOUND = {"stdout": "/proc/net/if_inet6\n/usr/sbin/nginx"}
+FOUND = {
+    "stdout": "/proc/net/if_inet6",
+    "stderr": "nginx version: nginx/1.26.3\nbuilt with OpenSSL 3.5.4 30 Sep 2025",
+}
 
 NASTY = {
     "SPACES": "  two  words ",

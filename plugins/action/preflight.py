@@ -496,6 +496,21 @@ def check_address(server: Server, host: str, address: Any) -> Iterator[Problem]:
         )
 
 
+def check_issue(server: Server, web: list[str]) -> Iterator[Problem]:
+    """An ACME directory asks any of the servers that a name points to, and one of them ordered."""
+    sources = {
+        item.get("source") or server.values.get("certificates_source")
+        for item in entries(server, "certificates_wanted")
+    }
+    if len(web) > 1 and "acme" in sources:
+        yield Problem(
+            "certificates_source",
+            f"is acme, and {' and '.join(web)} serve the same names: the directory would ask any of"
+            " them for what only one knows",
+            "take files, with a certificate of your own, or have one server in web",
+        )
+
+
 def check_password(server: Server, name: str) -> Iterator[Problem]:
     """With several servers, the database is reached over the network, and asks for a password."""
     failed = any(name in names for names in server.failures.values())
@@ -759,4 +774,5 @@ class ActionModule(ActionBase):
                     yield from check_option(server, role, name, spec)
         for check in CHECKS:
             yield from check(server)
+        yield from check_issue(server, server.values.get("stack_web") or [])
         yield from check_unknown(server.raw, {name: role.options for name, role in roles.items()})

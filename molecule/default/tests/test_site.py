@@ -34,7 +34,10 @@ def test_page_answers(site: Callable[..., requests.Response], app: str, path: st
 def test_row_goes_to_the_database_and_back(docker_name: str) -> None:
     with VISIT.open("rb") as script:
         visit = subprocess.run(
-            ["docker", "exec", "-i", docker_name, "python3", "-", "http://localhost"],
+            [
+                *("docker", "exec", "-i", docker_name, "python3", "-"),
+                *("https://localhost", "/var/lib/certificates/ca.crt"),
+            ],
             stdin=script,
             capture_output=True,
             text=True,
@@ -43,9 +46,45 @@ def test_row_goes_to_the_database_and_back(docker_name: str) -> None:
     assert visit.returncode == 0, visit.stdout + visit.stderr
 
 
-def test_unknown_host_gets_no_answer(site: Callable[..., requests.Response]) -> None:
+def test_unknown_host_gets_no_answer(published: Callable[[int], str | None]) -> None:
     with pytest.raises(requests.ConnectionError):
+        requests.get(f"http://{published(80)}/", headers={"Host": "elsewhere.test"}, timeout=30)
+
+
+def test_unknown_host_is_refused_in_the_handshake(
+    site: Callable[..., requests.Response],
+) -> None:
+    with pytest.raises(requests.exceptions.SSLError, match=r"(?i)unrecognized.name"):
         site("/", host="elsewhere.test")
+
+
+def test_plain_port_sends_to_tls(published: Callable[[int], str | None], app: str) -> None:
+    answer = requests.post(
+        f"http://{published(80)}/path?query=1",
+        headers={"Host": APPS[app]},
+        allow_redirects=False,
+        timeout=30,
+    )
+    assert answer.status_code == 308
+    assert answer.headers["Location"] == f"https://{APPS[app]}/path?query=1"
+
+
+@pytest.mark.parametrize("path", ["/", "/static/app.css", "/static/missing.css", "/missing"])
+def test_every_answer_has_the_security_headers(
+    site: Callable[..., requests.Response], path: str
+) -> None:
+    """Once each, also where the app sends them itself."""
+    answer = site(path)
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Referrer-Policy"] in ("strict-origin-when-cross-origin", "same-origin")
+    assert "," not in answer.headers.get("X-Frame-Options", "")
+    # Nobody is held to a certificate that is not for the world.
+    assert "Strict-Transport-Security" not in answer.headers
+
+
+def test_cookie_comes_over_tls_only(site: Callable[..., requests.Response]) -> None:
+    answer = site("/api/csrf")
+    assert "; Secure" in answer.headers["Set-Cookie"]
 
 
 def test_hashed_file_comes_compressed_and_for_good(site: Callable[..., requests.Response]) -> None:
@@ -62,12 +101,12 @@ def test_app_sees_who_asks_and_how(site: Callable[..., requests.Response], host:
     assert site("/healthz").json()["release"] == current
 
 
-def test_only_ssh_and_http_listen_on_the_network(host: Host) -> None:
+def test_only_ssh_and_http_and_https_listen_on_the_network(host: Host) -> None:
     addresses = host.check_output("ss -Hltn | awk '{print $4}'").split()
     open_ports = {
         address.rpartition(":")[2] for address in addresses if not address.startswith("127.")
     }
-    assert open_ports == {"22", "80"}
+    assert open_ports == {"22", "80", "443"}
 
 
 SECRETS = ["/etc/{}/environment", "/etc/{}/migrate.environment"]
@@ -135,13 +174,15 @@ def test_database_refuses_who_is_not_in_the_operating_system(host: Host) -> None
 
 
 def test_maintenance_comes_and_goes(host: Host, app: str) -> None:
+    # By another address than the one that ssh comes from, which is let in.
     ask = f"""python3 - <<'END'
-import urllib.request, urllib.error
-request = urllib.request.Request("http://127.0.0.1/archive", headers={{"Host": "{APPS[app]}"}})
-try:
-    print(urllib.request.urlopen(request).status)
-except urllib.error.HTTPError as error:
-    print(error.code)
+import http.client, socket, ssl
+context = ssl.create_default_context(cafile="/var/lib/certificates/ca.crt")
+connection = http.client.HTTPConnection("{APPS[app]}")
+plain = socket.create_connection(("127.0.0.1", 443))
+connection.sock = context.wrap_socket(plain, server_hostname="{APPS[app]}")
+connection.request("GET", "/archive")
+print(connection.getresponse().status)
 END"""
     name = host.check_output("hostname")
     variables = {

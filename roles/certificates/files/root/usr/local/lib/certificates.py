@@ -1,0 +1,425 @@
+#!/usr/bin/python3
+"""Bring the certificates of this server to what is wanted of them.
+
+    certificates.py prepare|issue|renew [--check]
+
+Standard input is a JSON object; where it is empty, those in /etc/certificates are taken one after
+another. Each line of standard output is one change; with --check, one that would be made. Messages
+go to standard error.
+
+- prepare: make what a web server needs to start: the private CA, the certificates that it signs,
+  and a stand-in, signed by nobody, for each certificate that is to come from an ACME directory.
+- issue: order what is missing, runs out, or has other names, from the ACME directory, whose
+  challenges the web server answers from the webroot. One order that fails does not keep the others.
+- renew: both, as the timer does it: an order that failed is not repeated before its time.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import http.client
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+CONFIGURATIONS = Path("/etc/certificates")
+FOLDER = Path("/var/lib/certificates")
+LOGS = Path("/var/log/certificates")
+CHALLENGES = ".well-known/acme-challenge"
+# Let's Encrypt allows five failed validations of a name in an hour.
+FIRST_PAUSE = datetime.timedelta(minutes=15)
+LONGEST_PAUSE = datetime.timedelta(days=1)
+# Browsers refuse long lives, some of a private CA's certificates too: 200 days since March 2026.
+CA_DAYS = 90
+ROOT_DAYS = 3650
+STAND_IN = "stand-in"
+ATTEMPTS = 5
+ACCOUNT_GONE = re.compile(r"accountDoesNotExist|account[^.]*(deactivated|revoked)", re.IGNORECASE)
+TIMER = "certificates.timer"
+
+
+class Failure(Exception):
+    """A certificate that could not be had; says what to do next."""
+
+
+def now():
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+
+
+def openssl(*arguments, stdin=None):
+    """Run openssl and return its output."""
+    done = subprocess.run(
+        ["openssl", *arguments], input=stdin, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise Failure(f"openssl {arguments[0]}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def write(path, text):
+    """Replace a file that only root reads."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(path)
+
+
+class Certificate:
+    """What a PEM file holds: names, issuer, and the two ends of its life."""
+
+    def __init__(self, path):
+        text = openssl(
+            *("x509", "-in", path, "-noout", "-issuer", "-subject", "-dates", "-ext"),
+            "subjectAltName",
+        )
+        names = re.findall(r"(?:DNS|IP Address):([^,\s]+)", text)
+        self.names = {name.lower() for name in names}
+        self.issuer = re.search(r"^issuer=\s*(.*)$", text, re.M)[1]
+        self.subject = re.search(r"^subject=\s*(.*)$", text, re.M)[1]
+        self.start, self.end = (
+            datetime.datetime.strptime(
+                re.search(rf"^{name}=(.*)$", text, re.M)[1], "%b %d %H:%M:%S %Y %Z"
+            ).replace(tzinfo=datetime.UTC)
+            for name in ("notBefore", "notAfter")
+        )
+
+    @property
+    def stands_in(self):
+        return STAND_IN in self.subject
+
+    @property
+    def runs_out(self):
+        """Whether less than a third of its life is left."""
+        return now() > self.end - (self.end - self.start) / 3
+
+
+def held(path):
+    """Return the certificate that a file holds, or None where it holds none."""
+    if not path.exists():
+        return None
+    try:
+        return Certificate(path)
+    except Failure:
+        return None
+
+
+class Keeper:
+    """The certificates of one server."""
+
+    def __init__(self, wanted, check):
+        self.wanted = wanted
+        self.check = check
+        self.patient = False
+        self.changed = set()
+        self.books = FOLDER / "attempts.json"
+        self.attempts = json.loads(self.books.read_text()) if self.books.exists() else {}
+
+    def path(self, item):
+        return FOLDER / f"{item['name']}.pem"
+
+    def change(self, item, what):
+        """Note a change; return whether it is to be made."""
+        print(f"{item['name']}: {what}", flush=True)
+        self.changed.add(item["name"])
+        return not self.check
+
+    def of(self, source):
+        return [item for item in self.wanted["certificates"] if item["source"] == source]
+
+    def prepare(self):
+        if not FOLDER.exists():
+            print(f"{FOLDER}: made", flush=True)
+            if not self.check:
+                FOLDER.mkdir(mode=0o755, parents=True)
+        self.keep_renewing()
+        for item in self.of("ca"):
+            self.sign(item)
+        for item in self.of("acme"):
+            if held(self.path(item)) is None and self.change(item, "a stand-in until it is issued"):
+                self.make(item, f"/CN={STAND_IN}")
+
+    def keep_renewing(self):
+        """Start the timer, now and at boot, unless it runs as its file says."""
+        shown = subprocess.run(
+            ["systemctl", "show", TIMER, "--property=ActiveState,UnitFileState,NeedDaemonReload"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        if set(shown) == {"ActiveState=active", "UnitFileState=enabled", "NeedDaemonReload=no"}:
+            return
+        print(f"{TIMER}: started", flush=True)
+        if not self.check:
+            subprocess.run(["systemctl", "daemon-reload"], check=True)
+            subprocess.run(["systemctl", "enable", "--quiet", TIMER], check=True)
+            subprocess.run(["systemctl", "restart", TIMER], check=True)
+
+    def make(self, item, subject, *options):
+        """Make a key and a certificate, both in one file so that they are replaced at once."""
+        names = ",".join(f"{kind(name)}:{name}" for name in item["names"])
+        with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+            key, certificate = Path(folder, "key"), Path(folder, "certificate")
+            openssl(
+                *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+                *("-subj", subject, "-days", str(CA_DAYS), "-keyout", key, "-out", certificate),
+                *(
+                    "-addext",
+                    f"subjectAltName={names}",
+                    "-addext",
+                    "basicConstraints=critical,CA:FALSE",
+                ),
+                *("-addext", "keyUsage=critical,digitalSignature"),
+                *("-addext", "extendedKeyUsage=serverAuth", *options),
+            )
+            write(self.path(item), certificate.read_text() + key.read_text())
+
+    def sign(self, item):
+        """Have the private CA sign a certificate, where it has not or the certificate runs out."""
+        root, key = FOLDER / "ca.crt", FOLDER / "ca.key"
+        has, authority = held(self.path(item)), held(root)
+        fits = has and authority and has.issuer == authority.subject
+        if fits and has.names == set(item["names"]) and not has.runs_out and not authority.runs_out:
+            return
+        if not self.change(item, "signed by the private CA"):
+            return
+        if authority is None or authority.runs_out or not key.exists():
+            with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+                new = Path(folder)
+                # The name is told from that of any other server's, and of the one before it.
+                subject = f"/O=Private CA of {socket.gethostname()}/CN=Root {secrets.token_hex(4)}"
+                openssl(
+                    *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+                    *("-nodes", "-subj", subject, "-days", str(ROOT_DAYS)),
+                    *("-addext", "basicConstraints=critical,CA:TRUE,pathlen:0"),
+                    *("-addext", "keyUsage=critical,keyCertSign,cRLSign"),
+                    *("-keyout", new / "key", "-out", new / "root"),
+                )
+                write(key, (new / "key").read_text())
+                write(root, (new / "root").read_text())
+                root.chmod(0o644)
+        self.make(item, f"/CN={item['names'][0][:64]}", "-CA", root, "-CAkey", key)
+
+    def issue(self):
+        """Order what is due, and raise what went wrong when all have been tried."""
+        failures = []
+        for item in self.of("acme"):
+            has = held(self.path(item))
+            if has is None or has.stands_in:
+                due = "issued"
+            elif has.names != set(item["names"]):
+                due = "issued for other names"
+            elif has.runs_out:
+                due = "renewed"
+            elif self.wanted["directory"] != self.directory_of(item):
+                due = "issued by another directory"
+            else:
+                continue
+            try:
+                if self.may_try(item) and self.change(item, due):
+                    self.order(item)
+            except Failure as failure:
+                failures.append(f"{item['name']}: {failure}")
+        if failures:
+            raise Failure("\n".join(failures))
+
+    def directory_of(self, item):
+        """Return the URL of the directory that certbot has the certificate from."""
+        path = FOLDER / "acme/renewal" / f"{item['name']}.conf"
+        found = re.search(r"^server = (.*)$", path.read_text(), re.M) if path.exists() else None
+        return found and found[1]
+
+    def may_try(self, item):
+        """Whether the pause after a failed attempt is over."""
+        attempt = self.attempts.get(item["name"], {})
+        until = datetime.datetime.fromisoformat(attempt.get("not_before", "2000-01-01T00:00+00:00"))
+        if self.wanted.get("retry") or now() >= until or attempt.get("names") != item["names"]:
+            return True
+        if self.patient or self.check:
+            return False
+        raise Failure(
+            f"the last of {attempt['failures']} failed attempts said: {attempt['said']} To stay"
+            f" clear of the directory's limits, the next is due at {until:%Y-%m-%d %H:%M} UTC. When"
+            " what it says is mended, -e certificates_retry=true tries at once."
+        )
+
+    def order(self, item):
+        """Order one certificate, note how it went, and put it in place."""
+        before = self.attempts.get(item["name"], {})
+        try:
+            if self.wanted["check_names"]:
+                self.reach(item)
+            if self.wanted["staging_directory"]:
+                self.certbot(item, self.wanted["staging_directory"], "staging", "--dry-run")
+            self.certbot(item, self.wanted["directory"], "acme")
+        except Failure as failure:
+            count = before.get("failures", 0) + 1
+            pause = min(FIRST_PAUSE * 2 ** (count - 1), LONGEST_PAUSE)
+            note = {"failures": count, "not_before": (now() + pause).isoformat()}
+            self.note(item, note | {"names": item["names"], "said": str(failure)})
+            # It has changed nothing, after all.
+            self.changed.discard(item["name"])
+            raise
+        if before:
+            self.note(item, None)
+        live = FOLDER / "acme/live" / item["name"]
+        write(
+            self.path(item),
+            "".join((live / f).read_text() for f in ("fullchain.pem", "privkey.pem")),
+        )
+
+    def note(self, item, attempt):
+        self.attempts.pop(item["name"], None)
+        if attempt:
+            self.attempts[item["name"]] = attempt
+        write(self.books, json.dumps(self.attempts, indent=2))
+
+    def reach(self, item):
+        """Ask for a file of the webroot by each name, as the directory will."""
+        token = secrets.token_hex(16)
+        file = Path(self.wanted["webroot"], CHALLENGES, token)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(token)
+        try:
+            for name in item["names"]:
+                self.reach_name(name, token)
+        finally:
+            file.unlink()
+
+    def reach_name(self, name, token):
+        try:
+            found = socket.getaddrinfo(name, 80, type=socket.SOCK_STREAM)
+        except OSError:
+            raise Failure(
+                f"there is no address for {name}. Make a DNS record that points it here, and run"
+                " this again."
+            ) from None
+        addresses = sorted({address[4][0] for address in found})
+        for address in addresses:
+            said = "no answer"
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection = http.client.HTTPConnection(address, timeout=10)
+                connection.request("GET", f"/{CHALLENGES}/{token}", headers={"Host": name})
+                answer = connection.getresponse()
+                if answer.status == 200 and answer.read(100).decode(errors="replace") == token:
+                    continue
+                said = f"another answer ({answer.status}) than this server was to give"
+            raise Failure(
+                f"{name} points to {' and '.join(addresses)}, and port 80 of {address} gave {said}."
+                " It has to point to this server, with port 80 open to all. Mend the DNS record or"
+                " the firewall, and run this again. Where a server cannot reach itself by its name,"
+                " certificates_check_names: false leaves this out."
+            )
+
+    def certbot(self, item, directory, folder, *options):
+        """Order a certificate, with another account where the directory does not know this one."""
+        names = [word for name in item["names"] for word in ("--domain", name)]
+        email = self.wanted["email"]
+        command = [
+            *("certbot", "certonly", "--non-interactive", "--agree-tos", "--force-renewal"),
+            *("--renew-with-new-domains", "--cert-name", item["name"], *names, *options),
+            *("--server", directory, "--key-type", self.wanted["key_type"]),
+            *("--webroot", "--webroot-path", self.wanted["webroot"]),
+            *(
+                ["--email", email, "--no-eff-email"]
+                if email
+                else ["--register-unsafely-without-email"]
+            ),
+            *("--config-dir", FOLDER / folder, "--work-dir", FOLDER / folder / "work"),
+            *("--logs-dir", LOGS),
+            # One for each run: its reason is read from there.
+            *("--max-log-backups", "12"),
+        ]
+        environment = os.environ | (
+            {"REQUESTS_CA_BUNDLE": self.wanted["ca_bundle"]} if self.wanted["ca_bundle"] else {}
+        )
+        Path(self.wanted["webroot"]).mkdir(parents=True, exist_ok=True)
+        known = True
+        for _ in range(ATTEMPTS):
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, env=environment
+            )
+            if done.returncode == 0:
+                return
+            said = " ".join(reason(done.stderr))
+            if known and ACCOUNT_GONE.search(said):
+                print("The directory does not know the account; another is made.", file=sys.stderr)
+                shutil.rmtree(FOLDER / folder / "accounts")
+                known = False
+            # A busy directory may refuse a nonce. certbot tries once more, which may be too few.
+            elif "nonce" not in said:
+                break
+        raise Failure(f"{said} All of it: {LOGS}/letsencrypt.log.")
+
+    def reload(self):
+        """Have those who use the certificates load them, where any changed and they run."""
+        if self.check or not self.changed:
+            return
+        for unit in self.wanted["reload"]:
+            done = subprocess.run(["systemctl", "try-reload-or-restart", unit], check=False)
+            if done.returncode:
+                raise Failure(f"{unit} did not load the new certificates: systemctl status {unit}")
+
+
+def kind(name):
+    return "IP" if re.fullmatch(r"[0-9.]+|.*:.*", name) else "DNS"
+
+
+def reason(said):
+    """Return what was wrong, of all that certbot says.
+
+    Debian 12's certbot loses what a directory answers on the way to its last line ("can't set
+    attribute"), and has it in its log.
+    """
+    log = (LOGS / "letsencrypt.log").read_text()
+    answers = re.findall(r"^acme\.messages\.Error: (.*)$", log, re.MULTILINE)
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    noise = ("Saving debug log", "Ask for help", "See the logfile")
+    return [line for line in lines if not line.startswith(noise)] + answers[-1:]
+
+
+def main():
+    if len(sys.argv) < 2 or sys.argv[1] not in ("prepare", "issue", "renew"):
+        sys.exit(__doc__)
+    command, check = sys.argv[1], "--check" in sys.argv
+    given = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    texts = (
+        [given] if given else [path.read_text() for path in sorted(CONFIGURATIONS.glob("*.json"))]
+    )
+    # The web server reads the challenges; what is secret is made for root alone.
+    os.umask(0o022)
+    failures = []
+    with contextlib.ExitStack() as stack:
+        if not check:
+            lock = stack.enter_context(Path("/run/certificates.lock").open("w"))
+            # The timer and a run of the role would order the same twice.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for text in texts:
+            keeper = Keeper(json.loads(text), check)
+            steps = {"prepare": keeper.prepare, "issue": keeper.issue, "reload": keeper.reload}
+            if command == "prepare":
+                steps = {"prepare": keeper.prepare}
+            elif command == "issue":
+                del steps["prepare"]
+            else:
+                keeper.patient = True
+            # What was had is loaded, whatever became of the others.
+            for step in steps.values():
+                try:
+                    step()
+                except Failure as failure:
+                    failures.append(str(failure))
+    if failures:
+        sys.exit("\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()
