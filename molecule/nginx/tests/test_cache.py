@@ -53,6 +53,16 @@ def test_the_answer_to_a_visitor_who_is_known_is_not_kept(ask, unique, header):
     assert ask("cached.test", path).seen["requests"] > known
 
 
+# The key of the cache does not hold it, but the answer may.
+@pytest.mark.parametrize("header", ["X-Own: a", "Transfer-Encoding: chunked"])
+def test_what_a_get_has_in_its_body_is_for_nobody_else(ask, unique, header):
+    path = f"{unique}?{AGE}"
+    body = ["--request", "GET", "--data", "poison", "--header", header]
+    assert ask("cached.test", path, *body).seen["body"] == "poison"
+    assert ask("cached.test", path).seen["body"] == ""
+    assert ask("cached.test", path, *body).seen["body"] == "poison"
+
+
 def test_a_post_always_reaches_the_app(ask, unique):
     path = f"{unique}?{AGE}"
     kept = ask("cached.test", path).seen["requests"]
