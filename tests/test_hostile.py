@@ -18,7 +18,7 @@ def test_there_are_enough_of_them_and_each_has_a_name_of_its_own() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_a_case_says_where_it_comes_from_and_what_becomes_of_it(case: dict[str, Any]) -> None:
     always = {"name", "source", "raw"}
-    optional = {"shut", "location", "gunicorn"}
+    optional = {"shut", "location", "gunicorn", "tls"}
     assert set(case) - optional in (always | {"refused"}, always | {"answers", "seen"})
     assert case["source"]
     case["raw"].encode("latin-1")

@@ -1,5 +1,7 @@
 """Send requests to nginx byte by byte as they are given, and record what it passes on to the app.
 
+    hostile.py http|https
+
 Standard input is a JSON list of cases: ``name``, ``raw`` (bytes as Latin-1), ``answers`` (how many
 are expected) and ``shut`` (whether to end the writing half of the connection after that). Standard
 output is a JSON object: for each name the ``answers`` that came back, whether nginx ``closed`` the
@@ -13,11 +15,13 @@ import json
 import re
 import socket
 import socketserver
+import ssl
 import sys
 import threading
 import time
 
-NGINX = ("127.0.0.1", 80)
+PORTS = {"http": 80, "https": 443}
+NAME, CERTIFICATE = "hostile.test", "/etc/ssl/hostile.pem"
 APP = ("127.0.0.1", 9400)
 # After the last answer that is due, for what should not come: nginx takes microseconds for it.
 GRACE = 0.15
@@ -99,15 +103,24 @@ def answers(data):
     return found, data
 
 
-def send(case):
+def connect(scheme):
+    connection = socket.create_connection(("127.0.0.1", PORTS[scheme]), PATIENCE)
+    if scheme == "http":
+        return connection
+    context = ssl.create_default_context(cafile=CERTIFICATE)
+    return context.wrap_socket(connection, server_hostname=NAME)
+
+
+def send(scheme, case):
     """Send one case; return the answers, and whether nginx closed the connection."""
     received, closed = b"", False
     deadline = time.monotonic() + PATIENCE
-    with socket.create_connection(NGINX, PATIENCE) as connection:
+    with connect(scheme) as connection:
         try:
             connection.sendall(case["raw"].encode("latin-1"))
             if case["shut"]:
-                connection.shutdown(socket.SHUT_WR)
+                # Not a TLS socket's own method: what it reads afterwards is encrypted.
+                socket.socket.shutdown(connection, socket.SHUT_WR)
         except OSError:
             pass  # nginx had enough before the end
         while time.monotonic() < deadline:
@@ -132,7 +145,7 @@ def main():
     with App() as app:
         threading.Thread(target=app.serve_forever, daemon=True).start()
         for case in cases:
-            results[case["name"]] = {**send(case), "app": app.take()}
+            results[case["name"]] = {**send(sys.argv[1], case), "app": app.take()}
         app.shutdown()
     json.dump(results, sys.stdout)
 

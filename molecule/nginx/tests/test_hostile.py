@@ -16,6 +16,7 @@ from gunicorn.http.parser import RequestParser
 
 FILES = Path(__file__).parents[1] / "files"
 CORPUS = yaml.safe_load((FILES / "hostile.yml").read_text())
+PORTS = {"http": 80, "https": 443}
 REFUSALS = {400, 403, 404, 405, 411, 413, 414, 416, 421, 431, 501, 505}
 REPEATED = re.compile(r"\{([^{}]*)\*(\d+)\}")
 REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+ [!-~\x80-\xff]+) HTTP/1\.1")
@@ -29,12 +30,16 @@ def expanded(text):
     return text
 
 
-def wanted(case):
+def wanted(case, scheme):
     """Return what the app is to see: for each request its line, its headers and its body."""
     for request in case.get("seen", []):
         own = expanded("\n".join(request.get("headers", []))).splitlines()
         names = {header.partition(":")[0] for header in own}
-        always = [x for x in CORPUS["always"] if x.partition(":")[0] not in names]
+        always = [
+            header.format(scheme=scheme, port=PORTS[scheme])
+            for header in CORPUS["always"]
+            if header.partition(":")[0] not in names
+        ]
         yield expanded(request["request"]), sorted(always + own), request.get("body", "")
 
 
@@ -64,8 +69,13 @@ def as_gunicorn(data):
         yield f"{request.method} {request.uri}", request.body.read().decode("latin-1")
 
 
+@pytest.fixture(scope="module", params=PORTS)
+def scheme(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def outcomes(host):
+def outcomes(host, scheme):
     """Send all cases, one after another, from the server itself."""
     cases = [
         {
@@ -78,7 +88,7 @@ def outcomes(host):
     ]
     sender = (FILES / "hostile.py").read_text()
     run = subprocess.run(
-        ["docker", "exec", "--interactive", host.backend.name, "python3", "-c", sender],
+        ["docker", "exec", "--interactive", host.backend.name, "python3", "-c", sender, scheme],
         input=json.dumps(cases),
         capture_output=True,
         text=True,
@@ -89,8 +99,10 @@ def outcomes(host):
 
 
 @pytest.mark.parametrize("case", CORPUS["cases"], ids=lambda case: case["name"])
-def test_a_hostile_request_is_refused_or_harmless(outcomes, case):
+def test_a_hostile_request_is_refused_or_harmless(outcomes, scheme, case):
     outcome = outcomes[case["name"]]
+    if scheme == "https":
+        case = case | case.get("tls", {})
     answers = outcome["answers"]
     statuses = [answer["status"] for answer in answers]
     if case.get("refused"):
@@ -105,7 +117,7 @@ def test_a_hostile_request_is_refused_or_harmless(outcomes, case):
     assert re.findall(r"\r\nLocation: (.*)\r", heads) == where
     assert "\r\nX-Injected:" not in heads
 
-    seen = list(wanted(case))
+    seen = list(wanted(case, scheme))
     assert [request for data in outcome["app"] for request in strictly(data)] == seen
     try:
         by_gunicorn = [request for data in outcome["app"] for request in as_gunicorn(data)]
