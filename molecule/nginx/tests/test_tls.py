@@ -32,8 +32,8 @@ def test_only_what_mozilla_recommends_is_spoken(host: Host, option: str, accepte
 def test_session_is_resumed(host: Host, version: str) -> None:
     session = f"/root/session{version}"
     host.check_output(
-        f"(printf 'HEAD / HTTP/1.0\\r\\nHost: hostile.test\\r\\n\\r\\n'; sleep 1) | openssl s_client"
-        f" -connect 127.0.0.1:443 -servername hostile.test -quiet {version} -sess_out {session}"
+        "(printf 'HEAD / HTTP/1.0\\r\\nHost: hostile.test\\r\\n\\r\\n'; sleep 1)"
+        f" | openssl s_client -connect 127.0.0.1:443 -servername hostile.test -quiet {version} -sess_out {session}"
     )
     assert "Reused, TLS" in handshake(host, version, f"-sess_in {session}")
 
