@@ -54,6 +54,7 @@ SITES = {
 }
 FOUND = {
     "stdout": "/proc/net/if_inet6",
+    "stdout_lines": ["/proc/net/if_inet6"],
     "stderr": "nginx version: nginx/1.26.3\nbuilt with OpenSSL 3.5.4 30 Sep 2025",
 }
 
@@ -106,6 +107,24 @@ def test_nginx_understands_each_kind_of_site(
             ),
         },
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "sites", "expected"),
+    [
+        ([], [], False),
+        ([], [{"name": "a", "certificate": "/a.pem"}], True),
+        (["b.example.conf"], [{"name": "a"}], True),
+        (["a.conf"], [{"name": "a"}], False),
+        (["a.conf"], [{"name": "a", "state": "absent"}], False),
+    ],
+)
+def test_whether_nginx_listens_for_tls_follows_from_all_sites_of_the_server(
+    files: list[str], sites: list[dict[str, Any]], expected: bool
+) -> None:
+    lines = [f"/etc/nginx/sites-enabled/{name}" for name in files]
+    found = FOUND | {"stdout_lines": lines}
+    assert NGINX.value("__nginx_over_tls", __nginx_found=found, nginx_sites=sites) is expected
 
 
 def test_a_site_with_a_mistake_is_found_by_this_test_s_parser(tmp_path: Path) -> None:
