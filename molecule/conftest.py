@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -205,3 +205,68 @@ def eventually() -> Callable[..., None]:
                 time.sleep(0.2)
 
     return wait
+
+
+# What the sandbox of each service forbids to root, and what root may do outside.
+FORBIDDEN = {
+    "programs": "touch /usr/probe && rm /usr/probe",
+    "settings": "touch /etc/probe && rm /etc/probe",
+    "kernel settings": "echo 0 >/proc/sys/net/ipv4/conf/lo/log_martians",
+    "kernel modules": "mkdir -p /usr/lib/modules/probe && test -e /usr/lib/modules/probe",
+    "control groups": "mkdir /sys/fs/cgroup/probe && rmdir /sys/fs/cgroup/probe",
+    "mounts": "mount -t tmpfs none /mnt && umount /mnt",
+    "namespaces": "unshare --user true",
+    "other root folders": "chroot / true",
+    "other host names": 'hostname "$(hostname)"',
+    "other processes": "head -c 1 /proc/1/environ",
+    "devices": "mknod /tmp/probe c 1 3 && rm /tmp/probe",
+    "packets": "python3 -c 'import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)'",
+}
+
+
+@pytest.fixture(scope="module")
+def inside(host: Host, service_unit: str) -> Iterator[Callable[[str], tuple[bool, str]]]:
+    """Run a shell script as root in the sandbox of the service: did it succeed, and its output.
+
+    It takes the place of the service's reload meanwhile. The module says which `service_unit`.
+    """
+    drop_in = f"/run/systemd/system/{service_unit}.d"
+    reload = "[Service]\nExecReload=\nExecReload=/bin/sh /run/inside\n"
+    host.check_output("mkdir -p %s && printf %s >%s/inside.conf", drop_in, reload, drop_in)
+    host.check_output("systemctl daemon-reload")
+
+    def run(script: str) -> tuple[bool, str]:
+        host.check_output("printf '%%s\n' 'exec >/run/inside.out 2>&1' %s >/run/inside", script)
+        done = host.run("systemctl reload %s", service_unit)
+        return done.rc == 0, host.check_output("cat /run/inside.out")
+
+    yield run
+    host.check_output("rm -r %s/inside.conf /run/inside* && systemctl daemon-reload", drop_in)
+
+
+@pytest.fixture(params=FORBIDDEN)
+def forbidden(request: pytest.FixtureRequest, host: Host) -> str:
+    """A command that root may give outside the sandbox."""
+    command = FORBIDDEN[request.param]
+    host.check_output(command)
+    return command
+
+
+@pytest.fixture
+def without_mounts(host: Host, service_unit: str) -> Iterator[None]:
+    """The service started anew as where systemd may mount nothing."""
+    name, at, instance = service_unit.removesuffix(".service").partition("@")
+    helper = f"{name}-sandbox{at}{instance}.service"
+    folder = f"/run/systemd/system/{helper}.d"
+
+    def restart() -> None:
+        host.check_output("systemctl daemon-reload && systemctl restart %s", helper)
+        host.check_output("systemctl restart %s", service_unit)
+
+    host.check_output("mkdir -p /opt/nothing %s && cp /usr/bin/false /opt/nothing/unshare", folder)
+    path = "[Service]\nEnvironment=PATH=/opt/nothing:/usr/bin:/bin\n"
+    host.check_output("printf %s >%s/path.conf", path, folder)
+    restart()
+    yield
+    host.check_output("rm -r %s /opt/nothing", folder)
+    restart()
