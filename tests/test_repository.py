@@ -86,3 +86,10 @@ def test_no_secret_lies_open() -> None:
     vaults = [ROOT / x for x in files if Path(x).name == "vault.yml" and "group_vars" in x]
     assert all(x.read_text().startswith("$ANSIBLE_VAULT") for x in vaults)
     assert not [x for x in files if Path(x).name in (".vault-password", "id_ed25519")]
+
+
+def test_the_roles_have_one_and_the_same_way_out_of_a_sandbox() -> None:
+    """Each can be used alone, so each has the file."""
+    files = list((ROOT / "roles").glob("*/files/**/fit-sandbox"))
+    assert len(files) == 3
+    assert len({file.read_text() for file in files}) == 1
