@@ -1,19 +1,20 @@
 # Managed by Ansible, role ssh.
 """Change sshd's settings such that a mistake takes itself back.
 
-    carafe-ssh.py look <WANTED   say what is due for these settings, and whom they would lock out
-    carafe-ssh.py arm 60 <WANTED make what they need, and put the old ones back after 60 seconds
-    carafe-ssh.py confirm        keep the new ones; says no over a connection that is older than they are
-    carafe-ssh.py revert         put the old ones back, now
+    carafe-ssh.py look <WANTED    say what is due for these settings, and whom they would lock out
+    carafe-ssh.py arm 60 <WANTED  make what they need, and put the old ones back after 60 seconds
+    carafe-ssh.py load            let sshd read the new ones, and wait until it has
+    carafe-ssh.py confirm         keep them; refuses a connection that is older than they are
+    carafe-ssh.py revert          put the old ones back, now
+    carafe-ssh.py boot            the same before sshd starts
 
-WANTED is JSON; the role's vars/main.yml says what is in it. `look` changes nothing, and answers with JSON.
+WANTED is JSON, as vars/main.yml of the role has it. `look` only reads, and answers with JSON.
 """
 
 import contextlib
 import datetime
 import fcntl
 import fnmatch
-import glob
 import grp
 import ipaddress
 import json
@@ -23,17 +24,23 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+SSHD = Path("/usr/sbin/sshd")
 MAIN = Path("/etc/ssh/sshd_config")
 DROP_IN = Path("/etc/ssh/sshd_config.d/00-carafe.conf")
-RSA_KEY = Path("/etc/ssh/ssh_host_rsa_carafe_key")
 ED25519_KEY = Path("/etc/ssh/ssh_host_ed25519_key")
+RSA_KEY = Path("/etc/ssh/ssh_host_rsa_carafe_key")
+DEBIANS_RSA_KEY = Path("/etc/ssh/ssh_host_rsa_key")
+DEBIANS_MODULI = Path("/etc/ssh/moduli")
 MODULI = Path("/etc/ssh/moduli_carafe")
-MODULI_BITS = 3071  # moduli(5) counts from the bit below the highest
+MODULI_BITS = 3071  # moduli(5) has one less than the size of the group
 STATE = Path("/var/lib/carafe-ssh")
-PENDING = STATE / "pending.json"  # the former settings; there until the new ones are confirmed
-REVERT = "carafe-ssh-revert"
+PENDING = STATE / "pending.json"  # the old settings; there until the new ones are confirmed
+REVERT = "carafe-ssh-revert"  # the timer, which is not a file
+BOOT = "carafe-ssh-boot.service"
+PATIENCE = 10  # seconds for sshd to read its settings
 
 
 def run(*command, check=True):
@@ -60,11 +67,11 @@ def write(path, text):
 
 
 def session():
-    """Return the process of sshd that this command runs under, and the one below it; none if it is not ssh."""
+    """Return which sshd this command runs under, and the process below it; none without ssh."""
     pid, child = os.getpid(), None
     while pid > 1:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        name, fields = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2 :].split()
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+        fields = rest.split()
         if name.startswith("sshd"):
             # A number is used again in time; with the time of its start it is unique.
             return f"{pid} {fields[19]}", child
@@ -80,6 +87,9 @@ def connected():
     lines = Path(f"/proc/{child}/environ").read_bytes().decode(errors="replace").split("\0")
     environment = dict(line.split("=", 1) for line in lines if "=" in line)
     client, _, server, port = environment["SSH_CONNECTION"].split()
+    if client == "UNKNOWN":
+        # By a socket of the machine that hosts this one, which is no matter of ports and addresses.
+        return None
     return {
         "user": environment["LOGNAME"],
         "client": client.partition("%")[0],
@@ -92,20 +102,19 @@ def connected():
 
 
 def included(text, candidate):
-    """Return sshd_config with one more file among those that it includes, or in place of the one there."""
+    """Return sshd_config with one more file among those that it includes, or in place of it."""
     lines, found = [], False
     for line in text.splitlines():
-        keyword, *patterns = line.replace("=", " ", 1).split() or [""]
-        if keyword.lower() != "include":
+        patterns = re.fullmatch(r"(?i)\s*include(?:\s*=\s*|\s+)(.*)", line)
+        if not patterns:
             lines.append(line)
             continue
-        for pattern in (str(MAIN.parent / x.strip('"')) for x in patterns):
-            paths = set(glob.glob(pattern))
+        for pattern in (str(MAIN.parent / x.strip('"')) for x in patterns[1].split()):
+            paths = set(Path("/").glob(pattern.lstrip("/")))
             if fnmatch.fnmatch(str(DROP_IN), pattern):
-                paths.add(str(DROP_IN))
-            for path in sorted(paths):
-                found = found or path == str(DROP_IN)
-                lines.append(f"Include {candidate if path == str(DROP_IN) else path}")
+                paths.add(DROP_IN)
+                found = True
+            lines += (f"Include {candidate if x == DROP_IN else x}" for x in sorted(paths))
     return "\n".join([*lines, ""]), found
 
 
@@ -113,32 +122,37 @@ def effective(path, who=None):
     """Return the settings that sshd takes from a file, for everybody or for one connection."""
     options = []
     if who:
-        # sshd asks no name server unless it is told to.
-        options = ["-C", "user={user},host={client},addr={client},laddr={server},lport={port}".format(**who)]
+        # Without UseDNS, sshd knows a client by its address only.
+        condition = "user={user},host={client},addr={client},laddr={server},lport={port}"
+        options = ["-C", condition.format(**who)]
+    # sshd makes it when it starts, and tests nothing without it.
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     found = {}
-    for line in run("/usr/sbin/sshd", "-T", "-f", str(path), *options).stdout.splitlines():
+    for line in run(str(SSHD), "-T", "-f", str(path), *options).stdout.splitlines():
         keyword, _, value = line.partition(" ")
         found.setdefault(keyword, set()).add(value)
     return found
 
 
 def keywords(text):
+    """Return the keywords that a file has, each once, in their order."""
     lines = (line.split() for line in text.splitlines())
-    return [words[0].lower() for words in lines if words and not words[0].startswith("#")]
+    return list(dict.fromkeys(x[0].lower() for x in lines if x and not x[0].startswith("#")))
 
 
 def overruled(text, alone, whole):
-    """Yield what another file of sshd says first, or in addition."""
-    # A key more does no harm: HostKeyAlgorithms says which are used.
-    for keyword in dict.fromkeys(keywords(text)):
-        if keyword == "hostkey" or alone.get(keyword) == whole.get(keyword):
+    """Yield what another file of sshd's says first, or in addition."""
+    others = [MAIN, *(x for x in sorted(DROP_IN.parent.glob("*.conf")) if x != DROP_IN)]
+    for keyword in keywords(text):
+        ours, theirs = alone.get(keyword, set()), whole.get(keyword, set())
+        # A key more does no harm: HostKeyAlgorithms says which are used.
+        if keyword == "hostkey" or ours == theirs:
             continue
-        paths = [MAIN, *(path for path in sorted(DROP_IN.parent.glob("*.conf")) if path != DROP_IN)]
-        guilty = [str(x) for x in paths if re.search(rf"(?im)^\s*{keyword}\b", x.read_text())]
+        guilty = [str(x) for x in others if re.search(rf"(?im)^\s*{keyword}\b", x.read_text())]
         yield (
-            f"sshd would use {keyword} {', '.join(sorted(whole.get(keyword, ())))} instead of"
-            f" {', '.join(sorted(alone.get(keyword, ())))}. Remove {keyword} from {' and '.join(guilty) or MAIN}, or name"
-            " what it says there in the variables of the role."
+            f"sshd would use {keyword} {', '.join(sorted(theirs))} instead of"
+            f" {', '.join(sorted(ours))}. Remove {keyword} from {' and '.join(guilty) or MAIN}, or"
+            " have the same in the variables of the role."
         )
 
 
@@ -155,14 +169,11 @@ def matches(pattern, name, address=None):
 
 
 def key_files(values, user):
+    """Return the files of AuthorizedKeysFile for a user."""
     account = pwd.getpwnam(user)
     tokens = {"%h": account.pw_dir, "%u": user, "%U": str(account.pw_uid), "%%": "%"}
-    names = " ".join(values).split()
-    return [
-        Path(account.pw_dir) / re.sub("%[huU%]", lambda found: tokens[found[0]], name)
-        for name in names
-        if name != "none"
-    ]
+    names = (x for x in " ".join(values).split() if x != "none")
+    return [Path(account.pw_dir, re.sub("%[huU%]", lambda x: tokens[x[0]], x)) for x in names]
 
 
 def locked_out(settings, who):
@@ -173,35 +184,39 @@ def locked_out(settings, who):
     value = {name: " ".join(found) for name, found in settings.items()}
     if port not in settings["port"]:
         yield (
-            f"Ansible is connected to port {port}, on which sshd would not listen any more. Have both in ssh_ports"
-            " first and run the playbook; then set ansible_port, and leave the old one out."
+            f"Ansible is connected to port {port}, on which sshd would not listen any more. Have"
+            " both in ssh_ports first and run the playbook; then set ansible_port, and leave the"
+            " old one out."
         )
-    if account.pw_uid == 0 and value["permitrootlogin"] not in ("yes", "without-password", "prohibit-password"):
+    by_key = ("yes", "without-password", "prohibit-password")
+    if account.pw_uid == 0 and value["permitrootlogin"] not in by_key:
         yield (
-            "Ansible is connected as root, who could not log in any more. Set ansible_user to another user that has a"
-            " key and sudo, or ssh_permit_root_login to auto."
+            "Ansible is connected as root, who could not log in any more. Set ansible_user to"
+            " another user that has a key and sudo, or ssh_permit_root_login to auto."
         )
-    for keyword, variable, names, address in (
-        ("users", "ssh_allow_users", [user], who["client"]),
-        ("groups", "ssh_allow_groups", groups, None),
-    ):
-        allowed, denied = settings.get(f"allow{keyword}"), settings.get(f"deny{keyword}", ())
+    for kind, names, address in (("users", [user], who["client"]), ("groups", groups, None)):
+        allowed, denied = settings.get(f"allow{kind}", ()), settings.get(f"deny{kind}", ())
         if allowed and not any(matches(x, name, address) for x in allowed for name in names):
             yield (
-                f"Ansible is connected as {user}, who is not among those of {variable}:"
-                f" {', '.join(sorted(allowed))}. Add {' or '.join(names)} to it."
+                f"Ansible is connected as {user}, who is not among {', '.join(sorted(allowed))}."
+                f" Add {' or '.join(names)} to ssh_allow_{kind}."
             )
         if any(matches(x, name, address) for x in denied for name in names):
-            yield f"Ansible is connected as {user}, whom deny{keyword} in {MAIN} or beside it would refuse."
+            yield (
+                f"Ansible is connected as {user}, whom deny{kind} refuses. Remove"
+                f" {', '.join(sorted(denied))} from it in {MAIN} or the files beside it."
+            )
     # A command or an authority may know keys that are in no file.
     other_ways = ("authorizedkeyscommand", "trustedusercakeys")
-    if value["passwordauthentication"] == "yes" or any(value.get(x, "none") != "none" for x in other_ways):
+    if value["passwordauthentication"] == "yes" or any(
+        value.get(x, "none") != "none" for x in other_ways
+    ):
         return
     files = key_files(settings["authorizedkeysfile"], user)
     if not any(run("ssh-keygen", "-l", "-f", str(x), check=False).returncode == 0 for x in files):
         yield (
-            f"Ansible is connected as {user}, who has no key in {' or '.join(map(str, files))}, and sshd would take"
-            f" nothing but a key. Put one there: ssh-copy-id {user}@the-server"
+            f"Ansible is connected as {user}, who has no key in {' or '.join(map(str, files))}, and"
+            f" sshd would take nothing but a key. Put one there: ssh-copy-id {user}@the-server"
         )
 
 
@@ -215,7 +230,7 @@ def root_login(wanted, who):
     if who:
         # Who came as another user and is root now has proven that this way works.
         return "prohibit-password" if pwd.getpwnam(who["user"]).pw_uid == 0 else "no"
-    # Nothing is proven by a run that came by another way, and nothing is taken back.
+    # Who came by another way has proven nothing, and what was proven before still holds.
     return "no" if effective(MAIN)["permitrootlogin"] == {"no"} else "prohibit-password"
 
 
@@ -232,23 +247,24 @@ def filled(wanted, who):
 
 
 def units():
-    """Return what systemd knows of sshd: the service's properties, and the ports of a socket that starts it."""
-    lines = systemctl(
-        "show", "--timestamp=us+utc", "--property=ActiveState,UnitFileState,StateChangeTimestamp", "ssh.service"
-    ).splitlines()
+    """Return what systemd knows of sshd, and the ports of a socket that starts it, if any."""
+    names = "--property=ActiveState,UnitFileState,StateChangeTimestamp,MainPID"
+    lines = systemctl("show", "--timestamp=us+utc", names, "ssh.service").splitlines()
     service = dict(line.split("=", 1) for line in lines)
     if systemctl("is-active", "ssh.socket") != "active":
         return service, set()
-    return service, set(re.findall(r":(\d+) \(Stream\)", systemctl("show", "--property=Listen", "ssh.socket")))
+    listen = systemctl("show", "--property=Listen", "ssh.socket")
+    return service, set(re.findall(r":(\d+) \(Stream\)", listen))
 
 
 def is_loaded(service):
     """Tell whether sshd has read the file since it was last touched."""
+    # A reload is a change of state too.
     stamp = service["StateChangeTimestamp"]
     if not stamp:
         return False
-    changed = datetime.datetime.strptime(stamp, "%a %Y-%m-%d %H:%M:%S.%f UTC").replace(tzinfo=datetime.UTC)
-    return DROP_IN.stat().st_ctime <= changed.timestamp()
+    changed = datetime.datetime.strptime(stamp, "%a %Y-%m-%d %H:%M:%S.%f UTC")
+    return DROP_IN.stat().st_ctime <= changed.replace(tzinfo=datetime.UTC).timestamp()
 
 
 def bits(path):
@@ -257,13 +273,14 @@ def bits(path):
     return int(found[0]) if found else 0
 
 
-def due(text, wanted):
-    service, socket = units()
+def due(text, wanted, service, socket):
+    """Yield why the server is not as it should be."""
     if not DROP_IN.exists():
         yield f"{DROP_IN} is not there"
     else:
         stat = DROP_IN.stat()
-        if DROP_IN.read_text() != text or (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) != (0o600, 0, 0):
+        mode = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid)
+        if mode != (0o600, 0, 0) or DROP_IN.read_text() != text:
             yield f"{DROP_IN} is another"
         # With a socket, sshd may not have been needed yet.
         if not (socket and service["ActiveState"] == "inactive") and not is_loaded(service):
@@ -272,78 +289,100 @@ def due(text, wanted):
         yield f"ssh.service is {service['ActiveState']} and {service['UnitFileState']}"
     if bits(ED25519_KEY) == 0 or bits(RSA_KEY) < wanted["rsa_bits"]:
         yield "a host key is missing"
-    if "modulifile" in keywords(text) and not MODULI.exists():
+    if not MODULI.exists():
         yield f"{MODULI} is not there"
     if PENDING.exists():
         yield "settings wait for their confirmation"
 
 
-def look(wanted):
-    who = connected()
-    if not Path("/usr/sbin/sshd").exists():
-        problem = "There is no sshd. Install openssh-server, or leave ssh_manage_packages at true."
-        return {"problems": [] if wanted["check"] else [problem], "due": []}
-    text = filled(wanted, who)
+def problems(text, who, socket):
+    """Yield why these settings cannot be."""
+    for keyword in ("match", "include"):
+        if keyword in keywords(text):
+            yield (
+                f"ssh_settings cannot have {keyword}, which changes what the lines below it mean."
+                f" Write it to a file of its own in {DROP_IN.parent}."
+            )
+            return
     with tempfile.TemporaryDirectory() as folder:
-        alone, whole = Path(folder, "00-carafe.conf"), Path(folder, "sshd_config")
+        candidate, whole = Path(folder, "candidate"), Path(folder, "sshd_config")
         # A host key that is yet to be made would be an error.
-        alone.write_text(re.sub("(?im)^hostkey ", "# ", text))
-        configuration, found = included(MAIN.read_text(), alone)
+        candidate.write_text(re.sub("(?im)^hostkey ", "# ", text))
+        configuration, found = included(MAIN.read_text(), candidate)
         whole.write_text(configuration)
-        problems = []
         if not found:
-            problems.append(
-                f"{MAIN} does not read {DROP_IN}. Make this its first line: Include {DROP_IN.parent}/*.conf"
+            yield (
+                f"{MAIN} does not read {DROP_IN}."
+                f" Make this its first line: Include {DROP_IN.parent}/*.conf"
             )
-        for keyword in {"match", "include"} & set(keywords(text)):
-            problems.append(
-                f"ssh_settings cannot have {keyword}, which would change what the rest of the file means. Write it"
-                f" to a file of its own in {DROP_IN.parent}."
+            return
+        try:
+            settings = effective(whole, who)
+            yield from overruled(text, effective(candidate), effective(whole))
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.strip().replace(str(candidate), str(DROP_IN))
+            yield (
+                f"sshd does not take these settings: {said.replace(str(whole), str(MAIN))}."
+                " Correct ssh_settings, or the file that it names."
             )
-        if not problems:
-            try:
-                settings = effective(whole, who)
-                problems += overruled(text, effective(alone), effective(whole))
-            except subprocess.CalledProcessError as error:
-                said = error.stderr.strip().replace(str(alone), str(DROP_IN)).replace(str(whole), str(MAIN))
-                problems.append(f"sshd does not take these settings: {said}. Correct ssh_settings.")
-            else:
-                problems += locked_out(settings, who) if who else []
-                _, ports = units()
-                if ports and ports != settings["port"]:
-                    problems.append(
-                        f"ssh.socket listens on {', '.join(sorted(ports))} in place of sshd. Have the same in"
-                        " ssh_ports, or let sshd listen: systemctl disable --now ssh.socket && systemctl enable"
-                        " --now ssh.service"
-                    )
-    _, socket = units()
-    return {"problems": problems, "due": list(due(text, wanted)), "text": text, "socket": bool(socket)}
+            return
+    if who:
+        yield from locked_out(settings, who)
+    if socket and socket != settings["port"]:
+        yield (
+            f"ssh.socket listens on {', '.join(sorted(socket))} in place of sshd. Have the same in"
+            " ssh_ports, or let sshd listen: systemctl disable --now ssh.socket &&"
+            " systemctl enable --now ssh.service"
+        )
+
+
+def look(wanted):
+    """Return what is wrong with the settings, what is due for them, and what they are in full."""
+    if not SSHD.exists():
+        missing = "There is no sshd. Install openssh-server, or leave ssh_manage_packages at true."
+        return {"problems": [] if wanted["check"] else [missing], "due": []}
+    try:
+        who, (service, socket) = connected(), units()
+        text = filled(wanted, who)
+        return {
+            "problems": list(problems(text, who, socket)),
+            "due": list(due(text, wanted, service, socket)),
+            "text": text,
+        }
+    except subprocess.CalledProcessError as error:
+        return {"problems": [told(error)], "due": []}
 
 
 # Acting on it.
 
 
 def make_key(path, kind, size):
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    run("ssh-keygen", "-q", "-t", kind, "-b", str(size), "-N", "", "-C", f"root@{os.uname().nodename}", "-f", str(path))
+    path.unlink(missing_ok=True)
+    comment = f"root@{os.uname().nodename}"
+    options = ("-t", kind, "-b", str(size), "-N", "", "-C", comment, "-f", str(path))
+    run("ssh-keygen", "-q", *options)
 
 
 def prepare(wanted):
-    """Make host keys and moduli. Nothing that is there is touched: who knows the server knows it by its keys."""
+    """Make host keys and moduli. Those that are there stay: the server is known by its keys."""
     if bits(ED25519_KEY) == 0:
         make_key(ED25519_KEY, "ed25519", 256)
     if bits(RSA_KEY) < wanted["rsa_bits"]:
-        old = RSA_KEY.with_name("ssh_host_rsa_key")
-        if bits(old) >= wanted["rsa_bits"]:
-            for suffix in ("", ".pub"):
-                RSA_KEY.with_name(RSA_KEY.name + suffix).unlink(missing_ok=True)
-                RSA_KEY.with_name(RSA_KEY.name + suffix).symlink_to(old.name + suffix)
-        else:
+        if bits(DEBIANS_RSA_KEY) < wanted["rsa_bits"]:
             make_key(RSA_KEY, "rsa", wanted["rsa_bits"])
+        else:
+            for suffix in ("", ".pub"):
+                link = RSA_KEY.with_name(RSA_KEY.name + suffix)
+                link.unlink(missing_ok=True)
+                link.symlink_to(DEBIANS_RSA_KEY.name + suffix)
     if not MODULI.exists():
-        lines = Path("/etc/ssh/moduli").read_text().splitlines(keepends=True)
-        write(MODULI, "".join(x for x in lines if x[:1].isdigit() and int(x.split()[4]) >= MODULI_BITS))
+        lines = DEBIANS_MODULI.read_text().splitlines(keepends=True)
+        groups = (x for x in lines if x[:1].isdigit() and int(x.split()[4]) >= MODULI_BITS)
+        write(MODULI, "".join(groups))
+
+
+def disarm():
+    systemctl("stop", f"{REVERT}.timer", f"{REVERT}.service")
 
 
 def arm(seconds, wanted):
@@ -354,37 +393,75 @@ def arm(seconds, wanted):
         state = json.loads(PENDING.read_text())
     state["session"], _ = session()
     write(PENDING, json.dumps(state))
-    systemctl("stop", f"{REVERT}.timer", f"{REVERT}.service")
-    run("systemctl", "enable", "--quiet", f"{REVERT}.service")
+    disarm()
+    run("systemctl", "enable", "--quiet", BOOT)
     run(
-        *("systemd-run", "--quiet", f"--on-active={seconds}s", "--timer-property=AccuracySec=100ms"),
-        f"--unit={REVERT}.service",
+        *("systemd-run", "--quiet", "--collect", f"--unit={REVERT}", f"--on-active={seconds}s"),
+        *("--timer-property=AccuracySec=100ms", sys.executable, str(Path(__file__)), "revert"),
     )
+
+
+def image(pid):
+    """Return what differs each time that a process executes a program: where it lies in memory."""
+    try:
+        return Path(f"/proc/{pid}/auxv").read_bytes()
+    except OSError:
+        return None
+
+
+def listens(pid):
+    sockets = set()
+    with contextlib.suppress(OSError):
+        sockets = {str(x.readlink()) for x in Path(f"/proc/{pid}/fd").iterdir()}
+    tables = (x for x in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if x.exists())
+    rows = (line.split() for x in tables for line in x.read_text().splitlines())
+    # proc(5): the fourth column is the state, 0A for a socket that listens, the tenth the inode.
+    return any(row[3] == "0A" and f"socket:[{row[9]}]" in sockets for row in rows)
+
+
+def load():
+    """Let sshd read its settings. A reload only tells it to; until it has, the old ones count."""
+    service, socket = units()
+    if not socket:
+        run("systemctl", "enable", "--quiet", "ssh.service")
+    pid = service["MainPID"]
+    if pid == "0":
+        # With a socket, systemd starts it when somebody connects.
+        if not socket:
+            run("systemctl", "start", "ssh.service")
+        return
+    before = image(pid)
+    run("systemctl", "reload", "ssh.service")
+    deadline = time.monotonic() + PATIENCE
+    while image(pid) in (None, before) or not listens(pid):
+        if time.monotonic() > deadline:
+            sys.exit("sshd does not listen under the new settings")
+        time.sleep(0.05)
 
 
 def confirm(same):
     if not PENDING.exists():
-        sys.exit("it came too late, and the former settings are back")
+        sys.exit("The confirmation came too late. Give it more ssh_confirm_seconds.")
     former, (now, _) = json.loads(PENDING.read_text())["session"], session()
     if now is not None and now == former and not same:
-        sys.exit("it came over the old connection; is there a ControlPath in ssh_args? ansible.cfg has control_path")
+        sys.exit(
+            "The confirmation came by the old connection. Is there a ControlPath in ssh_args? Use"
+            " control_path of ansible.cfg instead."
+        )
     PENDING.unlink()
-    systemctl("stop", f"{REVERT}.timer")
+    disarm()
 
 
-def revert():
-    if not PENDING.exists():
-        return
+def restore():
     former = json.loads(PENDING.read_text())["former"]
     if former is None:
         DROP_IN.unlink(missing_ok=True)
     else:
         write(DROP_IN, former)
-    # At boot, sshd has yet to start.
-    if systemctl("is-active", "ssh.service") == "active":
-        run("systemctl", "reload", "ssh.service")
-    PENDING.unlink()
-    systemctl("stop", f"{REVERT}.timer")
+
+
+def told(error):
+    return f"{' '.join(map(str, error.cmd[:3]))}: {error.stderr.strip()}"
 
 
 def main():
@@ -397,10 +474,21 @@ def main():
         match sys.argv[1:]:
             case ["arm", seconds]:
                 arm(int(seconds), json.load(sys.stdin))
+            case ["load"]:
+                load()
             case ["confirm", *same]:
                 confirm(same == ["--same"])
             case ["revert"]:
-                revert()
+                if PENDING.exists():
+                    restore()
+                    load()
+                    PENDING.unlink()
+                    # Not the service, which this may be.
+                    systemctl("stop", f"{REVERT}.timer")
+            case ["boot"]:
+                if PENDING.exists():
+                    restore()
+                    PENDING.unlink()
             case _:
                 sys.exit(__doc__)
 
@@ -409,4 +497,4 @@ if __name__ == "__main__":
     try:
         main()
     except subprocess.CalledProcessError as error:
-        sys.exit(f"{' '.join(map(str, error.cmd[:3]))}: {error.stderr.strip()}")
+        sys.exit(told(error))
