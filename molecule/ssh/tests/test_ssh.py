@@ -99,8 +99,8 @@ def test_root_keeps_its_key_while_it_is_the_one_who_connects(host, role, login, 
         ({"ssh_settings": {"MaxSessions": "many"}}, "MaxSessions"),
         ({"ssh_settings": {"Match": "user nobody"}}, "a file of its own"),
         ({"ssh_settings": {"AuthorizedKeysFile": "/nowhere/%u"}}, "no key in /nowhere/deploy"),
-        ({"ssh_allow_users": ["somebody", "deploy@192.0.2.0/24"]}, "Add deploy to it"),
-        ({"ssh_allow_groups": ["games"]}, "Add deploy or sudo to it"),
+        ({"ssh_allow_users": ["somebody", "deploy@192.0.2.0/24"]}, "Add deploy to ssh_allow_users"),
+        ({"ssh_allow_groups": ["games"]}, "Add deploy or sudo to ssh_allow_groups"),
         ({"ssh_ports": [2222]}, "Have both in ssh_ports"),
     ],
     ids=["keyword", "value", "match", "no-key", "user", "group", "port"],
@@ -268,7 +268,7 @@ def test_what_is_closed_can_be_opened(ssh, login, role, host, bring_back):
 
 
 def test_a_socket_in_place_of_sshd_is_respected(host, role, login, bring_back):
-    bring_back("systemctl disable --now ssh.socket && systemctl enable --now ssh.service")
+    bring_back("systemctl disable --now ssh.socket; systemctl enable --now ssh.service")
     host.check_output("systemctl disable --now ssh.service && systemctl enable --now ssh.socket")
     assert login().returncode == 0
     changed, output = role(ssh_max_auth_tries=4)
