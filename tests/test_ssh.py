@@ -146,6 +146,59 @@ def test_settings_come_first_and_as_sshd_writes_them(value: Any, lines: list[str
     assert written[len(lines)] == "Port 22"
 
 
+RUNNING = {
+    "ActiveState": "active",
+    "UnitFileState": "enabled",
+    "StateChangeTimestamp": "Tue 2999-01-01 00:00:00.000000 UTC",
+}
+
+
+@pytest.mark.parametrize(
+    ("service", "socket", "lacks", "told"),
+    [
+        ({}, set(), (), None),
+        ({"StateChangeTimestamp": "Thu 1970-01-01 00:00:00.000000 UTC"}, set(), (), "loaded"),
+        ({"StateChangeTimestamp": ""}, set(), (), "loaded"),
+        ({"ActiveState": "inactive"}, set(), (), "ssh.service is inactive"),
+        ({"UnitFileState": "disabled"}, set(), (), "and disabled"),
+        ({"UnitFileState": "disabled"}, {"22"}, (), None),
+        ({"ActiveState": "inactive", "StateChangeTimestamp": ""}, {"22"}, (), None),
+        ({}, set(), ("DROP_IN",), "is not there"),
+        ({}, set(), ("MODULI",), "is not there"),
+        ({}, set(), ("RSA_KEY",), "host key"),
+        ({}, set(), ("ED25519_KEY",), "host key"),
+    ],
+)
+def test_what_is_not_as_it_should_be_is_due(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    service: dict[str, str],
+    socket: set[str],
+    lacks: tuple[str, ...],
+    told: str | None,
+) -> None:
+    for name in ("DROP_IN", "MODULI", "RSA_KEY", "ED25519_KEY", "PENDING"):
+        monkeypatch.setattr(ssh, name, tmp_path / name)
+        if name not in ("PENDING", *lacks):
+            (tmp_path / name).write_text("text")
+            (tmp_path / name).chmod(0o600)
+    monkeypatch.setattr(ssh, "bits", lambda path: 4096 if path.exists() else 0)
+    found = list(ssh.due("text", {"rsa_bits": 4096}, RUNNING | service, socket))
+    if os.getuid():
+        # On a server it is root's.
+        found = [x for x in found if not x.endswith("is another")]
+    assert len(found) == (told is not None)
+    assert (told or "") in " ".join(found)
+
+
+def test_settings_that_nobody_has_confirmed_are_due(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ssh, "PENDING", tmp_path)
+    found = list(ssh.due("", {"rsa_bits": 1}, RUNNING, set()))
+    assert "settings wait for their confirmation" in found
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_a_server_without_sshd_is_fine_in_a_dry_run_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, check: bool
