@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import pwd
 from pathlib import Path
@@ -197,6 +199,35 @@ def test_settings_that_nobody_has_confirmed_are_due(
     monkeypatch.setattr(ssh, "PENDING", tmp_path)
     found = list(ssh.due("", {"rsa_bits": 1}, RUNNING, set()))
     assert "settings wait for their confirmation" in found
+
+
+@pytest.mark.parametrize(
+    ("armed", "now", "same", "confirmed"),
+    [
+        ("7 100", "8 200", False, True),
+        ("7 100", "7 200", False, True),
+        ("7 100", "7 100", False, False),
+        ("7 100", "7 100", True, True),
+        (None, None, False, True),
+    ],
+    ids=["new", "number-again", "old", "local", "no-ssh"],
+)
+def test_only_a_new_connection_confirms(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    armed: str | None,
+    now: str | None,
+    same: bool,
+    confirmed: bool,
+) -> None:
+    pending = tmp_path / "pending.json"
+    pending.write_text(json.dumps({"former": None, "session": armed}))
+    monkeypatch.setattr(ssh, "PENDING", pending)
+    monkeypatch.setattr(ssh, "session", lambda: (now, None))
+    monkeypatch.setattr(ssh, "disarm", lambda: None)
+    with contextlib.nullcontext() if confirmed else pytest.raises(SystemExit, match="old conn"):
+        ssh.confirm(same)
+    assert pending.exists() is not confirmed
 
 
 @pytest.mark.parametrize("check", [True, False])

@@ -52,10 +52,10 @@ def test_root_stays_out_once_another_user_became_root(login):
     assert ONLY_KEYS in login(user="root").stderr
 
 
-def test_the_host_key_that_was_there_is_the_one_in_use(host, port):
+def test_the_server_is_known_by_the_key_that_it_had(host, port):
     scan = ["ssh-keyscan", "-t", "ed25519", "-p", port, "127.0.0.1"]
     key = subprocess.run(scan, capture_output=True, text=True, check=True).stdout.split()[1:3]
-    assert key == host.file("/etc/ssh/ssh_host_ed25519_key.pub").content_string.split()[:2]
+    assert key == host.file("/root/known.pub").content_string.split()[:2]
 
 
 def test_a_restart_of_the_server_changes_nothing(restart_server, login, eventually):
