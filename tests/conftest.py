@@ -17,7 +17,18 @@ from ansible.plugins.loader import init_plugin_loader, lookup_loader
 from ansible.template import Templar
 
 ROOT = Path(__file__).parents[1]
-ROLES = ("app", "bans", "base", "certificates", "gunicorn", "nginx", "postgres", "ssh", "supervisor")
+ROLES = (
+    "app",
+    "bans",
+    "base",
+    "certificates",
+    "firewall",
+    "gunicorn",
+    "nginx",
+    "postgres",
+    "ssh",
+    "supervisor",
+)
 # A server of 2 GiB with two cores.
 FACTS = {
     "memtotal_mb": 2048,
