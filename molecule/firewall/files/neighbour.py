@@ -4,7 +4,7 @@ neighbour.py serve                       run on the server: answer on some ports
 neighbour.py tcp|udp FROM TO PORT        print open, refused or dropped
 neighbour.py burst FROM TO PORT COUNT    print how many connections open out of so many at once
 neighbour.py ping FROM TO COUNT          print how many of so many echo requests are answered
-neighbour.py steady FROM TO              print whether an open ssh connection goes on when no new one opens
+neighbour.py steady FROM TO              print whether open ssh goes on when no new one opens
 """
 
 import ipaddress
@@ -22,7 +22,9 @@ PATIENCE = 1.5  # seconds; the neighbour is in the same kernel
 def serve():
     waiting = []
     for port in PORTS:
-        waiting.append(socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True))
+        waiting.append(
+            socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        )
         datagrams = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         datagrams.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         datagrams.bind(("::", port))
@@ -111,7 +113,9 @@ def ping(here, there, count):
     total = (total & 0xFFFF) + (total >> 16)
     for _ in range(int(count)):
         # Of ICMPv6, the kernel makes the checksum.
-        sock.sendto(head[:2] + struct.pack("!H", 0 if six else ~total & 0xFFFF) + head[4:], (there, 0))
+        sock.sendto(
+            head[:2] + struct.pack("!H", 0 if six else ~total & 0xFFFF) + head[4:], (there, 0)
+        )
     answers = 0
     try:
         while answers < int(count):

@@ -8,6 +8,20 @@ import yaml
 
 VARIABLES = yaml.safe_load((Path(__file__).parents[1] / "converge.yml").read_text())[0]["vars"]
 SCRIPT = "/usr/bin/python3 /usr/local/lib/carafe-firewall.py"
+RULES = "/etc/carafe-firewall.nft"
+# One of the neighbour's addresses, and one of the server's.
+NEIGHBOUR = ("10.9.0.2", "10.9.0.1")
+# Lets nobody in, and lets nothing go on that is open.
+LOCKED = """
+table inet carafe
+delete table inet carafe
+table inet carafe {
+    chain input {
+        type filter hook input priority filter; policy drop;
+        iif lo accept
+    }
+}
+"""
 
 
 @pytest.fixture
@@ -32,6 +46,17 @@ def allow():
 
 
 @pytest.fixture
+def state(host):
+    """Tell the rules that are in force, and those of the next boot."""
+
+    def read():
+        live = host.run("nft --stateless --terse list table inet carafe").stdout
+        return live, host.check_output(f"cat {RULES}")
+
+    return read
+
+
+@pytest.fixture
 def role(converge):
     """Run the role with other values of some variables."""
 
@@ -46,7 +71,15 @@ def apply(docker_name):
     """Apply rules with the script, unconfirmed."""
 
     def run(rules, seconds):
-        command = ["docker", "exec", "--interactive", docker_name, *SCRIPT.split(), "apply", str(seconds)]
+        command = [
+            "docker",
+            "exec",
+            "--interactive",
+            docker_name,
+            *SCRIPT.split(),
+            "apply",
+            str(seconds),
+        ]
         return subprocess.run(command, input=rules, capture_output=True, text=True, check=False)
 
     return run

@@ -86,9 +86,11 @@ def test_the_server_learns_that_a_link_on_the_way_is_small(host, eventually, fam
 
     def learnt():
         # Nobody is there to answer the datagrams, which are too big for the router.
-        host.run(f"python3 -c 'import socket; f = socket.AF_INET{'6' if family == '-6' else ''};"
-                 f" s = socket.socket(f, socket.SOCK_DGRAM); s.setsockopt(0, 10, 2);"
-                 f" s.sendto(bytes(1390), (\"{there}\", 9))'")
+        host.run(
+            f"python3 -c 'import socket; f = socket.AF_INET{'6' if family == '-6' else ''};"
+            f" s = socket.socket(f, socket.SOCK_DGRAM); s.setsockopt(0, 10, 2);"
+            f' s.sendto(bytes(1390), ("{there}", 9))\''
+        )
         return "mtu 1280" in host.check_output(f"ip {family} route get {there}")
 
     eventually(learnt)

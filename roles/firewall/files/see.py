@@ -9,7 +9,6 @@ as ``ip saddr { 192.0.2.0/24 } ``, and empty where it means anybody.
 import ipaddress
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def networks(texts, where):
 
 
 def sources(found, everybody):
-    """Return the beginnings of the rules for these networks; no network means everybody or nobody."""
+    """Return the beginnings of rules for these networks; none means everybody or nobody."""
     if not found:
         return [""] if everybody else []
     by_family = {
@@ -60,7 +59,8 @@ def ports(texts, where):
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
         if not 1 <= first <= last <= 65535:
             raise Problem(
-                f"{where} has {text!r}, but needs ports from 1 to 65535, or ranges such as '8000-8010'."
+                f"{where} has {text!r}, but needs ports from 1 to 65535, or ranges such as"
+                " '8000-8010'."
             )
         pairs.append((first, last))
     merged = []
@@ -76,38 +76,6 @@ def port_set(pairs):
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in pairs)
 
 
-def run(*command):
-    """Return what a command prints, and nothing where there is no such command."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    except OSError:
-        return ""
-
-
-def status(pid, field):
-    """Return a field of what /proc says of a process, or an empty text when it has gone."""
-    try:
-        text = (PROC / str(pid) / "status").read_text()
-    except OSError:
-        return ""
-    return re.search(rf"^{field}:\s+(.*)$", text, re.M)[1]
-
-
-def sshd_ports():
-    """Return the ports that sshd listens on, or systemd for it."""
-    found = set()
-    for line in run("ss", "-Hltnp").splitlines():
-        port = re.search(r"\s\S+:([0-9]+)\s", line)
-        for pid in re.findall(r'"sshd",pid=([0-9]+)', line):
-            # One that belongs to a connection listens for what a client wants to have forwarded.
-            if port and status(status(pid, "PPid"), "Name") != "sshd":
-                found.add(port[1])
-    if run("systemctl", "is-active", "ssh.socket").strip() == "active":
-        listen = run("systemctl", "show", "-P", "Listen", "ssh.socket")
-        found.update(re.findall(r":([0-9]+) \(Stream\)", listen))
-    return found
-
-
 def ssh_connection():
     """Return the address that this session's ssh comes from and the port it came in by, or None.
 
@@ -121,7 +89,7 @@ def ssh_connection():
                 client, _, _, port = found[1].decode().split()
                 address = ipaddress.ip_address(client.partition("%")[0])
                 return getattr(address, "ipv4_mapped", None) or address, int(port)
-            pid = status(pid, "PPid")
+            pid = re.search(r"^PPid:\s+(\d+)", (PROC / pid / "status").read_text(), re.M)[1]
     except OSError:
         pass  # a process of the host's, where a container is the server
     return None
@@ -141,8 +109,8 @@ def entry(wanted):
     comment = wanted["comment"]
     if len(comment.encode()) > COMMENT or re.search(r'["\x00-\x1f\x7f]', comment):
         raise Problem(
-            f"{where} has the comment {comment!r}, but takes {COMMENT} bytes at most, with no double"
-            " quote and no line break."
+            f"{where} has the comment {comment!r}, but takes {COMMENT} bytes at most, with no"
+            " double quote and no line break."
         )
     pairs = ports(wanted["ports"], where)
     found = networks(wanted["sources"], where)
@@ -158,10 +126,9 @@ def entry(wanted):
 def rules(wanted):
     """Return what the rules are made of. Raise a Problem when they would not do."""
     connection = ssh_connection()
-    ssh_ports = wanted["ssh_ports"]
-    if not ssh_ports:
-        ssh_ports = sshd_ports() | ({str(connection[1])} if connection else set())
-    ssh_pairs = ports(ssh_ports or [22], "firewall_ssh_ports")
+    if not wanted["ssh_ports"]:
+        raise Problem("firewall_ssh_ports is empty, which would lock everybody out.")
+    ssh_pairs = ports(wanted["ssh_ports"], "firewall_ssh_ports")
     ssh_networks = networks(wanted["ssh_sources"], "firewall_ssh_sources")
     unlimited = networks(wanted["ssh_unlimited"], "firewall_ssh_unlimited")
     entries = [entry(x) for x in wanted["allow"]]
@@ -170,7 +137,9 @@ def rules(wanted):
     if rate < 0 or burst < 5:
         raise Problem("firewall_ssh_rate must be 0 or more, and firewall_ssh_burst 5 or more.")
     if wanted["revert_seconds"] < 20:
-        raise Problem("firewall_revert_seconds must be 20 or more: a new connection takes its time.")
+        raise Problem(
+            "firewall_revert_seconds must be 20 or more: a new connection takes its time."
+        )
     for name in wanted["trusted_interfaces"]:
         if not re.fullmatch(r"[A-Za-z0-9_.:@-]{1,15}|[A-Za-z0-9_.:@-]{1,14}\*", name):
             raise Problem(f"firewall_trusted_interfaces has {name!r}, which names no interface.")
@@ -200,7 +169,7 @@ def rules(wanted):
 
 
 def let_in(address, port, ways):
-    """Tell whether one of the ways is open to this address: the ports, and the networks it is for."""
+    """Tell whether one of the ways, ports and the networks they are for, is open to this."""
     return address.is_loopback or any(
         inside(address, found) and any(first <= port <= last for first, last in pairs)
         for pairs, found in ways

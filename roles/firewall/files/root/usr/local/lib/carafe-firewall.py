@@ -1,7 +1,7 @@
 # Managed by Ansible, role firewall.
 """Change the rules of the table inet carafe such that a mistake takes itself back.
 
-    carafe-firewall.py due <RULES       say why these rules are not the ones in force; say nothing if they are
+    carafe-firewall.py due <RULES       say why these rules are not those in force, if they are not
     carafe-firewall.py apply 60 <RULES  load these rules, and take them back after 60 seconds
     carafe-firewall.py confirm          keep what was applied, now and at boot
     carafe-firewall.py revert           take back what was applied, now
@@ -25,7 +25,9 @@ CONFIRMED = Path("/etc/carafe-firewall.nft")
 RUN = Path("/run/carafe-firewall")
 LOADED = RUN / "loaded.nft"  # the rules that were loaded last
 LISTING = RUN / "loaded.list"  # what nft made of them
-BEFORE = RUN / "before.nft"  # the rules to go back to; there while others wait for their confirmation
+BEFORE = (
+    RUN / "before.nft"
+)  # the rules to go back to; there while others wait for their confirmation
 
 
 def run(*command, text=None, check=True):
@@ -56,7 +58,7 @@ def write(path, text):
 
 
 def listing():
-    """Return the table as the kernel has it, without counters and without what ssh's limit remembers."""
+    """Return the table as the kernel has it, without counters and what ssh's limit remembers."""
     return nft("--stateless", "--terse", "list", *TABLE, check=False).stdout
 
 
@@ -79,7 +81,7 @@ def in_force():
 
 
 def restore():
-    """Take unconfirmed rules back. At worst there is no rule: who is locked out can mend nothing."""
+    """Take unconfirmed rules back. At worst to none: who is locked out can mend nothing."""
     for text in (read(BEFORE), read(CONFIRMED), NOTHING):
         with contextlib.suppress(subprocess.CalledProcessError):
             if text is not None:
@@ -114,12 +116,12 @@ def apply(text, seconds):
         restore()
     disarm()
     write(BEFORE, in_force())
-    # Before the rules: there must be no moment in which nothing would take them back.
-    run(
-        *("systemd-run", "--quiet", "--collect", f"--unit={REVERT}", f"--on-active={seconds}s"),
-        *("--timer-property=AccuracySec=100ms", sys.executable, str(Path(__file__)), "revert"),
-    )
     try:
+        # Before the rules: there must be no moment in which nothing would take them back.
+        run(
+            *("systemd-run", "--quiet", "--collect", f"--unit={REVERT}", f"--on-active={seconds}s"),
+            *("--timer-property=AccuracySec=100ms", sys.executable, str(Path(__file__)), "revert"),
+        )
         load(text)
     except subprocess.CalledProcessError:
         restore()
@@ -129,7 +131,9 @@ def apply(text, seconds):
 
 def confirm():
     if not BEFORE.exists():
-        sys.exit("no rules wait for their confirmation: it came too late, and the old ones are back")
+        sys.exit(
+            "no rules wait for their confirmation: it came too late, and the old ones are back"
+        )
     if listing() != read(LISTING):
         sys.exit("somebody else has changed the table inet carafe meanwhile")
     write(CONFIRMED, read(LOADED))
