@@ -56,6 +56,17 @@ def state(host):
     return read
 
 
+@pytest.fixture(scope="module")
+def due(host):
+    """Ask the script, as each run does, why these rules, or the confirmed, are not in force."""
+
+    def ask(rules=None):
+        text = rules or host.check_output(f"cat {RULES}")
+        return host.check_output(f"{SCRIPT} due <<'END'\n{text}\nEND")
+
+    return ask
+
+
 @pytest.fixture
 def role(converge):
     """Run the role with other values of some variables."""
