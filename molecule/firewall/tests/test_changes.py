@@ -197,6 +197,8 @@ def test_what_somebody_did_by_hand_is_noticed(host, role, due, harm):
 
 
 def test_what_somebody_did_by_hand_is_shown_and_mended(role, host, state, neighbour, due):
+    changed, output = role()
+    assert changed >= 0, output
     before = state()
     host.check_output("nft flush table inet carafe && systemctl disable carafe-firewall")
     flushed = state()
