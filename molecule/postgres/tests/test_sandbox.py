@@ -32,7 +32,7 @@ def test_the_sandbox_forbids(inside, forbidden):
     ("command", "reason"),
     [
         ("touch /etc/probe/file", "Read-only file system"),
-        ("ls /home/probe", "No such file or directory"),
+        ("ls /home/probe", "Permission denied"),
         ("unshare --user true", "Operation not permitted"),
     ],
 )
