@@ -13,14 +13,14 @@ import pytest
 from conftest import ROOT, Role, load_module
 
 WANTED: dict[str, Any] = {
-    "allow": [],
-    "ssh_ports": [22],
-    "ssh_sources": [],
-    "ssh_unlimited": [],
-    "ssh_rate": 10,
-    "ssh_burst": 20,
-    "trusted_interfaces": [],
-    "revert_seconds": 60,
+    "firewall_allow": [],
+    "firewall_ssh_ports": [22],
+    "firewall_ssh_sources": [],
+    "firewall_ssh_unlimited": [],
+    "firewall_ssh_rate": 10,
+    "firewall_ssh_burst": 20,
+    "firewall_trusted_interfaces": [],
+    "firewall_revert_seconds": 60,
 }
 ENTRY: dict[str, Any] = {"ports": ["80"], "protocol": "tcp", "sources": [], "comment": ""}
 SSH = "SSH_CONNECTION=203.0.113.7 40022 192.0.2.1 22"
@@ -57,28 +57,34 @@ def seen(see: ModuleType, monkeypatch: pytest.MonkeyPatch, **wanted: Any) -> Any
 @pytest.mark.parametrize(
     ("wanted", "problem"),
     [
-        ({"allow": [ENTRY | {"ports": ["https"]}]}, "firewall_allow has 'https'"),
-        ({"allow": [ENTRY | {"ports": ["0"]}]}, "firewall_allow has '0'"),
-        ({"allow": [ENTRY | {"ports": ["65536"]}]}, "firewall_allow has '65536'"),
-        ({"allow": [ENTRY | {"ports": ["90-80"]}]}, "firewall_allow has '90-80'"),
-        ({"allow": [ENTRY | {"ports": ["80 } accept; #"]}]}, "firewall_allow has '80 } accept"),
-        ({"allow": [ENTRY | {"ports": []}]}, "an entry without ports"),
-        ({"allow": [ENTRY | {"protocol": "sctp"}]}, "the protocol 'sctp'"),
-        ({"allow": [ENTRY | {"sources": ["example.com"]}]}, "firewall_allow has 'example.com'"),
+        ({"firewall_allow": [ENTRY | {"ports": ["https"]}]}, "firewall_allow has 'https'"),
+        ({"firewall_allow": [ENTRY | {"ports": ["0"]}]}, "firewall_allow has '0'"),
+        ({"firewall_allow": [ENTRY | {"ports": ["65536"]}]}, "firewall_allow has '65536'"),
+        ({"firewall_allow": [ENTRY | {"ports": ["90-80"]}]}, "firewall_allow has '90-80'"),
+        (
+            {"firewall_allow": [ENTRY | {"ports": ["80 } accept; #"]}]},
+            "firewall_allow has '80 } accept",
+        ),
+        ({"firewall_allow": [ENTRY | {"ports": []}]}, "an entry without ports"),
+        ({"firewall_allow": [ENTRY | {"protocol": "sctp"}]}, "the protocol 'sctp'"),
+        (
+            {"firewall_allow": [ENTRY | {"sources": ["example.com"]}]},
+            "firewall_allow has 'example.com'",
+        ),
         # Whoever writes that may mean the address, or the network.
-        ({"allow": [ENTRY | {"sources": ["192.0.2.7/24"]}]}, "has host bits set"),
-        ({"allow": [ENTRY | {"comment": 'a "b"'}]}, "no double quote"),
-        ({"allow": [ENTRY | {"comment": "a\nb"}]}, "no line break"),
-        ({"allow": [ENTRY | {"comment": "ü" * 61}]}, "120 bytes"),
-        ({"ssh_ports": []}, "firewall_ssh_ports is empty"),
-        ({"ssh_ports": [70000]}, "firewall_ssh_ports has '70000'"),
-        ({"ssh_sources": ["office"]}, "firewall_ssh_sources has 'office'"),
-        ({"ssh_unlimited": ["ci"]}, "firewall_ssh_unlimited has 'ci'"),
-        ({"ssh_rate": -1}, "firewall_ssh_rate"),
-        ({"ssh_burst": 1}, "firewall_ssh_burst"),
-        ({"revert_seconds": 5}, "firewall_revert_seconds"),
-        ({"trusted_interfaces": ['wg0" accept']}, "names no interface"),
-        ({"trusted_interfaces": ["*"]}, "names no interface"),
+        ({"firewall_allow": [ENTRY | {"sources": ["192.0.2.7/24"]}]}, "has host bits set"),
+        ({"firewall_allow": [ENTRY | {"comment": 'a "b"'}]}, "no double quote"),
+        ({"firewall_allow": [ENTRY | {"comment": "a\nb"}]}, "no line break"),
+        ({"firewall_allow": [ENTRY | {"comment": "ü" * 61}]}, "120 bytes"),
+        ({"firewall_ssh_ports": []}, "firewall_ssh_ports is empty"),
+        ({"firewall_ssh_ports": [70000]}, "firewall_ssh_ports has '70000'"),
+        ({"firewall_ssh_sources": ["office"]}, "firewall_ssh_sources has 'office'"),
+        ({"firewall_ssh_unlimited": ["ci"]}, "firewall_ssh_unlimited has 'ci'"),
+        ({"firewall_ssh_rate": -1}, "firewall_ssh_rate"),
+        ({"firewall_ssh_burst": 1}, "firewall_ssh_burst"),
+        ({"firewall_revert_seconds": 5}, "firewall_revert_seconds"),
+        ({"firewall_trusted_interfaces": ['wg0" accept']}, "names no interface"),
+        ({"firewall_trusted_interfaces": ["*"]}, "names no interface"),
     ],
     ids=lambda x: "" if isinstance(x, dict) else x,
 )
@@ -93,47 +99,65 @@ def test_what_cannot_be_is_told(
     ("environs", "wanted", "refused"),
     [
         ([SSH], {}, False),
-        ([SSH], {"ssh_ports": [2222]}, True),
-        ([SSH], {"ssh_ports": [2222, 22]}, False),
-        ([SSH], {"ssh_sources": ["203.0.113.0/24"]}, False),
-        ([SSH], {"ssh_sources": ["198.51.100.0/24"]}, True),
-        ([SSH], {"ssh_sources": ["2001:db8::/32"]}, True),
+        ([SSH], {"firewall_ssh_ports": [2222]}, True),
+        ([SSH], {"firewall_ssh_ports": [2222, 22]}, False),
+        ([SSH], {"firewall_ssh_sources": ["203.0.113.0/24"]}, False),
+        ([SSH], {"firewall_ssh_sources": ["198.51.100.0/24"]}, True),
+        ([SSH], {"firewall_ssh_sources": ["2001:db8::/32"]}, True),
         (
             [SSH],
-            {"ssh_sources": ["198.51.100.0/24"], "ssh_unlimited": ["203.0.113.7"]},
+            {
+                "firewall_ssh_sources": ["198.51.100.0/24"],
+                "firewall_ssh_unlimited": ["203.0.113.7"],
+            },
             False,
         ),
-        ([SSH], {"ssh_ports": [2222], "allow": [ENTRY | {"ports": ["20-30"]}]}, False),
         (
             [SSH],
-            {"ssh_ports": [2222], "allow": [ENTRY | {"ports": ["22"], "protocol": "udp"}]},
+            {"firewall_ssh_ports": [2222], "firewall_allow": [ENTRY | {"ports": ["20-30"]}]},
+            False,
+        ),
+        (
+            [SSH],
+            {
+                "firewall_ssh_ports": [2222],
+                "firewall_allow": [ENTRY | {"ports": ["22"], "protocol": "udp"}],
+            },
             True,
         ),
         (
             [SSH],
             {
-                "ssh_ports": [2222],
-                "allow": [ENTRY | {"ports": ["22"], "sources": ["192.0.2.0/24"]}],
+                "firewall_ssh_ports": [2222],
+                "firewall_allow": [ENTRY | {"ports": ["22"], "sources": ["192.0.2.0/24"]}],
             },
             True,
         ),
         ([SSH_V6], {}, True),
-        ([SSH_V6], {"ssh_ports": [2222], "ssh_sources": ["2001:db8::/64"]}, False),
         (
-            ["SSH_CONNECTION=::ffff:203.0.113.7 1 ::ffff:192.0.2.1 22"],
-            {"ssh_sources": ["203.0.113.7"]},
+            [SSH_V6],
+            {"firewall_ssh_ports": [2222], "firewall_ssh_sources": ["2001:db8::/64"]},
             False,
         ),
-        (["SSH_CONNECTION=fe80::9%eth0 1 fe80::1%eth0 22"], {"ssh_sources": ["fe80::/10"]}, False),
+        (
+            ["SSH_CONNECTION=::ffff:203.0.113.7 1 ::ffff:192.0.2.1 22"],
+            {"firewall_ssh_sources": ["203.0.113.7"]},
+            False,
+        ),
+        (
+            ["SSH_CONNECTION=fe80::9%eth0 1 fe80::1%eth0 22"],
+            {"firewall_ssh_sources": ["fe80::/10"]},
+            False,
+        ),
         # sudo has dropped it.
-        (["SUDO_USER=deploy", "A=b", f"A=b\0{SSH}\0C=d"], {"ssh_ports": [2222]}, True),
+        (["SUDO_USER=deploy", "A=b", f"A=b\0{SSH}\0C=d"], {"firewall_ssh_ports": [2222]}, True),
         # From one server on to the next: the nearest is how this one was reached.
         (["A=b", SSH, SSH_V6], {}, False),
         # Not by ssh, or by a tunnel that ends on the server itself.
-        (["A=b"], {"ssh_ports": [2222]}, False),
-        (["SSH_CONNECTION=127.0.0.1 1 127.0.0.1 22"], {"ssh_ports": [2222]}, False),
-        (["MY_SSH_CONNECTION=203.0.113.7 1 192.0.2.1 22"], {"ssh_ports": [2222]}, False),
-        ([], {"ssh_ports": [2222]}, False),
+        (["A=b"], {"firewall_ssh_ports": [2222]}, False),
+        (["SSH_CONNECTION=127.0.0.1 1 127.0.0.1 22"], {"firewall_ssh_ports": [2222]}, False),
+        (["MY_SSH_CONNECTION=203.0.113.7 1 192.0.2.1 22"], {"firewall_ssh_ports": [2222]}, False),
+        ([], {"firewall_ssh_ports": [2222]}, False),
     ],
 )
 def test_rules_that_would_lock_out_who_asks_for_them_are_refused(
@@ -163,7 +187,7 @@ def test_rules_that_would_lock_out_who_asks_for_them_are_refused(
 def test_ports_become_a_set_that_nft_takes(
     see: ModuleType, monkeypatch: pytest.MonkeyPatch, texts: list[str], ports: str
 ) -> None:
-    found = seen(see, monkeypatch, allow=[ENTRY | {"ports": texts}])
+    found = seen(see, monkeypatch, firewall_allow=[ENTRY | {"ports": texts}])
     assert found["allow"][0]["ports"] == ports
 
 
@@ -183,14 +207,14 @@ def test_ports_become_a_set_that_nft_takes(
 def test_sources_become_one_rule_for_each_family(
     see: ModuleType, monkeypatch: pytest.MonkeyPatch, texts: list[str], sources: list[str]
 ) -> None:
-    found = seen(see, monkeypatch, allow=[ENTRY | {"sources": texts}])
+    found = seen(see, monkeypatch, firewall_allow=[ENTRY | {"sources": texts}])
     assert found["allow"][0]["sources"] == sources
 
 
 def test_the_rules_change_no_table_but_their_own(
     see: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = seen(see, monkeypatch, allow=[ENTRY], trusted_interfaces=["wg0"])
+    found = seen(see, monkeypatch, firewall_allow=[ENTRY], firewall_trusted_interfaces=["wg0"])
     text = Role("firewall").render(
         "etc/carafe-firewall.nft.j2", __firewall_look={"stdout": json.dumps(found)}
     )

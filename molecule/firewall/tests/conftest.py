@@ -110,5 +110,5 @@ def bring_back(host, converge):
 def forget_who_came(host):
     """Let no test wait for what another has opened."""
     yield
-    for name in ("ssh_v4", "ssh_v6"):
+    for name in ("recent_v4", "recent_v6"):
         host.run(f"nft flush set inet carafe {name}")

@@ -126,21 +126,21 @@ def entry(wanted):
 def rules(wanted):
     """Return what the rules are made of. Raise a Problem when they would not do."""
     connection = ssh_connection()
-    if not wanted["ssh_ports"]:
+    if not wanted["firewall_ssh_ports"]:
         raise Problem("firewall_ssh_ports is empty, which would lock everybody out.")
-    ssh_pairs = ports(wanted["ssh_ports"], "firewall_ssh_ports")
-    ssh_networks = networks(wanted["ssh_sources"], "firewall_ssh_sources")
-    unlimited = networks(wanted["ssh_unlimited"], "firewall_ssh_unlimited")
-    entries = [entry(x) for x in wanted["allow"]]
+    ssh_pairs = ports(wanted["firewall_ssh_ports"], "firewall_ssh_ports")
+    ssh_networks = networks(wanted["firewall_ssh_sources"], "firewall_ssh_sources")
+    unlimited = networks(wanted["firewall_ssh_unlimited"], "firewall_ssh_unlimited")
+    entries = [entry(x) for x in wanted["firewall_allow"]]
 
-    rate, burst = wanted["ssh_rate"], wanted["ssh_burst"]
+    rate, burst = wanted["firewall_ssh_rate"], wanted["firewall_ssh_burst"]
     if rate < 0 or burst < 5:
         raise Problem("firewall_ssh_rate must be 0 or more, and firewall_ssh_burst 5 or more.")
-    if wanted["revert_seconds"] < 20:
+    if wanted["firewall_revert_seconds"] < 20:
         raise Problem(
             "firewall_revert_seconds must be 20 or more: a new connection takes its time."
         )
-    for name in wanted["trusted_interfaces"]:
+    for name in wanted["firewall_trusted_interfaces"]:
         if not re.fullmatch(r"[A-Za-z0-9_.:@-]{1,15}|[A-Za-z0-9_.:@-]{1,14}\*", name):
             raise Problem(f"firewall_trusted_interfaces has {name!r}, which names no interface.")
 
@@ -164,7 +164,7 @@ def rules(wanted):
             "memory": burst * 60 // rate + 60 if rate else 0,
         },
         "allow": [rule for rule, _, _ in entries],
-        "interfaces": wanted["trusted_interfaces"],
+        "interfaces": wanted["firewall_trusted_interfaces"],
     }
 
 
