@@ -31,13 +31,20 @@ VARIABLES = {
     "app_domains": ["localhost"],
     "app_secret_key": "only-for-this-measurement-0123456789",
     "app_config": {"READYZ_ALLOW_NEWER_SCHEMA": True, "SESSION_COOKIE_SECURE": False},
-    # The script has no TLS either.
+    # The script has no TLS either, and leaves the server as it is.
     "stack_https": False,
+    "stack_server_roles": [],
     "postgres_memory_mb": 512,
     "postgres_cores": 2,
     "gunicorn_memory_mb": 256,
     "gunicorn_cores": 2,
     "nginx_worker_processes": "2",
+}
+# What inventory/lab has: TLS, firewall and all else that the script does without.
+WHOLE = {
+    **{key: value for key, value in VARIABLES.items() if not key.startswith("stack_")},
+    "certificates_source": "ca",
+    "certificates_ca_download": "",
 }
 
 
@@ -195,6 +202,12 @@ def measure() -> dict:
         say("load")
         results["requests_a_second"] = serving(carafe)
         results["releases"] = releases.measure(carafe, shell)
+        say("site.yml with TLS and all that the server gets, on a third")
+        whole = Server("whole", Path(folder))
+        results["whole_seconds"], _ = playbook(whole, "site.yml", WHOLE)
+        results["whole_noop_seconds"], report = playbook(whole, "site.yml", WHOLE)
+        results["whole_noop_changed"] = sum(x["changed"] for x in report["stats"].values())
+        results["whole_noop_tasks"] = tasks_on_server(report)
     return results
 
 
@@ -235,6 +248,10 @@ def table(results: dict) -> list[tuple[str, str, str]]:
         ("… with Mitogen", f"{results['noop_mitogen_seconds']:.1f} s", ""),
         ("… tasks on the server", f"{results['noop_tasks']}", "≤ 40"),
         ("… changed", f"{results['noop_changed']}", "0"),
+        ("site.yml with TLS, firewall and the rest", f"{results['whole_seconds']:.1f} s", ""),
+        ("… nothing to do", f"{results['whole_noop_seconds']:.1f} s", ""),
+        ("… … tasks on the server", f"{results['whole_noop_tasks']}", "≤ 55"),
+        ("… … changed", f"{results['whole_noop_changed']}", "0"),
         *release_rows(results["releases"]),
         ("memory of the idle stack, shared pages counted once (PSS)", f"{pss:.0f} MB", "≤ 350 MB"),
         ("memory of the idle stack, as ps shows it (RSS)", f"{rss:.0f} MB", ""),
