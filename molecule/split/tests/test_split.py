@@ -157,6 +157,30 @@ def test_server_listens_only_for_what_it_is_for(
     assert outside == ports
 
 
+CONNECT = "timeout 5 python3 -c 'import socket, sys; socket.create_connection(sys.argv[1:])' {} {}"
+
+
+@pytest.mark.parametrize(
+    ("who", "whom", "port", "reaches"),
+    [
+        ("web", "app-1", 8000, True),
+        ("app-1", "db", 5432, True),
+        ("web", "db", 5432, False),
+        ("db", "app-1", 8000, False),
+        ("app-1", "app-2", 8000, False),
+        ("app-1", "web", 80, True),
+        ("web", "db", 22, True),
+    ],
+)
+def test_servers_reach_only_what_they_need(
+    server: Callable[[str], Host], who: str, whom: str, port: int, reaches: bool
+) -> None:
+    # 124 is timeout's own: the firewall drops, and refuses nothing.
+    assert server(who).run(CONNECT.format(address(server(whom)), port)).rc == (
+        0 if reaches else 124
+    )
+
+
 # On a server where such a file lies, this release does not start: for the probe, or in the slots.
 AILING = """
 import os, pathlib
