@@ -110,6 +110,33 @@ def test_nginx_understands_each_kind_of_site(
 
 
 @pytest.mark.parametrize(
+    ("path", "proxy_pass", "written"),
+    [
+        ("/a", "http://127.0.0.1:9000/b", ("/a/", "http://127.0.0.1:9000/b/")),
+        ("/a/", "http://127.0.0.1:9000/b", ("/a/", "http://127.0.0.1:9000/b/")),
+        ("/a", "http://127.0.0.1:9000/", ("/a/", "http://127.0.0.1:9000/")),
+        ("/a", "http://127.0.0.1:9000", ("/a", "http://127.0.0.1:9000")),
+        ("/a", "http://unix:/run/a.sock:/b", ("/a/", "http://unix:/run/a.sock:/b/")),
+        ("/a", "http://unix:/run/a.sock", ("/a", "http://unix:/run/a.sock")),
+        ("= /a", "http://127.0.0.1:9000/b", ("= /a", "http://127.0.0.1:9000/b")),
+    ],
+)
+def test_another_service_is_reached_below_its_path_only(
+    path: str, proxy_pass: str, written: tuple[str, str]
+) -> None:
+    sites = [{"name": "a", "locations": [{"path": path, "proxy_pass": proxy_pass}]}]
+    text = NGINX.render(
+        "etc/nginx/sites-enabled/site.conf.j2",
+        __nginx_site=NGINX.value("__nginx_sites", nginx_sites=sites)[0],
+        __nginx_found=FOUND,
+        nginx_sites=sites,
+    )
+    assert re.findall(r"location (.+) \{\n(?:(?! *location).*\n)*?.*proxy_pass (.+);", text) == [
+        written
+    ]
+
+
+@pytest.mark.parametrize(
     ("files", "sites", "expected"),
     [
         ([], [], False),
