@@ -32,7 +32,7 @@ class Defaults:
     # The check needs a Referer header, which a strict Referrer-Policy at the proxy takes away.
     WTF_CSRF_SSL_STRICT = False
     MAX_CONTENT_LENGTH = 64 * 1024
-    PASSWORD_HASH_METHOD = "scrypt:32768:8:1"  # noqa: S105 - names a method
+    PASSWORD_HASH_METHOD = "scrypt:32768:8:1"  # nosec B105 # noqa: S105 - names a method
     DATABASE_POOL_SIZE = 4
     DATABASE_POOL_OVERFLOW = 2
     DATABASE_POOL_TIMEOUT = 5

@@ -20,7 +20,7 @@ import pathlib
 import socket
 import sys
 import time
-import xmlrpc.client
+import xmlrpc.client  # nosec B411
 
 FINGERPRINT = "GUNICORN_SLOT_FINGERPRINT"
 SD_LISTEN_FDS_START = 3  # sd_listen_fds(3)
