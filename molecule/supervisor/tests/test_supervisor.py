@@ -48,8 +48,8 @@ def bring_back(host, converge):
     assert changed >= 0, output
 
 
-def test_every_program_runs(pids):
-    assert sorted(pids()) == PROCESSES
+def test_every_program_runs(pids, eventually):
+    eventually(lambda: sorted(pids()) == PROCESSES)
 
 
 def test_the_slots_answer_on_one_socket(host, eventually):
