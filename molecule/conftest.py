@@ -26,6 +26,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Its docker backend is many times faster than the ansible one that molecule asks for.
     """
+    config.addinivalue_line(
+        "markers",
+        "either_release: does not depend on the release, so that each case is run on one of them",
+    )
     if config.option.hosts is not None:
         return
     instances = Path(os.environ.get("MOLECULE_INSTANCE_CONFIG", ""))
@@ -51,6 +55,22 @@ class ReleaseScheduling(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ReleaseScheduling:
     """Run the tests of the two releases side by side: their servers know nothing of each other."""
     return ReleaseScheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run each case that is marked ``either_release`` on one of the two releases, in turn."""
+    turns: dict[str, dict[str, int]] = {}
+    left_out = []
+    for item in items:
+        if not item.get_closest_marker("either_release"):
+            continue
+        release = re.search(r"[-[](12|13)[]-]", item.nodeid)[1]
+        case = re.sub(r"docker://[\w-]+?-(12|13)(?=[]-])", "", item.nodeid)
+        cases = turns.setdefault(item.nodeid.partition("[")[0], {})
+        if cases.setdefault(case, len(cases)) % 2 != int(release == "13"):
+            left_out.append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture

@@ -73,6 +73,7 @@ def test_who_floods_nginx_is_kept_from_the_web_alone(
     assert reaches(friend, 80)
 
 
+@pytest.mark.either_release
 @pytest.mark.parametrize(
     "line",
     [
@@ -90,6 +91,7 @@ def test_no_name_or_request_hides_a_flood(line, flood, banned, eventually, enemy
     eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
 
 
+@pytest.mark.either_release
 @pytest.mark.parametrize(
     "line",
     [
@@ -246,6 +248,7 @@ def test_a_jail_by_hand_is_left_alone(role, host, jails):
     assert jails() == {"sshd", "nginx-429"}
 
 
+@pytest.mark.either_release
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [

@@ -92,6 +92,7 @@ def test_root_keeps_its_key_while_it_is_the_one_who_connects(host, role, login, 
     assert ONLY_KEYS in login(user="root").stderr
 
 
+@pytest.mark.either_release
 @pytest.mark.parametrize(
     ("variables", "told"),
     [
@@ -116,6 +117,7 @@ def test_what_would_go_wrong_is_refused_before_anything_changes(
     assert login().returncode == 0
 
 
+@pytest.mark.either_release
 @pytest.mark.parametrize(
     ("command", "undo", "told"),
     [
@@ -202,6 +204,7 @@ def test_a_run_that_was_cut_short_is_made_up_for(host, role, login):
     assert not host.service("carafe-ssh-revert.timer").is_running
 
 
+@pytest.mark.either_release
 @pytest.mark.parametrize(
     "command",
     [
