@@ -82,6 +82,7 @@ def kill(
     return run
 
 
+@pytest.mark.either_release
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_deployment_is_made_up_for(
     load: Load,
