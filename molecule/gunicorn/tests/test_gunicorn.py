@@ -129,12 +129,14 @@ def test_a_killed_worker_is_back(host, slots, eventually, load):
 
 def test_a_slot_serves_even_when_the_disk_is_full(host, slots, roll, load):
     folder = "/var/lib/gunicorn-front"
-    host.check_output(f"mount -t tmpfs -o nr_inodes=1,mode=0777 tmpfs {folder}")
+    # What supervisord's sandbox has mounted is its own.
+    inside = "nsenter --target $(supervisorctl pid) --mount"
+    host.check_output(f"{inside} mount -t tmpfs -o nr_inodes=1,mode=0777 tmpfs {folder}")
     try:
         host.check_output("supervisorctl restart front:front_0")
         assert slots()[0] in load("sleep 1")["slots"]
     finally:
-        host.check_output(f"umount {folder}")
+        host.check_output(f"{inside} umount {folder}")
     assert roll().stdout.startswith("slot 0 restarted")
 
 
