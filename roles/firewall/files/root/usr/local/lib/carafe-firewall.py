@@ -25,9 +25,7 @@ CONFIRMED = Path("/etc/carafe-firewall.nft")
 RUN = Path("/run/carafe-firewall")
 LOADED = RUN / "loaded.nft"  # the rules that were loaded last
 LISTING = RUN / "loaded.list"  # what nft made of them
-BEFORE = (
-    RUN / "before.nft"
-)  # the rules to go back to; there while others wait for their confirmation
+BEFORE = RUN / "before.nft"  # those to go back to, while others wait for their confirmation
 
 
 def run(*command, text=None, check=True):
