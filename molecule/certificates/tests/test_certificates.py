@@ -246,6 +246,7 @@ def test_key_of_another_certificate_is_refused_and_not_shown(
         certificates_wanted=[{"name": "own", "source": "files", "names": ["own.test"]} | pair],
     )
     assert changed == -1
+    assert "the files of own do not go together" in " ".join(output.split())
     assert "PRIVATE KEY" not in output
     assert fingerprint(host, "own") == before
     assert converge()[0] == 1

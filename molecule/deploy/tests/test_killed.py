@@ -82,7 +82,6 @@ def kill(
     return run
 
 
-@pytest.mark.either_release
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_deployment_is_made_up_for(
     load: Load,

@@ -76,7 +76,6 @@ def test_deployments_and_rollbacks(
     assert sum(not ended for found in jobs().values() for ended in found) <= 1
 
 
-@pytest.mark.either_release
 @pytest.mark.parametrize("way", BROKEN)
 def test_broken_release(
     load: Load,
