@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         release = re.search(r"[-[](12|13)[]-]", item.nodeid)[1]
         case = re.sub(r"docker://[\w-]+?-(12|13)(?=[]-])", "", item.nodeid)
-        cases = turns.setdefault(item.nodeid.partition("[")[0], {})
+        cases = turns.setdefault(item.nodeid.partition("::")[0], {})
         if cases.setdefault(case, len(cases)) % 2 != int(release == "13"):
             left_out.append(item)
     config.hook.pytest_deselected(items=left_out)

@@ -5,6 +5,8 @@ import re
 import pytest
 from conftest import LOCKED, NEIGHBOUR, RULES, SCRIPT
 
+pytestmark = pytest.mark.either_release
+
 
 @pytest.fixture
 def gateway(host):
@@ -116,7 +118,6 @@ def test_rules_that_let_no_new_connection_in_fail_and_are_taken_back(
     assert due() == ""
 
 
-@pytest.mark.either_release
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
@@ -168,7 +169,6 @@ def test_ssh_may_have_no_limit_and_an_interface_may_be_trusted(role, neighbour, 
     assert neighbour("tcp", *NEIGHBOUR, 8004) == "open"
 
 
-@pytest.mark.either_release
 @pytest.mark.parametrize(
     "harm",
     [
