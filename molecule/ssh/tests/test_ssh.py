@@ -280,7 +280,12 @@ def test_what_is_closed_can_be_opened(ssh, login, role, host, bring_back):
 
 @pytest.mark.either_release
 def test_a_socket_in_place_of_sshd_is_respected(host, role, login, bring_back):
-    bring_back("systemctl disable --now ssh.socket; systemctl enable --now ssh.service")
+    # The sshd that the socket has started may still be on its way out.
+    bring_back(
+        "systemctl disable --now ssh.socket; systemctl enable ssh.service;"
+        " for i in $(seq 10); do systemctl restart ssh.service && exit; sleep 1; done;"
+        " journalctl --unit ssh --lines 20 >&2; exit 1"
+    )
     host.check_output("systemctl disable --now ssh.service && systemctl enable --now ssh.socket")
     assert login().returncode == 0
     changed, output = role(ssh_max_auth_tries=4)
