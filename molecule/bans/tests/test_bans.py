@@ -73,7 +73,6 @@ def test_who_floods_nginx_is_kept_from_the_web_alone(
     assert reaches(friend, 80)
 
 
-@pytest.mark.either_release
 @pytest.mark.parametrize(
     "line",
     [
@@ -91,7 +90,6 @@ def test_no_name_or_request_hides_a_flood(line, flood, banned, eventually, enemy
     eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
 
 
-@pytest.mark.either_release
 @pytest.mark.parametrize(
     "line",
     [
@@ -109,7 +107,6 @@ def test_who_keeps_to_the_limits_is_not_banned(line, flood, banned, eventually, 
     eventually(lambda: banned().get("nginx-429") == {neighbour["v4"]})
 
 
-@pytest.mark.either_release
 def test_a_rotated_log_is_read_on(host, flood, banned, eventually, enemy, neighbour):
     flood(neighbour["v4"])
     eventually(lambda: banned().get("nginx-429") == {neighbour["v4"]})
@@ -118,7 +115,6 @@ def test_a_rotated_log_is_read_on(host, flood, banned, eventually, enemy, neighb
     eventually(lambda: enemy["v4"] in banned()["nginx-429"])
 
 
-@pytest.mark.either_release
 def test_the_documented_command_ends_a_ban(host, flood, banned, reaches, eventually, enemy):
     flood(enemy["v4"])
     eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
@@ -165,7 +161,6 @@ def test_bans_that_others_have_thrown_away_are_made_again(
     assert changed == 0, output
 
 
-@pytest.mark.either_release
 def test_each_ban_lasts_twice_as_long(role, host, flood, banned, eventually, enemy):
     changed, output = role(bans_seconds=3)
     assert changed >= 0, output
@@ -179,7 +174,6 @@ def test_each_ban_lasts_twice_as_long(role, host, flood, banned, eventually, ene
     assert lengths == [3, 6, 12]
 
 
-@pytest.mark.either_release
 def test_networks_to_ignore_are_never_banned(role, flood, banned, eventually, enemy):
     changed, output = role(bans_ignore=["127.0.0.0/8", "10.99.0.2/31"])
     assert changed == 2, output
@@ -189,7 +183,6 @@ def test_networks_to_ignore_are_never_banned(role, flood, banned, eventually, en
     role()
 
 
-@pytest.mark.either_release
 def test_the_tables_of_others_are_left_alone(role, host, flood, banned, eventually, enemy):
     host.check_output(
         "nft add table inet theirs;"
@@ -212,7 +205,6 @@ def test_the_tables_of_others_are_left_alone(role, host, flood, banned, eventual
     host.check_output("nft delete table inet theirs")
 
 
-@pytest.mark.either_release
 def test_a_jail_without_its_log_waits_for_it(role, host, jails):
     host.check_output("mv /var/log/nginx/access.log /var/log/nginx/away")
     changed, output = role()
@@ -225,7 +217,6 @@ def test_a_jail_without_its_log_waits_for_it(role, host, jails):
     assert jails() == {"sshd", "nginx-429"}
 
 
-@pytest.mark.either_release
 def test_a_log_that_is_taken_away_costs_no_other_jail(host, jails, eventually):
     host.check_output("mv /var/log/nginx/access.log /var/log/nginx/away")
     started = host.run("systemctl restart fail2ban")
@@ -234,7 +225,6 @@ def test_a_log_that_is_taken_away_costs_no_other_jail(host, jails, eventually):
     eventually(lambda: "sshd" in jails())
 
 
-@pytest.mark.either_release
 def test_a_jail_that_is_not_asked_for_ends(role, jails):
     changed, output = role(bans_jails=[NGINX])
     assert changed == 2, output
@@ -244,7 +234,6 @@ def test_a_jail_that_is_not_asked_for_ends(role, jails):
     assert jails() == {"sshd", "nginx-429"}
 
 
-@pytest.mark.either_release
 def test_a_jail_by_hand_is_left_alone(role, host, jails):
     host.check_output("echo %s >/etc/fail2ban/jail.d/byhand.conf", BY_HAND)
     changed, output = role()
@@ -257,7 +246,6 @@ def test_a_jail_by_hand_is_left_alone(role, host, jails):
     assert jails() == {"sshd", "nginx-429"}
 
 
-@pytest.mark.either_release
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
@@ -285,7 +273,6 @@ def test_a_mistake_is_explained_and_fail2ban_stays_as_it_is(
     eventually(lambda: jails() == {"sshd", "nginx-429"})
 
 
-@pytest.mark.either_release
 def test_a_mistake_by_hand_is_not_loaded(host, jails, eventually):
     wrong = f"{BY_HAND}journalmatch = nonsense"
     host.check_output("echo %s >/etc/fail2ban/jail.d/byhand.conf", wrong)
@@ -295,7 +282,6 @@ def test_a_mistake_by_hand_is_not_loaded(host, jails, eventually):
     assert jails() == {"sshd", "nginx-429"}
 
 
-@pytest.mark.either_release
 def test_a_lost_reload_is_made_up_for(role, host):
     host.check_output("touch /etc/fail2ban/filter.d/nginx-429.conf")
     changed, output = role()
@@ -304,7 +290,6 @@ def test_a_lost_reload_is_made_up_for(role, host):
     assert changed == 0, output
 
 
-@pytest.mark.either_release
 def test_a_stopped_fail2ban_runs_again(role, host, jails, eventually):
     host.check_output("systemctl disable --now fail2ban")
     changed, output = role()
@@ -313,7 +298,6 @@ def test_a_stopped_fail2ban_runs_again(role, host, jails, eventually):
     eventually(lambda: jails() == {"sshd", "nginx-429"})
 
 
-@pytest.mark.either_release
 def test_an_option_in_the_name_of_a_filter_arrives(role, host):
     changed, output = role(bans_jails=[SSH | {"filter": "sshd[mode=aggressive]", "retries": 3}])
     assert changed == 2, output

@@ -98,7 +98,6 @@ def test_origins_replace_those_of_debian(apt, converge):
     assert [line.split('"')[1] for line in lines[1:]] == origins
 
 
-@pytest.mark.either_release
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
@@ -149,7 +148,6 @@ def test_files_of_others_have_the_last_word(host, sysctl, converge):
     assert sysctl("net.ipv4.conf.all.log_martians") == "0"
 
 
-@pytest.mark.either_release
 @pytest.mark.parametrize(
     "name", ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.eth0.accept_ra"]
 )
@@ -231,7 +229,6 @@ def test_a_server_without_anything_that_keeps_the_time_gets_it(host, converge):
     assert changed == 0, output
 
 
-@pytest.mark.either_release
 @pytest.mark.parametrize(
     ("zone", "winter"), [("Europe/Berlin", "CET"), ("", "CET"), ("Etc/UTC", "UTC")]
 )

@@ -64,7 +64,6 @@ def test_a_restart_of_the_server_changes_nothing(restart_server, login, eventual
     assert ONLY_KEYS in login(user="root").stderr
 
 
-@pytest.mark.either_release
 def test_sessions_live_on_while_settings_change(ssh, role, host, bring_back):
     with subprocess.Popen(
         ssh("echo began; cat"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -76,7 +75,6 @@ def test_sessions_live_on_while_settings_change(ssh, role, host, bring_back):
         assert session.communicate("still here\n", timeout=10)[0] == "still here\n"
 
 
-@pytest.mark.either_release
 def test_root_keeps_its_key_while_it_is_the_one_who_connects(host, role, login, state, bring_back):
     host.check_output(f"rm {DROP_IN} && systemctl reload ssh")
     changed, output = role(ansible_user="root")
@@ -151,7 +149,6 @@ def test_another_file_that_overrules_the_settings_is_named(host, role, command, 
     assert told in output
 
 
-@pytest.mark.either_release
 def test_settings_under_which_nobody_gets_in_are_taken_back_at_once(host, role, login):
     before = host.file(DROP_IN).content_string
     changed, output = role(ssh_settings=MISTAKE, ssh_confirm_seconds=3600)
@@ -163,7 +160,6 @@ def test_settings_under_which_nobody_gets_in_are_taken_back_at_once(host, role, 
     assert not host.service("carafe-ssh-revert.timer").is_running
 
 
-@pytest.mark.either_release
 def test_with_no_connection_left_the_server_takes_them_back_itself(host, role, login, eventually):
     before = host.file(DROP_IN).content_string
     # Without ControlPersist, every task comes by a new connection.
@@ -181,7 +177,6 @@ def test_with_no_connection_left_the_server_takes_them_back_itself(host, role, l
     eventually(lambda: not host.file("/var/lib/carafe-ssh/pending.json").exists)
 
 
-@pytest.mark.either_release
 def test_a_restart_of_the_server_takes_back_what_was_not_confirmed(
     host, restart_server, login, eventually
 ):
@@ -196,7 +191,6 @@ def test_a_restart_of_the_server_takes_back_what_was_not_confirmed(
     assert ONLY_KEYS in tried.stderr
 
 
-@pytest.mark.either_release
 def test_a_run_that_was_cut_short_is_made_up_for(host, role, login):
     before = host.file(DROP_IN).content_string
     wanted = json.dumps({"rsa_bits": 4096})
@@ -250,7 +244,6 @@ def test_debians_own_rsa_key_can_stay(host, role, port, bring_back):
     assert key == host.file("/etc/ssh/ssh_host_rsa_key.pub").content_string.split()[:2]
 
 
-@pytest.mark.either_release
 def test_what_is_closed_can_be_opened(ssh, login, role, host, bring_back):
     def through():
         """Reach the server's own sshd through the server."""
@@ -278,7 +271,6 @@ def test_what_is_closed_can_be_opened(ssh, login, role, host, bring_back):
     assert login().returncode == 0
 
 
-@pytest.mark.either_release
 def test_a_socket_in_place_of_sshd_is_respected(host, role, login, bring_back):
     # The sshd that the socket has started may still be on its way out.
     bring_back(
