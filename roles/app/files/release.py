@@ -5,11 +5,11 @@
 Standard input is ``__app_book`` of the role's vars/main.yml. A deployment is ``see``, ``unpack``,
 ``build``, ``load``, ``migrate``, ``probe``, ``switch``, ``workers`` and ``finish``; a rollback is
 ``choose``, ``downgrade``, ``probe``, ``switch``, ``workers`` and ``finish``. ``hook`` belongs to a
-point that has task files. ``back`` and ``undone`` take back what this run has done, when it failed
+point that has task files. ``hold`` and ``free`` keep others away meanwhile. ``back`` and ``undone`` take back what this run has done, when it failed
 where no step can: in the slots, the workers, a task file, or on another server. ``listing`` only
 reads. Runs as root, on the server.
 
-``build`` and ``choose`` take the app's lock; each later step wants to find it as they left it. A
+``build``, ``choose`` and ``hold`` take the app's lock; each later step wants to find it as they left it. A
 step that fails marks the release as broken, gives the lock back, writes the audit log, and exits
 with 1 and the end of the release's own log. Exit status 75 means that another run has the lock.
 
@@ -166,7 +166,8 @@ class App:
             # A step of the run that is gone may still be at work: this process has waited for it.
             self.audit(f"{run['by']}  broke the lock of {old['by']}: {old['what']}")
             self.lock_path.unlink()
-        lock = run | {"what": f"{run['what']} {self.id}", "from": self.serving, "steps": []}
+        lock = run | {"from": self.serving, "steps": []}
+        lock["what"] = f"{run['what']} {self.id}".rstrip()
         partial = self.root / f".lock.{os.getpid()}"
         write(partial, lock | {"since": time.time()})
         try:
@@ -692,6 +693,22 @@ def undone(app):
     sys.exit(why.partition("\n")[0] + f"\n{ahead}")
 
 
+# The steps of what brings no release.
+
+
+def hold(app):
+    """Take the lock for work on what all releases have, as their environment."""
+    if not app.book["check"]:
+        app.take_lock()
+
+
+def free(app):
+    """Give the lock back, when it is this run's."""
+    if app.mine:
+        app.step("free")
+        app.end("ok" if not app.book["trouble"] else app.book["trouble"].partition("\n")[0])
+
+
 # The steps of a rollback that a deployment has not.
 
 
@@ -765,7 +782,7 @@ def listing(app):
 READ = (see, listing)
 WRITE = (
     *(unpack, build, load, migrate, probe, switch, workers, finish, back, undone),
-    *(hook, choose, downgrade),
+    *(hook, choose, downgrade, hold, free),
 )
 
 
@@ -777,7 +794,7 @@ def main():
         print(json.dumps(NOTHING))
         return
     others = app.lock_path.exists() and not app.mine
-    if step in (see, build, choose) and others and not app.book["break_lock"]:
+    if step in (see, build, choose, hold) and others and not app.book["break_lock"]:
         app.refuse()
     with contextlib.ExitStack() as stack:
         if step in WRITE and not app.book["check"]:
