@@ -1,7 +1,6 @@
 """A stack on four servers: a database, two for the app, one for the web; once per release."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,49 +11,14 @@ from pathlib import Path
 import pytest
 import requests
 import testinfra
-import yaml
+from conftest import CONTAINERS, REPOSITORY, address
 from testinfra.host import Host
 
-REPOSITORY = Path(__file__).parents[3]
-CONTAINERS = {
-    instance["instance"]: instance["container"]
-    for instance in yaml.safe_load(Path(os.environ["MOLECULE_INSTANCE_CONFIG"]).read_text())
-}
-VARIABLES = yaml.safe_load((Path(__file__).parents[1] / "converge.yml").read_text())[1]["vars"]
 APPS = {
     name: testinfra.get_host(f"docker://{container}")
     for name, container in CONTAINERS.items()
     if "-app-" in name
 }
-
-
-@pytest.fixture(scope="module", params=["12", "13"])
-def release(request: pytest.FixtureRequest) -> str:
-    """Debian's release, which names a stack here."""
-    return request.param
-
-
-@pytest.fixture
-def server(release: str) -> Callable[[str], Host]:
-    """Get a server of the stack by what it is for: db, app-1, app-2 or web."""
-    return lambda role: testinfra.get_host(f"docker://{CONTAINERS[f'split-{release}-{role}']}")
-
-
-@pytest.fixture
-def url(release: str) -> str:
-    """Where the stack answers."""
-    mapping = subprocess.run(
-        ["docker", "port", CONTAINERS[f"split-{release}-web"], "80"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    return f"http://localhost:{mapping.split()[0].rpartition(':')[2]}"
-
-
-def address(host: Host) -> str:
-    """The server's address on the stack's network."""
-    return host.check_output("hostname -I").split()[0]
 
 
 def test_row_goes_to_the_database_and_back(url: str) -> None:
@@ -211,32 +175,17 @@ def state(host: Host) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def deploy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], tuple[int, str]]:
+def deploy(
+    tmp_path_factory: pytest.TempPathFactory, playbook: Callable[..., tuple[int, str]]
+) -> Callable[[], tuple[int, str]]:
     """Deploy a further release to all stacks; returns the exit status, and the output."""
     folder = tmp_path_factory.mktemp("deploy")
     code = Path(shutil.copytree(REPOSITORY / "sample_app", folder / "code"))
     # A folder of its own makes it a release of its own, each time that the tests run.
     (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + AILING + f"# {folder}\n")
-    hosts = {
-        name: {"private_address": address(testinfra.get_host(f"docker://{container}"))}
-        for name, container in CONTAINERS.items()
-    }
-    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
     (folder / "hook.yml").write_text(HOOK)
     hooks = {"before_finish": [{"tasks": str(folder / "hook.yml")}]}
-    command = [
-        *("ansible-playbook", REPOSITORY / "playbooks/deploy.yml"),
-        *("--inventory", Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent),
-        *("--inventory", folder / "hosts.yml"),
-        *("--extra-vars", json.dumps(VARIABLES | {"app_path": str(code), "app_hooks": hooks})),
-    ]
-    environment = {**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"}
-
-    def run() -> tuple[int, str]:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        return done.returncode, done.stdout + done.stderr
-
-    return run
+    return lambda: playbook("deploy", app_path=str(code), app_hooks=hooks)
 
 
 @pytest.mark.parametrize(

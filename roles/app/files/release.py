@@ -5,13 +5,14 @@
 Standard input is ``__app_book`` of the role's vars/main.yml. A deployment is ``see``, ``unpack``,
 ``build``, ``load``, ``migrate``, ``probe``, ``switch``, ``workers`` and ``finish``; a rollback is
 ``choose``, ``downgrade``, ``probe``, ``switch``, ``workers`` and ``finish``. ``hook`` belongs to a
-point that has task files. ``hold`` and ``free`` keep others away meanwhile. ``back`` and ``undone`` take back what this run has done, when it failed
-where no step can: in the slots, the workers, a task file, or on another server. ``listing`` only
-reads. Runs as root, on the server.
+point that has task files. ``back`` and ``undone`` take back what this run has done, when it failed
+where no step can: in the slots, the workers, a task file, or on another server. What brings no
+release is between ``hold`` and ``free``. ``listing`` only reads. Runs as root, on the server.
 
-``build``, ``choose`` and ``hold`` take the app's lock; each later step wants to find it as they left it. A
-step that fails marks the release as broken, gives the lock back, writes the audit log, and exits
-with 1 and the end of the release's own log. Exit status 75 means that another run has the lock.
+``build``, ``choose`` and ``hold`` take the app's lock; each later step wants to find it as they
+left it. A step that fails marks the release as broken, gives the lock back, writes the audit log,
+and exits with 1 and the end of the release's own log. Exit status 75 means that another run has the
+lock.
 
 The books, ``releases.json``, keep for each release ``revision``, ``by``, ``began`` and ``deployed``
 (seconds since the epoch: when it was first tried, and when it was last deployed with success),

@@ -1,0 +1,82 @@
+"""Stacks on four servers, one for each release, and the playbooks that work on them."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import testinfra
+import yaml
+from testinfra.host import Host
+
+REPOSITORY = Path(__file__).parents[3]
+CONTAINERS = {
+    instance["instance"]: instance["container"]
+    for instance in yaml.safe_load(Path(os.environ["MOLECULE_INSTANCE_CONFIG"]).read_text())
+}
+VARIABLES = yaml.safe_load((Path(__file__).parents[1] / "converge.yml").read_text())[1]["vars"]
+
+
+@pytest.fixture(scope="module", params=["12", "13"])
+def release(request: pytest.FixtureRequest) -> str:
+    """Debian's release, which names a stack here."""
+    return request.param
+
+
+@pytest.fixture
+def server(release: str) -> Callable[[str], Host]:
+    """Get a server of the stack by what it is for: db, app-1, app-2 or web."""
+    return lambda role: testinfra.get_host(f"docker://{CONTAINERS[f'split-{release}-{role}']}")
+
+
+@pytest.fixture
+def url(release: str) -> str:
+    """Where the stack answers."""
+    mapping = subprocess.run(
+        ["docker", "port", CONTAINERS[f"split-{release}-web"], "80"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return f"http://localhost:{mapping.split()[0].rpartition(':')[2]}"
+
+
+def address(host: Host) -> str:
+    """The server's address on the stack's network."""
+    return host.check_output("hostname -I").split()[0]
+
+
+@pytest.fixture(scope="session")
+def inventories(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The options that name the servers, and the address by which the others reach each."""
+    file = tmp_path_factory.mktemp("inventory") / "hosts.yml"
+    hosts = {
+        name: {"private_address": address(testinfra.get_host(f"docker://{container}"))}
+        for name, container in CONTAINERS.items()
+    }
+    file.write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+    molecule = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
+    return [f"--inventory={molecule}", f"--inventory={file}"]
+
+
+@pytest.fixture(scope="session")
+def playbook(inventories: list[str]) -> Callable[..., tuple[int, str]]:
+    """Run a playbook with options and variables; returns the exit status, and the output."""
+
+    def run(name: str, *options: str, **variables: object) -> tuple[int, str]:
+        folder = REPOSITORY / ("" if name == "site" else "playbooks")
+        done = subprocess.run(
+            [
+                *("ansible-playbook", folder / f"{name}.yml", *inventories, *options),
+                *("--extra-vars", json.dumps(VARIABLES | variables)),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    return run

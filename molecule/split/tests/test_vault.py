@@ -1,0 +1,293 @@
+"""A secret of a stack under load gets another value, and no request is lost.
+
+The last module, since the stacks have other passwords afterwards than converge.yml says.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+from conftest import REPOSITORY, VARIABLES
+from testinfra.host import Host
+
+NAMES = ("app_secret_key", "database_password", "database_migrate_password")
+OTHER = {"vault_api_token": "stays as it is: \N{SNOWMAN} {{ not a template }}"}
+PASSWORD = "correct horse battery"
+NEXT = {"app_secret_key": ["vault_app_secret_key_old"]}  # what the vault has besides, afterwards
+
+# Whoever has a connection, and what is asked of it.
+CONNECT = """
+import os, psycopg
+url = os.environ["DATABASE_URL"]
+print(psycopg.connect(url).execute("SELECT session_user, current_user").fetchone())
+"""
+SLOTS = """
+for slot in 0 1; do
+  tr '\\0' '\\n' </proc/$(supervisorctl pid guestbook:guestbook_$slot)/environ
+done
+"""
+LOCK = "test ! -e /srv/guestbook/lock.json"
+
+
+class Vault:
+    """An environment's vault, in a folder of group_vars of its own."""
+
+    def __init__(self, folder: Path, entries: dict[str, str]) -> None:
+        self.path = folder / "group_vars/all/vault.yml"
+        self.path.parent.mkdir(parents=True)
+        self.path.write_text(yaml.safe_dump(entries, allow_unicode=True))
+        subprocess.run(["ansible-vault", "encrypt", self.path], check=True, cwd=REPOSITORY)
+        (folder / "hosts.yml").write_text("all:\n")
+        self.inventory = f"--inventory={folder / 'hosts.yml'}"
+
+    def read(self) -> dict[str, str]:
+        view = subprocess.run(
+            ["ansible-vault", "view", self.path],
+            check=True,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+        )
+        return yaml.safe_load(view.stdout)
+
+
+@pytest.fixture(scope="module")
+def vault(release: str, tmp_path_factory: pytest.TempPathFactory) -> Vault:
+    """The vault of the stack, with what converge.yml has, and an entry of somebody's own."""
+    entries = {f"vault_{name}": VARIABLES[name] for name in NAMES}
+    return Vault(tmp_path_factory.mktemp("vault"), OTHER | entries)
+
+
+@pytest.fixture
+def command(release: str, inventories: list[str], vault: Vault) -> Callable[..., list[str]]:
+    """Return the words that rotate a secret of the stack."""
+
+    def words(secret: str, *options: str, **variables: object) -> list[str]:
+        plain = {name: value for name, value in VARIABLES.items() if name not in NAMES}
+        plain |= {"rotate_path": str(vault.path), "secret": secret} | variables
+        return [
+            *("ansible-playbook", str(REPOSITORY / "playbooks/rotate.yml")),
+            *(*inventories, vault.inventory, f"--limit=split-{release}-*"),
+            *(f"--extra-vars={json.dumps(plain)}", *options),
+        ]
+
+    return words
+
+
+@pytest.fixture
+def rotate(command: Callable[..., list[str]]) -> Callable[..., tuple[int, str]]:
+    """Rotate a secret of the stack; returns the exit status, and the output."""
+
+    def run(*words: str, **variables: object) -> tuple[int, str]:
+        done = subprocess.run(
+            command(*words, **variables),
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+class Guest(threading.Thread):
+    """Posts with a session and a token from before, and comes back in a new session each time."""
+
+    def __init__(self, url: str, name: str) -> None:
+        super().__init__()
+        self.url, self.user, self.done = url, name, threading.Event()
+        self.count, self.failures = 0, []
+        self.old = requests.Session()
+        self.token = self.enter(self.old, "signup", 201)
+
+    def ask(
+        self,
+        session: requests.Session,
+        method: str,
+        path: str,
+        status: int,
+        token: str = "",
+        **data,
+    ) -> dict:
+        self.count += 1
+        try:
+            answer = session.request(
+                *(method, self.url + path),
+                json=data or None,
+                headers={"X-CSRFToken": token},
+                timeout=30,
+            )
+            if answer.status_code == status:
+                return answer.json()
+            self.failures.append((method, path, answer.status_code, answer.text[:200]))
+        except requests.RequestException as error:
+            self.failures.append((method, path, error))
+        return {}
+
+    def enter(self, session: requests.Session, how: str, status: int) -> str:
+        token = self.ask(session, "GET", "/api/csrf", 200).get("csrf_token", "")
+        who = {"name": self.user, "password": PASSWORD}
+        return self.ask(session, "POST", f"/api/{how}", status, token, **who).get("csrf_token", "")
+
+    def check_who(self, session: requests.Session) -> None:
+        user = self.ask(session, "GET", "/api/me", 200).get("user")
+        if not user or user["name"] != self.user:
+            self.failures.append(("not logged in", user))
+
+    def run(self) -> None:
+        while not self.done.is_set():
+            self.check_who(self.old)
+            self.ask(self.old, "POST", "/api/posts", 201, self.token, body="hello")
+            with requests.Session() as fresh:
+                self.enter(fresh, "login", 200)
+                self.check_who(fresh)
+
+
+@pytest.fixture
+def guests(url: str, release: str) -> Iterator[list[Guest]]:
+    """Four guests, as long as the test runs; none may have met anything but what was right."""
+    threads = [Guest(url, f"Guest {time.time()} {number}") for number in range(4)]
+    for thread in threads:
+        thread.start()
+    yield threads
+    for thread in threads:
+        thread.done.set()
+        thread.join()
+    assert [thread.failures for thread in threads] == [[]] * 4
+    assert all(thread.count > 20 for thread in threads)
+
+
+def opened(host: Host, url: str, migrate: bool = False) -> bool:
+    """Whether the database lets in who comes with this URL."""
+    who, option = ("guestbook-deploy", "-m") if migrate else ("guestbook", "")
+    run = f"runuser -u {who} -- /srv/guestbook/bin/run {option} env DATABASE_URL=%s python -c %s"
+    answer = host.run(run, url, CONNECT)
+    assert answer.rc == 0 or "password authentication failed" in answer.stderr
+    return answer.rc == 0
+
+
+def database_url(host: Host, migrate: bool = False) -> str:
+    file = "migrate.environment" if migrate else "environment"
+    return host.check_output(f". /etc/guestbook/{file} && echo $DATABASE_URL")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_request_is_lost_while_a_secret_is_rotated(
+    rotate: Callable[..., tuple[int, str]],
+    guests: list[Guest],
+    vault: Vault,
+    server: Callable[[str], Host],
+    name: str,
+) -> None:
+    migrate = "migrate" in name
+    before, url = vault.read(), database_url(server("app-1"), migrate)
+    assert opened(server("app-1"), url, migrate)
+    time.sleep(2)
+    status, said = rotate(name)
+    assert status == 0, said
+    time.sleep(2)
+    after = vault.read()
+    assert after.keys() == before.keys() | set(NEXT.get(name, []))
+    changed = {key for key in before if before[key] != after[key]}
+    assert changed == {f"vault_{name}"}
+    assert not [value for value in after.values() if value in said]
+    for role in ("app-1", "app-2"):
+        environment = server(role).check_output(SLOTS)
+        if not migrate:
+            assert environment.count(after[f"vault_{name}"]) == 2
+        assert f"{name}-rotating" not in environment
+        server(role).check_output(LOCK)
+    if "database" in name:
+        assert not opened(server("app-1"), url, migrate)
+        assert opened(server("app-1"), database_url(server("app-1"), migrate), migrate)
+    else:
+        assert after["vault_app_secret_key_old"] == before["vault_app_secret_key"]
+
+
+def test_other_login_cannot_be_used_afterwards(server: Callable[[str], Host]) -> None:
+    columns, where = "rolcanlogin, rolpassword IS NULL", "rolname = 'guestbook-rotating'"
+    query = f"SELECT {columns} FROM pg_authid WHERE {where}"
+    answer = server("db").check_output("runuser -u postgres -- psql -XAtc %s", query)
+    assert answer == "f|t"
+    query = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'guestbook-rotating'"
+    assert server("db").check_output("runuser -u postgres -- psql -XAtc %s", query) == "0"
+
+
+def test_former_key_is_accepted_until_it_is_forgotten(
+    rotate: Callable[..., tuple[int, str]], url: str, vault: Vault
+) -> None:
+    guest = Guest(url, f"Guest {time.time()}")
+    status, said = rotate("app_secret_key")
+    assert status == 0, said
+    guest.check_who(guest.old)
+    assert guest.failures == []
+    status, said = rotate("app_secret_key_old")
+    assert status == 0, said
+    assert "vault_app_secret_key_old" not in vault.read()
+    assert guest.ask(guest.old, "GET", "/api/me", 200) == {"user": None}
+    guest.enter(guest.old, "login", 200)
+    guest.check_who(guest.old)
+    assert guest.failures == []
+
+
+def test_dry_run_says_what_it_would_do(
+    rotate: Callable[..., tuple[int, str]], vault: Vault, server: Callable[[str], Host]
+) -> None:
+    before, slots = vault.path.read_bytes(), server("app-1").check_output("supervisorctl status")
+    status, said = rotate("database_password", "--check")
+    assert status == 0, said
+    assert "database_password would get a new value" in said
+    assert vault.path.read_bytes() == before
+    after = server("app-1").check_output("supervisorctl status")
+    assert [line.split()[3] for line in after.splitlines()] == [
+        line.split()[3] for line in slots.splitlines()
+    ]
+    server("app-1").check_output(LOCK)
+
+
+@pytest.mark.either_release
+@pytest.mark.parametrize("writes", [1, 2])
+@pytest.mark.parametrize("name", ["app_secret_key", "database_password"])
+def test_rotation_that_was_killed_is_finished_by_the_next(
+    rotate: Callable[..., tuple[int, str]],
+    command: Callable[..., list[str]],
+    guests: list[Guest],
+    vault: Vault,
+    server: Callable[[str], Host],
+    name: str,
+    writes: int,
+) -> None:
+    run = subprocess.Popen(
+        command(name),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    for _ in range(writes):
+        file = vault.path.stat().st_ino
+        deadline = time.monotonic() + 120
+        while vault.path.stat().st_ino == file:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    # Some slots have what comes next by then, and some not.
+    time.sleep(10)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    coming = vault.read()[f"vault_{name}_next"]
+    status, said = rotate(name, app_break_lock=True)
+    assert status == 0, said
+    time.sleep(2)
+    entries = vault.read()
+    assert entries[f"vault_{name}"] == coming
+    assert f"vault_{name}_next" not in entries
+    assert server("app-2").check_output(SLOTS).count(coming) == 2
