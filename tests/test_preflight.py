@@ -215,6 +215,20 @@ def test_a_value_with_a_nul_is_named_and_not_shown(variable: str) -> None:
     assert "hush" not in problem.what
 
 
+@pytest.mark.parametrize("user", ["hush", "ann:hush"])
+def test_a_password_in_the_url_of_the_repository_is_not_shown(user: str) -> None:
+    problem = the_only(problems(app_repository=f"https://{user}@git.test/shop.git"))
+    assert problem.variable == "app_repository"
+    assert "hush" not in problem.what
+
+
+@pytest.mark.parametrize(
+    "url", ["https://git.test/a@b.git", "ssh://git@git.test/a", "git@git.test:a"]
+)
+def test_a_repository_without_a_password(url: str) -> None:
+    assert problems(app_repository=url) == []
+
+
 def test_the_environment_of_a_program() -> None:
     programs = [{"name": "a", "environment": {"A B": "x"}}]
     assert the_only(problems(supervisor_programs=programs)).variable == "supervisor_programs"

@@ -109,6 +109,7 @@ class App:
             "venv": "venv-1",
             "unpack": f"mkdir {folder}; cd {folder}; echo {changes.pop('head', '0001')} >head;"
             f" ln -s ../../venvs/{venv.name} .venv; mkdir static",
+            "install_file": "",
             "build_venv": f"mkdir -p {venv}; touch {venv}/.complete",
             "finish": f"echo {release} >static/app.{release:0>8}.css; echo x >static/{release}.txt;"
             " find static -type f >.static",
@@ -204,6 +205,16 @@ def test_release_that_passes_serves_and_is_booked(app: App) -> None:
     assert not app.locked
     assert ok(app.step("see", "a"))["live"]
     assert not ok(app.step("see", "b"))["live"]
+
+
+def test_hooks_of_the_build_have_what_dependencies_are_installed_with(
+    app: App, tmp_path: Path
+) -> None:
+    file = tmp_path / "install.environment"
+    file.write_text("PIP_INDEX_URL='https://me:a b$c@index.test'\n")
+    hook = """test "$PIP_INDEX_URL" = 'https://me:a b$c@index.test'"""
+    ok(app.deploy("a", install_file=str(file), hooks={"before_build": [hook]}))
+    assert app.deploy("b", hooks={"before_build": [hook]}).returncode == 1
 
 
 @pytest.mark.parametrize(

@@ -354,6 +354,16 @@ def check_environments(server: Server) -> Iterator[Problem]:
                 )
 
 
+def check_repository(server: Server) -> Iterator[Problem]:
+    """What a URL has before its @ is shown by git, and by the list of processes."""
+    if re.match(r"https?://[^/]*@", str(server.values.get("app_repository") or "")):
+        yield Problem(
+            "app_repository",
+            "has a name or password in its URL, where git shows it to everybody; take it out, and"
+            " let git know it by `git credential approve`, or use ssh",
+        )
+
+
 def check_memory(server: Server) -> Iterator[Problem]:
     """A server that promises more memory than it has kills processes under load."""
     has = server.facts.get("memtotal_mb")
@@ -529,6 +539,7 @@ CHECKS = (
     check_host_names,
     check_twins,
     check_environments,
+    check_repository,
     check_memory,
     check_owner,
     check_hooks,

@@ -370,12 +370,23 @@ def build(app):
     else:
         begin(app)
     if not app.built(app.id):
+        os.environ.update(install_environment(app))
         app.hooks("before_build")
         app.shell(app.book["finish"], "build the release", app.folder(app.id))
         app.hooks("after_build")
         # Task files are still to come, and without them it would not be whole.
         if not app.has_task_files("after_build"):
             mark_built(app)
+
+
+def install_environment(app):
+    """Return what dependencies are installed with, from a file of the shell's syntax."""
+    script = 'set -a; . "$1"; exec env -0'
+    words = ["sh", "-euc", script, "sh", app.book["install_file"] or "/dev/null"]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise Failure(f"{words[-1]} cannot be read: {done.stderr.strip()}")
+    return dict(entry.split("=", 1) for entry in done.stdout.split("\0") if entry)
 
 
 def mark_built(app):
@@ -406,6 +417,7 @@ def hook(app):
     if point != "after_finish":
         app.step(point)
     if app.book["command"]:
+        os.environ.update(install_environment(app))
         app.inside("deploy_user", app.book["command"])
 
 
