@@ -1,0 +1,200 @@
+"""Secrets stay where they belong: whatever else a run leaves behind is searched for them.
+
+The last module, since it brings a second app to the servers.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from testinfra.host import Host
+
+SCENARIO = Path(__file__).parents[1]
+REPOSITORY = SCENARIO.parents[1]
+FINDER = (SCENARIO / "files/find_secrets.py").read_text()
+VARIABLES = yaml.safe_load((SCENARIO / "converge.yml").read_text())[0]["vars"]
+NAMES = (
+    *("app_secret_key", "app_secret_key_fallbacks", "app_environment", "app_config"),
+    *("app_migrate_environment", "app_install_environment"),
+    *("database_password", "database_migrate_password"),
+)
+BROKEN = "\nraise RuntimeError('no such luck')\n"
+
+
+class Finder:
+    """Looks for secrets, from its making to the end: at processes, and then into files."""
+
+    def __init__(self, docker_name: str, folder: Path) -> None:
+        self.values: dict[str, str] = {}
+        home = [os.environ["ANSIBLE_HOME"], os.path.expanduser("~/.ansible")]
+        places = ["/var/log", "/tmp", "/var/tmp", "/root", "/home", "/"]
+        python = ["-c", FINDER, str(time.time() - 1)]
+        self.searches = [
+            [sys.executable, *python, str(folder), *home],
+            ["docker", "exec", "--interactive", docker_name, "python3", *python, *places],
+        ]
+
+    def fresh(self) -> dict[str, str]:
+        """Make another set: for each variable that has a secret a string that stands nowhere else."""
+        made = {name: secrets.token_hex(24) for name in NAMES}
+        self.values |= {
+            f"{name}, set {len(self.values) // len(NAMES)}": made[name] for name in NAMES
+        }
+        return made
+
+    def start(self) -> None:
+        """Begin to watch the processes: this machine sees those of its containers, too."""
+        self.run = subprocess.Popen(self.searches[0], text=True, stdin=-1, stdout=-1)
+        self.run.stdin.write(json.dumps(self.values) + "\n")
+        self.run.stdin.flush()
+
+    def found(self) -> set[tuple[str, str]]:
+        """End it, search the files of both machines, and tell what was found, and where."""
+        here, _ = self.run.communicate()
+        assert self.run.returncode == 0
+        there = subprocess.run(
+            self.searches[1],
+            input=json.dumps(self.values) + "\n",
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        return {tuple(entry) for output in (here, there) for entry in json.loads(output)}
+
+
+@pytest.fixture
+def finder(docker_name: str, tmp_path: Path) -> Finder:
+    """What looks for secrets on the server, and in this test's own folder."""
+    return Finder(docker_name, tmp_path / "left")
+
+
+@pytest.fixture
+def playbook(host: Host, tmp_path: Path) -> Callable[..., int]:
+    """Run a playbook with all that may be told, kept and logged; returns the exit status."""
+    left = tmp_path / "left"
+    left.mkdir()
+    values = tmp_path / "variables.json"
+
+    def run(name: str, *options: str, **variables: object) -> int:
+        values.write_text(json.dumps(VARIABLES | variables))
+        with (left / "output").open("a") as output:
+            done = subprocess.run(
+                [
+                    *("ansible-playbook", REPOSITORY / f"{name}.yml", "-vvv", "--diff", *options),
+                    *("--inventory", Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent),
+                    *("--limit", host.check_output("hostname"), "--extra-vars", f"@{values}"),
+                ],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+                env=os.environ
+                | {
+                    "ANSIBLE_STRATEGY": "linear",
+                    "ANSIBLE_LOG_PATH": str(left / "log"),
+                    "ANSIBLE_CACHE_PLUGIN": "jsonfile",
+                    "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(left / "facts"),
+                    "ANSIBLE_RETRY_FILES_ENABLED": "true",
+                    "ANSIBLE_RETRY_FILES_SAVE_PATH": str(left / "retry"),
+                },
+            )
+        return done.returncode
+
+    return run
+
+
+def stack(host: Host, values: dict[str, str]) -> dict[str, object]:
+    """A second app on the server, bare to it, that reaches its database as one on another server would."""
+    return {
+        "app_name": "canary",
+        "app_domains": ["canary.test"],
+        "stack_is_one_server": False,
+        "private_address": host.check_output("hostname -I").split()[0],
+        "app_secret_key": values["app_secret_key"],
+        "app_secret_key_fallbacks": [values["app_secret_key_fallbacks"]],
+        "app_environment": {
+            "DATABASE_URL": "{{ stack_database_url }}",
+            "TOKEN": values["app_environment"],
+        },
+        "app_config": {"MAIL_PASSWORD": values["app_config"]},
+        "app_migrate_environment": {
+            "DATABASE_URL": "{{ stack_database_migrate_url }}",
+            "TOKEN": values["app_migrate_environment"],
+        },
+        "app_install_environment": {"TOKEN": values["app_install_environment"]},
+        "database_password": values["database_password"],
+        "database_migrate_password": values["database_migrate_password"],
+    }
+
+
+def test_secrets_are_nowhere_else(
+    finder: Finder,
+    playbook: Callable[..., int],
+    host: Host,
+    tmp_path: Path,
+    show: Callable[..., None],
+) -> None:
+    first, second = stack(host, finder.fresh()), stack(host, finder.fresh())
+    code = Path(shutil.copytree(REPOSITORY / "sample_app", tmp_path / "code"))
+    finder.start()
+    # On a bare server, and on a live one, first as a dry run.
+    assert playbook("site", "--check", **first) == 0
+    assert playbook("site", **first) == 0
+    assert playbook("site", "--check", **second) == 0
+    assert playbook("site", **second) == 0
+    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + "# another release\n")
+    assert playbook("playbooks/deploy", **second, app_path=str(code)) == 0
+    assert playbook("playbooks/rollback", **second) == 0
+    # Errors tell what they know.
+    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + BROKEN)
+    assert playbook("playbooks/deploy", **second, app_path=str(code)) != 0
+    for name in ("app_secret_key", "database_password"):
+        wrong = {name: {"a": second[name]}}
+        assert playbook("site", **second | wrong) != 0
+    found = finder.found()
+    show("secrets found where they do not belong", len(found), 0)
+    assert found == set()
+    # They are where they do.
+    assert second["app_secret_key"] in host.file("/etc/canary/environment").content_string
+    assert second["database_password"] in host.file("/etc/canary/environment").content_string
+
+
+def test_each_place_is_searched(
+    finder: Finder, docker_name: str, host: Host, tmp_path: Path
+) -> None:
+    left = tmp_path / "left"
+    left.mkdir()
+    values = finder.fresh()
+    finder.start()
+    for name in ("output", "retry"):
+        (left / name).write_text(f"x{values['app_config']}x")
+    # Not by testinfra, whose own processes would have the secret in their arguments.
+    script = """
+    read -r config key token
+    printf %s "$config" >/var/log/leak; printf %s "$config" >/etc/leak; printf %s "$config" >/root/leak
+    chmod 600 /var/log/leak /root/leak
+    printf %s "$key" | systemd-cat
+    exec python3 -c 'import time; time.sleep(1)' "$token"
+    """
+    subprocess.run(
+        ["docker", "exec", "--interactive", docker_name, "sh", "-c", script],
+        input=" ".join(values[x] for x in ("app_config", "app_secret_key", "app_environment"))
+        + "\n",
+        text=True,
+        check=True,
+    )
+    found = finder.found()
+    host.check_output("rm /var/log/leak /etc/leak /root/leak")
+    files = {str(left / "output"), str(left / "retry"), "/var/log/leak", "/etc/leak", "/root/leak"}
+    assert found == {
+        *(("app_config, set 0", place) for place in files),
+        ("app_secret_key, set 0", "the journal"),
+        ("app_environment, set 0", "the arguments of python3"),
+    }
