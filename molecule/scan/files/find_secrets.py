@@ -1,7 +1,8 @@
-"""Look for secrets on this machine: in the arguments of processes until standard input ends, then in files.
+"""Look for secrets: at processes until standard input ends, and then into files.
 
-Arguments: seconds since the epoch, before which no file had a secret, and folders. Of / what everybody may read is searched,
-of others all. The first line of standard input has the secrets by name, in JSON. Prints which was found where.
+Arguments: seconds since the epoch, before which no file had a secret, and folders. Of / what
+everybody may read is searched, of others all. The first line of standard input has the secrets by
+name, in JSON. Prints which was found where.
 """
 
 import json
@@ -11,11 +12,12 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 
 secrets = {name: value.encode() for name, value in json.loads(sys.stdin.readline()).items()}
 began, folders = float(sys.argv[1]), sys.argv[2:]
 found = set()
+# journalctl reads the last one.
+SKIPPED = ("/proc", "/sys", "/dev", "/var/log/journal")
 over = threading.Event()
 
 
@@ -36,7 +38,7 @@ def watch():
 def search(folder, everything):
     for root, names, files in os.walk(folder):
         path = pathlib.Path(root)
-        names[:] = [name for name in names if str(path / name) not in ("/proc", "/sys", "/dev")]
+        names[:] = [name for name in names if str(path / name) not in SKIPPED]
         for name in files:
             try:
                 status = (path / name).lstat()
