@@ -98,8 +98,6 @@ def outcomes(host, scheme):
     return json.loads(run.stdout)
 
 
-# Both servers get it, one over TLS and one without.
-@pytest.mark.either_release
 @pytest.mark.parametrize("case", CORPUS["cases"], ids=lambda case: case["name"])
 def test_a_hostile_request_is_refused_or_harmless(outcomes, scheme, case):
     outcome = outcomes[case["name"]]
