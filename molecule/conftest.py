@@ -11,6 +11,7 @@ from pathlib import Path
 import ansible_mitogen
 import pytest
 import requests
+import testinfra.backend
 import yaml
 from testinfra.host import Host
 from xdist.remote import Producer
@@ -31,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "either_release: does not depend on the release, so that each case is run on one of them",
     )
+    testinfra.backend.BACKENDS["docker"] = "backend.DockerBackend"
     # Where ANSIBLE_STRATEGY names one of Mitogen's.
     plugins = Path(ansible_mitogen.__file__).parent / "plugins/strategy"
     os.environ["ANSIBLE_STRATEGY_PLUGINS"] = str(plugins)

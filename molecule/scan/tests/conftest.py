@@ -40,10 +40,11 @@ def scanner(docker_name: str, release: str) -> Host:
 
 @pytest.fixture
 def show(record_property: Callable[[str, Any], None], release: str) -> Callable[..., None]:
-    """Put a row into the table: what was measured, the figure, the bar, and what is waived."""
+    """Put a row into the table: what was measured, the figure, its bar, whether it is kept."""
 
-    def add(what: str, figure: object, bar: object, waived: int = 0) -> None:
-        record_property(ROW, [what, f"Debian {release}", str(figure), str(bar), waived])
+    def add(what: str, figure: object, bar: str, kept: bool | None, waived: int = 0) -> None:
+        verdict = {True: "passed", False: "FAILED", None: ""}[kept]
+        record_property(ROW, [what, f"Debian {release}", str(figure), bar, verdict, waived])
 
     return add
 
@@ -58,7 +59,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         if name == ROW and getattr(report, "when", "") == "call"
     ]
     terminalreporter.section("what the scanners have found")
-    line = "{:<58} {:<10} {:>16} {:>16}  {}"
-    terminalreporter.line(line.format("", "", "figure", "bar", "waived, see bars.yml"))
-    for what, where, figure, bar, waived in sorted(rows):
-        terminalreporter.line(line.format(what, where, figure, bar, waived or ""))
+    line = "{:<60} {:<10} {:>14} {:>12}  {:<7} {}"
+    terminalreporter.line(line.format("", "", "figure", "bar", "", "waived, see bars.yml"))
+    for *row, waived in sorted(rows):
+        terminalreporter.line(line.format(*row, waived or "").rstrip())

@@ -116,6 +116,8 @@ def stack(host: Host, values: dict[str, str]) -> dict[str, object]:
         "app_name": "canary",
         "app_domains": ["canary.test"],
         "stack_is_one_server": False,
+        # No secret of the app comes near them.
+        "stack_server_roles": [],
         "private_address": host.check_output("hostname -I").split()[0],
         "app_secret_key": values["app_secret_key"],
         "app_secret_key_fallbacks": [values["app_secret_key_fallbacks"]],
@@ -194,7 +196,7 @@ def test_secrets_are_nowhere_else(
     wrong = {"app_environment": second["app_secret_key"], "app_config": second["app_secret_key"]}
     assert playbook("playbooks/preflight", **second | wrong) != 0
     found = finder.found()
-    show("secrets found where they do not belong", len(found), 0)
+    show("secrets found where they do not belong", len(found), "0", not found)
     assert found == set()
     # They are where they do.
     assert second["app_secret_key"] in host.file("/etc/canary/environment").content_string
