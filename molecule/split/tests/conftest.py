@@ -61,15 +61,16 @@ def inventories(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [f"--inventory={molecule}", f"--inventory={file}"]
 
 
-@pytest.fixture(scope="session")
-def playbook(inventories: list[str]) -> Callable[..., tuple[int, str]]:
-    """Run a playbook with options and variables; returns the exit status, and the output."""
+@pytest.fixture(scope="module")
+def playbook(inventories: list[str], release: str) -> Callable[..., tuple[int, str]]:
+    """Run a playbook on the stack, with variables; returns the exit status, and the output."""
 
-    def run(name: str, *options: str, **variables: object) -> tuple[int, str]:
+    def run(name: str, **variables: object) -> tuple[int, str]:
         folder = REPOSITORY / ("" if name == "site" else "playbooks")
         done = subprocess.run(
             [
-                *("ansible-playbook", folder / f"{name}.yml", *inventories, *options),
+                *("ansible-playbook", folder / f"{name}.yml", *inventories),
+                f"--limit=split-{release}-*",
                 *("--extra-vars", json.dumps(VARIABLES | variables)),
             ],
             capture_output=True,

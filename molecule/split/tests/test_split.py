@@ -14,12 +14,6 @@ import testinfra
 from conftest import CONTAINERS, REPOSITORY, address
 from testinfra.host import Host
 
-APPS = {
-    name: testinfra.get_host(f"docker://{container}")
-    for name, container in CONTAINERS.items()
-    if "-app-" in name
-}
-
 
 def test_row_goes_to_the_database_and_back(url: str) -> None:
     visit = subprocess.run(
@@ -178,7 +172,7 @@ def state(host: Host) -> list[str]:
 def deploy(
     tmp_path_factory: pytest.TempPathFactory, playbook: Callable[..., tuple[int, str]]
 ) -> Callable[[], tuple[int, str]]:
-    """Deploy a further release to all stacks; returns the exit status, and the output."""
+    """Deploy a further release to the stack; returns the exit status, and the output."""
     folder = tmp_path_factory.mktemp("deploy")
     code = Path(shutil.copytree(REPOSITORY / "sample_app", folder / "code"))
     # A folder of its own makes it a release of its own, each time that the tests run.
@@ -188,23 +182,35 @@ def deploy(
     return lambda: playbook("deploy", app_path=str(code), app_hooks=hooks)
 
 
-@pytest.mark.parametrize(
-    ("place", "name"), [("probe", "split-12-app-2"), ("slots", "split-13-app-1")]
-)
+@pytest.fixture
+def apps(release: str) -> dict[str, Host]:
+    """The stack's servers for the app."""
+    return {
+        name: testinfra.get_host(f"docker://{CONTAINERS[name]}")
+        for name in (f"split-{release}-app-1", f"split-{release}-app-2")
+    }
+
+
+@pytest.mark.parametrize(("place", "number"), [("probe", 2), ("slots", 1)])
 def test_release_that_fails_on_one_server_is_taken_back_on_all(
-    deploy: Callable[[], tuple[int, str]], place: str, name: str
+    deploy: Callable[[], tuple[int, str]],
+    apps: dict[str, Host],
+    release: str,
+    place: str,
+    number: int,
 ) -> None:
-    before = {server: state(host) for server, host in APPS.items()}
+    name = f"split-{release}-app-{number}"
+    before = {server: state(host) for server, host in apps.items()}
     ails = f"/srv/guestbook/ails-in-{place}"
-    APPS[name].check_output("touch %s", ails)
+    apps[name].check_output("touch %s", ails)
     try:
         status, said = deploy()
     finally:
-        APPS[name].check_output("rm %s", ails)
+        apps[name].check_output("rm %s", ails)
     assert status != 0
     assert f"this server ails in the {place}" in said
     assert f"it failed on {name}" in said
-    for server, host in APPS.items():
+    for server, host in apps.items():
         assert state(host) == before[server]
         books = json.loads(host.file("/srv/guestbook/releases.json").content_string)
         last = max(books.values(), key=lambda entry: entry["began"])
@@ -212,12 +218,12 @@ def test_release_that_fails_on_one_server_is_taken_back_on_all(
 
 
 def test_release_that_failed_serves_once_the_server_is_well(
-    deploy: Callable[[], tuple[int, str]],
+    deploy: Callable[[], tuple[int, str]], apps: dict[str, Host]
 ) -> None:
-    before = {server: state(host) for server, host in APPS.items()}
+    before = {server: state(host) for server, host in apps.items()}
     status, said = deploy()
     assert status == 0, said
-    for server, host in APPS.items():
+    for server, host in apps.items():
         free, *releases = state(host)
         assert free == "free"
         assert len(set(releases)) == 1
