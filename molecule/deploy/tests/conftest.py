@@ -62,15 +62,22 @@ def command(host: Host) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def playbook(command: Callable[..., list[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a playbook on this server, and return the finished run."""
+    """Run a playbook on this server, by Mitogen unless told, and return the finished run."""
 
-    def run(name: str, **variables: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        name: str, strategy: str = "mitogen_linear", **variables: object
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command(name, **variables),
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
+            env={
+                **os.environ,
+                "ANSIBLE_FORCE_COLOR": "0",
+                "ANSIBLE_NOCOLOR": "1",
+                "ANSIBLE_STRATEGY": strategy,
+            },
         )
 
     return run
