@@ -213,13 +213,10 @@ def measure() -> dict:
 
 def mitogen() -> dict[str, str]:
     """Return the environment that makes Ansible use Mitogen."""
-    import ansible_mitogen
-
     return {
         "ANSIBLE_STRATEGY": "mitogen_linear",
         # It brings an ssh of its own, which does not read ansible_ssh_common_args.
         "ANSIBLE_HOST_KEY_CHECKING": "false",
-        "ANSIBLE_STRATEGY_PLUGINS": f"{Path(ansible_mitogen.__file__).parent}/plugins/strategy",
     }
 
 

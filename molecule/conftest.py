@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import ansible_mitogen
 import pytest
 import requests
 import testinfra.backend
@@ -33,9 +32,6 @@ def pytest_configure(config: pytest.Config) -> None:
         "either_release: does not depend on the release, so that each case is run on one of them",
     )
     testinfra.backend.BACKENDS["docker"] = "backend.DockerBackend"
-    # Where ANSIBLE_STRATEGY names one of Mitogen's.
-    plugins = Path(ansible_mitogen.__file__).parent / "plugins/strategy"
-    os.environ["ANSIBLE_STRATEGY_PLUGINS"] = str(plugins)
     if config.option.hosts is not None:
         return
     instances = Path(os.environ.get("MOLECULE_INSTANCE_CONFIG", ""))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Load
+from conftest import LINEAR, Load
 from testinfra.host import Host
 
 STEPS = ("unpack", "build", "load", "migrate", "probe", "switch", "slots", "workers", "finish")
@@ -71,6 +71,7 @@ def kill(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=LINEAR,
         )
         deadline = time.monotonic() + 120
         while host.run(began).rc and time.monotonic() < deadline:
@@ -116,6 +117,7 @@ def test_lock_of_a_killed_deployment_is_told_from_one_at_work(
         command("deploy", ledger_path=path, app_break_lock=True, app_hooks=hooks),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=LINEAR,
     ) as at_work:
         while host.run(BEGAN["switch"]).rc and at_work.poll() is None:
             time.sleep(0.05)
