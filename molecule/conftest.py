@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not item.get_closest_marker("either_release"):
             continue
         release = re.search(r"[-[](12|13)[]-]", item.nodeid)[1]
-        case = re.sub(r"(docker://[\w-]+?-|(?<=[[-]))(12|13)(?=[]-])", "", item.nodeid)
+        case = re.sub(r"(docker://[\w-]+?-|(?<=[-\[]))(12|13)(?=[]-])", "", item.nodeid)
         cases = turns.setdefault(item.nodeid.partition("::")[0], {})
         if cases.setdefault(case, len(cases)) % 2 != int(release == "13"):
             left_out.append(item)

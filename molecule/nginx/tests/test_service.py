@@ -101,7 +101,7 @@ def test_a_run_makes_up_for_a_reload_that_was_lost(host, ask, apply, eventually)
 def test_a_killed_master_is_replaced_and_its_workers_go_with_it(host, ask, eventually):
     old = host.check_output("cat /run/nginx.pid")
     host.check_output("kill -9 %s", old)
-    eventually(lambda: host.run("cat /run/nginx.pid").stdout not in ("", old))
+    eventually(lambda: host.run("cat /run/nginx.pid").stdout.strip() not in ("", old))
     eventually(lambda: ask("app.test").status == 200)
     new = host.check_output("cat /run/nginx.pid")
     parents = {process.ppid for process in host.process.filter(comm="nginx", user="www-data")}
