@@ -85,8 +85,10 @@ def test_requests_go_to_the_other_while_an_app_server_is_stopped(
     eventually(lambda: sum(visitor.count for visitor in visitors) > before + 100)
     subprocess.run(["docker", "start", container], check=True, capture_output=True)
     back = address(server("app-1"))
-    log = "tail -n 200 /var/log/nginx/access.log"
-    eventually(lambda: back in server("web").check_output(log), seconds=60)
+    eventually(lambda: server("web").run(CONNECT.format(back, 8000)).rc == 0, seconds=60)
+    # A comma follows a server that did not answer.
+    log = "tail -n 50 /var/log/nginx/access.log"
+    eventually(lambda: f" {back}:8000 " in server("web").check_output(log), seconds=60)
     assert [visitor.failures for visitor in visitors] == [{"GET": [], "POST": []}] * 4
 
 

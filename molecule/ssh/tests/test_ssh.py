@@ -272,10 +272,12 @@ def test_what_is_closed_can_be_opened(ssh, login, role, host, bring_back):
 
 
 def test_a_socket_in_place_of_sshd_is_respected(host, role, login, bring_back):
-    # The sshd that the socket has started may still be on its way out.
+    # An sshd that the socket has started outlives it, and keeps the port.
     bring_back(
         "systemctl disable --now ssh.socket; systemctl enable ssh.service;"
-        " for i in $(seq 10); do systemctl restart ssh.service && exit; sleep 1; done;"
+        " for i in $(seq 10); do"
+        " ss -Hltnp 'sport = :22' | grep -o 'pid=[0-9]*' | cut -d= -f2 | xargs -r kill;"
+        " systemctl reset-failed ssh.service; systemctl restart ssh.service && exit; sleep 1; done;"
         " journalctl --unit ssh --lines 20 >&2; exit 1"
     )
     host.check_output("systemctl disable --now ssh.service && systemctl enable --now ssh.socket")
