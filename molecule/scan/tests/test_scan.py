@@ -222,15 +222,17 @@ def test_pip_audit(scanner: Host, show: Callable[..., None]) -> None:
     """What is known to be wrong with the pinned packages, where the index of advisories answers."""
     files = ["requirements.txt", "sample_app/requirements.txt"]
     pins = "".join((REPOSITORY / file).read_text() for file in files)
-    options = "--disable-pip --no-deps --progress-spinner off --format json"
+    options = "--disable-pip --no-deps --progress-spinner off --timeout 15 --format json"
     run = scanner.run(
         f"printf %s >/root/pins && /opt/scanners/bin/pip-audit {options} --requirement /root/pins",
         pins,
     )
-    found = json.loads(run.stdout)["dependencies"]
+    # Not every machine reaches it, and a copy of the index of packages may have no advisories.
+    unreached = re.search(r"^requests\.exceptions\.|Could not connect", run.stderr, re.MULTILINE)
+    found = [] if unreached else json.loads(run.stdout)["dependencies"]
     asked = [x for x in found if "vulns" in x]
     wrong = {x["name"]: [y["id"] for y in x["vulns"]] for x in asked if x["vulns"]}
     what = f"pip-audit: packages with known faults, of {len(asked)}"
     show(what, len(wrong) if asked else "no answer", "0", not wrong if asked else None)
-    assert found
+    assert unreached or found, run.stderr
     assert not wrong
