@@ -153,6 +153,21 @@ def test_a_roll_says_when_supervisord_does_not_run_the_app(host, roll):
         host.check_output("rm /etc/gunicorn/nobody.json")
 
 
+@pytest.mark.either_release
+def test_what_pip_has_in_its_environment_arrives_and_is_roots_alone(host, converge, request):
+    request.addfinalizer(converge)
+    log = '/root/pip\'s "log" $HOME #1'
+    changed, output = converge(gunicorn_install_environment={"PIP_LOG": log})
+    assert changed == 2, output
+    for venv in ("/srv/venv", "/srv/back/current/.venv"):
+        file = host.file(f"{venv}/install.environment")
+        assert (file.user, file.mode) == ("root", 0o600)
+    assert "gunicorn" in host.check_output("cat %s", log)
+    changed, output = converge()
+    assert changed == 2, output
+    assert "PIP_LOG" not in host.check_output("cat /srv/venv/install.environment")
+
+
 def test_both_slots_are_back_after_a_restart_of_the_server(restart_server, load, eventually, slots):
     restart_server()
     eventually(lambda: load("true")["slots"] == sorted(slots()) and 0 not in slots())

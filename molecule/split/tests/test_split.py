@@ -1,11 +1,14 @@
 """A stack on four servers: a database, two for the app, one for the web; once per release."""
 
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,18 +75,28 @@ def visitors(url: str) -> Iterator[Visitors]:
         thread.join()
 
 
+@pytest.fixture
+def start_again(release: str) -> Iterator[Callable[[], None]]:
+    """Stop the stack's first app server; gives what starts it again."""
+    container = CONTAINERS[f"split-{release}-app-1"]
+    # One at a time, or the two stacks' servers could come back with each other's address.
+    with Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "stopped").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run = partial(subprocess.run, check=True, capture_output=True)
+        run(["docker", "stop", "--time", "60", container])
+        yield lambda: run(["docker", "start", container])
+        run(["docker", "start", container])
+
+
 def test_requests_go_to_the_other_while_an_app_server_is_stopped(
-    url: str,
-    release: str,
     server: Callable[[str], Host],
     visitors: list[Visitors],
+    start_again: Callable[[], None],
     eventually: Callable[..., None],
 ) -> None:
-    container = CONTAINERS[f"split-{release}-app-1"]
-    subprocess.run(["docker", "stop", "--time", "60", container], check=True, capture_output=True)
     before = sum(visitor.count for visitor in visitors)
     eventually(lambda: sum(visitor.count for visitor in visitors) > before + 100)
-    subprocess.run(["docker", "start", container], check=True, capture_output=True)
+    start_again()
     back = address(server("app-1"))
     eventually(lambda: server("web").run(CONNECT.format(back, 8000)).rc == 0, seconds=60)
     # A comma follows a server that did not answer.
