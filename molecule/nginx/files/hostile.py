@@ -1,11 +1,12 @@
 """Send requests to nginx byte by byte as they are given, and record what it passes on to the app.
 
-    hostile.py http|https
+    hostile.py http|https|http2
 
 Standard input is a JSON list of cases: ``name``, ``raw`` (bytes as Latin-1), ``answers`` (how many
-are expected) and ``shut`` (whether to end the writing half of the connection after that). Standard
-output is a JSON object: for each name the ``answers`` that came back, whether nginx ``closed`` the
-connection, and the bytes of each connection that it made to the ``app``.
+are expected) and ``shut`` (whether to end the writing half of the connection after that); those of
+HTTP/2 have ``fields`` (lists of a name and a value), ``data`` and ``trailers`` in place of the last
+three. Standard output is a JSON object: for each name the ``answers`` that came back, whether nginx
+``closed`` the connection, and the bytes of each connection that it made to the ``app``.
 
 The app answers each request once, keeps its connection open, and never reads a second one in: what
 nginx sends after the first is recorded as well.
@@ -20,7 +21,11 @@ import sys
 import threading
 import time
 
-PORTS = {"http": 80, "https": 443}
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset
+
+PORTS = {"http": 80, "https": 443, "http2": 443}
 NAME, CERTIFICATE = "hostile.test", "/etc/ssl/hostile.pem"
 APP = ("127.0.0.1", 9400)
 # After the last answer that is due, for what should not come: nginx takes microseconds for it.
@@ -108,6 +113,8 @@ def connect(scheme):
     if scheme == "http":
         return connection
     context = ssl.create_default_context(cafile=CERTIFICATE)
+    if scheme == "http2":
+        context.set_alpn_protocols(["h2"])
     return context.wrap_socket(connection, server_hostname=NAME)
 
 
@@ -139,13 +146,55 @@ def send(scheme, case):
     return {"answers": answers(received)[0], "closed": closed}
 
 
+def in_bytes(fields):
+    return [tuple(part.encode("latin-1") for part in field) for field in fields]
+
+
+def send_over_http2(scheme, case):
+    """Send one case as a stream of its own connection; a reset stream counts as closed."""
+    # It would mend, or refuse to send, what is wrong.
+    lenient = {"validate_outbound_headers": False, "normalize_outbound_headers": False}
+    client = H2Connection(H2Configuration(header_encoding="latin-1", **lenient))
+    answer, ended, closed = {"status": 0, "head": "", "body": ""}, False, False
+    with connect(scheme) as connection:
+        try:
+            client.initiate_connection()
+            client.send_headers(1, in_bytes(case["fields"]), not (case["data"] or case["trailers"]))
+            for number, data in enumerate(case["data"], 1):
+                last = number == len(case["data"]) and not case["trailers"]
+                client.send_data(1, data.encode("latin-1"), end_stream=last)
+            if case["trailers"]:
+                client.send_headers(1, in_bytes(case["trailers"]), end_stream=True)
+            connection.sendall(client.data_to_send())
+            while not closed:
+                connection.settimeout(GRACE if ended else PATIENCE)
+                chunk = connection.recv(65536)
+                closed = not chunk
+                for event in client.receive_data(chunk):
+                    closed |= isinstance(event, StreamReset | ConnectionTerminated)
+                    ended |= isinstance(event, StreamEnded)
+                    if isinstance(event, ResponseReceived):
+                        fields = dict(event.headers)
+                        answer["status"] = int(fields[":status"])
+                        answer["head"] = "".join(f"\r\n{x}: {y}\r" for x, y in fields.items())
+                    elif isinstance(event, DataReceived):
+                        answer["body"] += event.data.decode("latin-1")
+                connection.sendall(client.data_to_send())
+        except TimeoutError:
+            pass  # nothing comes after the answer
+        except OSError:
+            closed = True
+    return {"answers": [answer] if answer["status"] else [], "closed": closed}
+
+
 def main():
     cases = json.load(sys.stdin)
     results = {}
+    way = send_over_http2 if sys.argv[1] == "http2" else send
     with App() as app:
         threading.Thread(target=app.serve_forever, daemon=True).start()
         for case in cases:
-            results[case["name"]] = {**send(sys.argv[1], case), "app": app.take()}
+            results[case["name"]] = {**way(sys.argv[1], case), "app": app.take()}
         app.shutdown()
     json.dump(results, sys.stdout)
 

@@ -187,7 +187,7 @@ def test_slow_clients(scanner: Host, release: str, mode: str, show: Callable[...
 def test_hostile_corpus(release: str, show: Callable[..., None]) -> None:
     """Each is sent by molecule/nginx; here they are counted."""
     cases = yaml.safe_load((MOLECULE / "nginx/files/hostile.yml").read_text())
-    names = {x["name"] for x in cases["cases"]}
+    names = {(way, x["name"]) for way in ("cases", "http2") for x in cases[way]}
     bar = BARS["hostile"]
     what = "hostile requests, each refused or harmless in molecule/nginx"
     show(what, len(names), f">= {bar}", len(names) >= bar)
