@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import plots
@@ -218,8 +219,10 @@ def measure() -> dict:
 
 def mitogen() -> dict[str, str]:
     """Return the environment that makes Ansible use Mitogen."""
+    plugins = Path(find_spec("ansible_mitogen").origin).parent / "plugins/strategy"
     return {
         "ANSIBLE_STRATEGY": "mitogen_linear",
+        "ANSIBLE_STRATEGY_PLUGINS": str(plugins),
         # It brings an ssh of its own, which does not read ansible_ssh_common_args.
         "ANSIBLE_HOST_KEY_CHECKING": "false",
     }
