@@ -259,6 +259,12 @@ def units():
     return service, set(re.findall(r":(\d+) \(Stream\)", listen))
 
 
+def listens(ports):
+    """Tell whether an sshd takes connections, whoever has started it."""
+    filters = " or ".join(f"sport = :{port}" for port in sorted(ports))
+    return '"sshd"' in run("ss", "-Hltnp", filters).stdout
+
+
 def is_loaded(service):
     """Tell whether sshd has read the file since it was last touched."""
     # A start is a change of state, and so is a reload by hand.
@@ -297,7 +303,7 @@ def due(text, wanted, service, socket):
         yield "settings wait for their confirmation"
 
 
-def problems(text, who, socket):
+def problems(text, who, service, socket):
     """Yield why these settings cannot be."""
     for keyword in ("match", "include"):
         if keyword in keywords(text):
@@ -330,11 +336,18 @@ def problems(text, who, socket):
             return
     if who:
         yield from locked_out(settings, who)
+    idle = service["ActiveState"] in ("inactive", "failed")
+    if idle and not socket and listens(settings["port"]):
+        # Debian 13's does so when ssh.service is disabled and enabled again while it runs.
+        yield (
+            "sshd runs, and systemd has lost sight of it, so that another could not start. Reboot"
+            " the server, and run the playbook again."
+        )
     if socket and socket != settings["port"]:
         yield (
             f"ssh.socket listens on {', '.join(sorted(socket))} in place of sshd. Have the same in"
-            " ssh_ports, or let sshd listen: systemctl disable --now ssh.socket &&"
-            " systemctl enable ssh.service && systemctl restart ssh.service"
+            " ssh_ports, or let sshd listen: systemctl stop ssh.socket ssh.service;"
+            " systemctl disable ssh.socket; systemctl enable --now ssh.service"
         )
 
 
@@ -347,7 +360,7 @@ def look(wanted):
         who, (service, socket) = connected(), units()
         text = filled(wanted, who)
         return {
-            "problems": list(problems(text, who, socket)),
+            "problems": list(problems(text, who, service, socket)),
             "due": list(due(text, wanted, service, socket)),
             "text": text,
         }
@@ -410,7 +423,9 @@ def load():
     that ssh.socket has started. Sessions live on through a restart too: KillMode is process.
     """
     service, socket = units()
-    if not socket:
+    if not socket and service["UnitFileState"] != "enabled":
+        # systemd 257 loses sight of a service that runs when its alias comes back.
+        systemctl("stop", "ssh.service")
         run("systemctl", "enable", "--quiet", "ssh.service")
     # With a socket, the next connection starts one that does not run.
     if not socket or service["MainPID"] != "0":
