@@ -338,10 +338,10 @@ def problems(text, who, service, socket):
         yield from locked_out(settings, who)
     idle = service["ActiveState"] in ("inactive", "failed")
     if idle and not socket and listens(settings["port"]):
-        # Debian 13's does so when ssh.service is disabled and enabled again while it runs.
+        # Debian 13's may lose sight of ssh.service when that is disabled and enabled again.
         yield (
-            "sshd runs, and systemd has lost sight of it, so that another could not start. Reboot"
-            " the server, and run the playbook again."
+            "systemd does not know of the sshd that runs, and could not start another. Reboot the"
+            " server, and run the playbook again."
         )
     if socket and socket != settings["port"]:
         yield (
@@ -423,8 +423,8 @@ def load():
     that ssh.socket has started. Sessions live on through a restart too: KillMode is process.
     """
     service, socket = units()
-    if not socket and service["UnitFileState"] != "enabled":
-        # systemd 257 loses sight of a service that runs when its alias comes back.
+    if not socket and service["UnitFileState"] == "disabled":
+        # systemd 257 may lose sight of a service that runs when its alias comes back.
         systemctl("stop", "ssh.service")
         run("systemctl", "enable", "--quiet", "ssh.service")
     # With a socket, the next connection starts one that does not run.
