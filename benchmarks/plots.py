@@ -30,13 +30,15 @@ def times(results: dict) -> None:
         "… with Mitogen": results["noop_mitogen_seconds"],
     }
     for axes, values, unit, form in (
-        (durations, bars, "seconds", "%.1f"),
-        (loads, results["requests_a_second"], "requests a second, of one run", "%.0f"),
+        (durations, bars, "seconds", "{:.1f}"),
+        (loads, results["requests_a_second"], "requests a second, of one run", "{:,.0f}"),
     ):
         drawn = axes.barh(list(values), list(values.values()), color="#4c7a9f")
         axes.bar_label(drawn, fmt=form, padding=3)
         axes.invert_yaxis()
         axes.set_xlabel(unit)
+        axes.locator_params(axis="x", nbins=4)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.margins(x=0.15)
         axes.spines[["top", "right"]].set_visible(False)
     save(figure, "bench.svg")
