@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+import xmlrpc.client
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_module
 
 SLOTS = ROOT / "roles/gunicorn/files/slots.py"
 # Stands in for gunicorn: serves on both of its sockets, with the status that it found at its start,
@@ -232,3 +233,18 @@ def test_a_slot_that_was_stopped_is_started(app: App) -> None:
     after = app.pids()
     assert after[0] == before[0]
     assert after[1] not in before
+
+
+# supervisord loses a signal for a child that it has forked and that is not the program yet: half of
+# the time on an idle machine.
+def test_a_slot_that_has_just_been_spawned_is_stopped_and_not_killed(app: App) -> None:
+    slots = load_module(SLOTS, "slots")
+    slots.SUPERVISOR_SOCKET = str(app.folder / "s.sock")
+    rpc = xmlrpc.client.ServerProxy("http://localhost", transport=slots.SupervisorTransport())
+    slot = slots.Slot(rpc.supervisor, json.loads(app.config.read_text()), 1)
+    for _ in range(8):
+        slot.stop()
+        slot.rpc.startProcess(slot.process, False)
+        slot.stop()
+    assert slot.info()["statename"] == "STOPPED"
+    assert "SIGKILL" not in (app.folder / "supervisord.log").read_text()

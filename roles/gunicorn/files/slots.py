@@ -170,13 +170,25 @@ class Slot:
             pause = min(pause * 1.5, 1)  # each answer may fill the log with a traceback
         return trouble
 
-    def restart(self):
-        """Restart the slot; return '' once it is well, or what is wrong."""
+    def stop(self):
+        """Stop the slot, and return once it has ended."""
+        again = time.monotonic() + 1
         try:
-            self.rpc.stopProcess(self.process)
+            self.rpc.stopProcess(self.process, False)
+            while self.info()["statename"] == "STOPPING":
+                if time.monotonic() > again:
+                    # The first is lost when it meets a child of supervisord that is not the slot
+                    # yet; for gunicorn, one more is no more.
+                    self.rpc.signalProcess(self.process, "TERM")
+                    again += 1
+                time.sleep(0.05)
         except xmlrpc.client.Fault as fault:
             if fault.faultCode != NOT_RUNNING:
                 raise
+
+    def restart(self):
+        """Restart the slot; return '' once it is well, or what is wrong."""
+        self.stop()
         try:
             self.rpc.startProcess(self.process, False)
         except xmlrpc.client.Fault as fault:
