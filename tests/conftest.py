@@ -19,14 +19,14 @@ from ansible.template import Templar
 ROOT = Path(__file__).parents[1]
 ROLES = (
     "app",
-    "bans",
-    "base",
     "certificates",
+    "fail2ban",
     "firewall",
     "gunicorn",
+    "hardening",
     "nginx",
     "postgres",
-    "ssh",
+    "sshd",
     "supervisor",
 )
 # A server of 2 GiB with two cores.

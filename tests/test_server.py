@@ -21,7 +21,7 @@ PROC = {
 
 @pytest.fixture(scope="module")
 def server() -> ModuleType:
-    return load_module(ROOT / "roles/base/files/server.py", "server")
+    return load_module(ROOT / "roles/hardening/files/server.py", "server")
 
 
 @pytest.fixture

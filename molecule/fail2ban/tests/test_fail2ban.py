@@ -1,0 +1,305 @@
+"""Who is banned, from what and for how long; what later runs change, refuse and make up for."""
+
+import pytest
+
+SSH = {"name": "sshd", "journal": "_SYSTEMD_UNIT=ssh.service"}
+NGINX = {
+    "name": "nginx-429",
+    "log": "/var/log/nginx/access.log",
+    "ports": [80, 443],
+    "retries": 100,
+    "within_seconds": 60,
+}
+BY_HAND = "[byhand]\nenabled = true\nfilter = sshd\nbackend = systemd\n"
+OWN = "/etc/fail2ban/jail.d/carafe.local"
+
+
+@pytest.fixture(scope="module")
+def role(converge):
+    """Run the role with other values of some variables; what is installed stays."""
+    return lambda **variables: converge(fail2ban_manage_packages=False, **variables)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bring_back(role, host):
+    """Leave the server as converge.yml wants it, whatever a test has done to it."""
+    yield
+    host.check_output("cd /etc/fail2ban && rm -f jail.d/byhand.conf filter.d/wrong.conf")
+    changed, output = role()
+    assert changed >= 0, output
+
+
+@pytest.fixture
+def jails(host):
+    def names():
+        status = host.run("fail2ban-client status").stdout
+        return set(status.rpartition("Jail list:")[2].replace(",", " ").split())
+
+    return names
+
+
+def explanation(output):
+    return " ".join(output[output.rindex("[ERROR]") :].split())
+
+
+@pytest.mark.parametrize("family", ["v4", "v6"])
+def test_who_guesses_logins_gets_no_connection_at_all(
+    family, enemy, neighbour, guess, banned, reaches, eventually, pause
+):
+    foe, friend = enemy[family], neighbour[family]
+    assert reaches(foe, 22)
+
+    def is_banned():
+        guess(foe)
+        pause()
+        return foe in banned().get("sshd", ())
+
+    eventually(is_banned, 60)
+    assert not reaches(foe, 22)
+    assert not reaches(foe, 80)
+    assert reaches(friend, 22)
+
+
+@pytest.mark.parametrize("family", ["v4", "v6"])
+def test_who_floods_nginx_is_kept_from_the_web_alone(
+    family, enemy, neighbour, flood, banned, reaches, eventually
+):
+    foe, friend = enemy[family], neighbour[family]
+    assert reaches(foe, 80)
+    flood(foe)
+    eventually(lambda: banned().get("nginx-429") == {foe})
+    assert not reaches(foe, 80)
+    assert reaches(foe, 22)
+    assert reaches(friend, 80)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"user": "mallory] [01/Jan/2001:00:00:00 +0000"},
+        {"user": "mallory [01/Jan/2001:00:00:00 +0000] "},
+        {"user": "203.0.113.9 - - "},
+        {"user": r"\x22GET / HTTP/1.1\x22 200"},
+        {"request": r"GET /\x22 200 HTTP/1.1"},
+        {"request": ""},
+        {"request": r"\x16\x03\x01"},
+    ],
+)
+def test_no_name_or_request_hides_a_flood(line, flood, banned, eventually, enemy):
+    flood(enemy["v4"], **line)
+    eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"count": 99},
+        {"status": 200, "count": 300},
+        {"status": 404, "request": "GET / 429 HTTP/1.1", "count": 300},
+        {"status": 200, "request": r"GET /\x22 429 HTTP/1.1", "count": 300},
+        {"status": 200, "user": r"\x22GET / HTTP/1.1\x22 429 ", "count": 300},
+    ],
+)
+def test_who_keeps_to_the_limits_is_not_banned(line, flood, banned, eventually, enemy, neighbour):
+    flood(enemy["v4"], **line)
+    # Lines are read in their order: when this one is banned, the others have been read.
+    flood(neighbour["v4"])
+    eventually(lambda: banned().get("nginx-429") == {neighbour["v4"]})
+
+
+def test_a_rotated_log_is_read_on(host, flood, banned, eventually, enemy, neighbour):
+    flood(neighbour["v4"])
+    eventually(lambda: banned().get("nginx-429") == {neighbour["v4"]})
+    host.check_output("cd /var/log/nginx && mv access.log access.log.1 && touch access.log")
+    flood(enemy["v4"])
+    eventually(lambda: enemy["v4"] in banned()["nginx-429"])
+
+
+def test_the_documented_command_ends_a_ban(host, flood, banned, reaches, eventually, enemy):
+    flood(enemy["v4"])
+    eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
+    host.check_output("fail2ban-client unban %s", enemy["v4"])
+    eventually(lambda: reaches(enemy["v4"], 80))
+
+
+def test_a_ban_outlives_a_reboot(restart_server, host, flood, banned, reaches, eventually, enemy):
+    flood(enemy["v4"])
+    eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
+    restart_server()
+    eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
+
+
+def test_a_killed_fail2ban_is_back_with_its_bans(host, flood, banned, jails, eventually, enemy):
+    flood(enemy["v4"])
+    eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
+    host.check_output("kill -9 $(systemctl show -P MainPID fail2ban)")
+    host.check_output("nft delete table inet f2b-table")
+    eventually(lambda: jails() == {"sshd", "nginx-429"})
+    eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
+
+
+def test_a_ban_outlives_a_change_of_the_jails(role, flood, banned, eventually, enemy):
+    flood(enemy["v4"])
+    eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
+    changed, output = role(fail2ban_max_seconds=86400)
+    assert changed == 2, output  # the file, and the reload
+    eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
+
+
+def test_bans_that_others_have_thrown_away_are_made_again(
+    role, host, flood, banned, reaches, eventually, enemy
+):
+    role()
+    flood(enemy["v4"])
+    eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
+    host.check_output("nft delete table inet f2b-table")
+    assert reaches(enemy["v4"], 80)
+    changed, output = role()
+    assert changed == 1, output
+    eventually(lambda: not reaches(enemy["v4"], 80))
+    changed, output = role()
+    assert changed == 0, output
+
+
+def test_each_ban_lasts_twice_as_long(role, host, flood, banned, eventually, enemy):
+    changed, output = role(fail2ban_seconds=5)
+    assert changed >= 0, output
+    lengths = []
+    for _ in range(3):
+        flood(enemy["v4"])
+        eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
+        line = host.check_output("fail2ban-client get nginx-429 banip --with-time")
+        lengths.append(int(line.split(" + ")[1].split()[0]))
+        eventually(lambda: not banned().get("nginx-429"))
+    assert lengths == [5, 10, 20]
+
+
+def test_networks_to_ignore_are_never_banned(role, flood, banned, eventually, enemy):
+    changed, output = role(fail2ban_ignore=["127.0.0.0/8", "10.99.0.2/31"])
+    assert changed == 2, output
+    flood(enemy["v4"], 300)
+    flood(enemy["v6"])
+    eventually(lambda: banned().get("nginx-429") == {enemy["v6"]})
+    role()
+
+
+def test_the_tables_of_others_are_left_alone(role, host, flood, banned, eventually, enemy):
+    host.check_output(
+        "nft add table inet theirs;"
+        " nft add chain inet theirs input '{ type filter hook input priority 0; }';"
+        " nft add rule inet theirs input accept"
+    )
+
+    def others():
+        tables = host.check_output("nft list tables").splitlines()
+        return [line for line in tables if "f2b" not in line]
+
+    before = others()
+    flood(enemy["v4"])
+    eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
+    host.check_output("systemctl restart fail2ban")
+    role(fail2ban_seconds=301)
+    host.check_output("fail2ban-client unban --all")
+    assert others() == before
+    assert "accept" in host.check_output("nft list table inet theirs")
+    host.check_output("nft delete table inet theirs")
+
+
+def test_a_jail_without_its_log_waits_for_it(role, host, jails):
+    host.check_output("mv /var/log/nginx/access.log /var/log/nginx/away")
+    changed, output = role()
+    assert changed >= 1, output
+    without = jails()
+    host.check_output("mv /var/log/nginx/away /var/log/nginx/access.log")
+    assert without == {"sshd"}
+    changed, output = role()
+    assert changed == 2, output
+    assert jails() == {"sshd", "nginx-429"}
+
+
+def test_a_log_that_is_taken_away_costs_no_other_jail(host, jails, eventually):
+    host.check_output("mv /var/log/nginx/access.log /var/log/nginx/away")
+    started = host.run("systemctl restart fail2ban")
+    host.check_output("mv /var/log/nginx/away /var/log/nginx/access.log")
+    assert started.rc == 0
+    eventually(lambda: "sshd" in jails())
+
+
+def test_a_jail_that_is_not_asked_for_ends(role, jails):
+    changed, output = role(fail2ban_jails=[NGINX])
+    assert changed == 2, output
+    assert jails() == {"nginx-429"}
+    changed, output = role()
+    assert changed == 2, output
+    assert jails() == {"sshd", "nginx-429"}
+
+
+def test_a_jail_by_hand_is_left_alone(role, host, jails):
+    host.check_output("echo %s >/etc/fail2ban/jail.d/byhand.conf", BY_HAND)
+    changed, output = role()
+    assert changed == 1, output  # the reload
+    found = jails()
+    host.check_output("rm /etc/fail2ban/jail.d/byhand.conf")
+    assert found == {"sshd", "nginx-429", "byhand"}
+    changed, output = role()
+    assert changed == 1, output
+    assert jails() == {"sshd", "nginx-429"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"fail2ban_jails": [SSH | {"filter": "nosuch"}]}, "Unable to read the filter 'nosuch'"),
+        ({"fail2ban_jails": [SSH | {"journal": "nonsense"}]}, "Invalid match"),
+        ({"fail2ban_jails": [SSH | {"filter": "wrong"}]}, "Unable to compile regular expression"),
+        ({"fail2ban_ignore": ["10.0.0.0/99"]}, "10.0.0.0/99"),
+    ],
+    ids=["filter", "journal", "regex", "network"],
+)
+def test_a_mistake_is_explained_and_fail2ban_stays_as_it_is(
+    role, host, jails, eventually, variables, reason
+):
+    host.check_output(
+        "printf '[Definition]\\nfailregex = ^(<ADDR>\\n' >/etc/fail2ban/filter.d/wrong.conf"
+    )
+    before = host.check_output("sha256sum %s", OWN)
+    changed, output = role(**variables)
+    assert changed == -1
+    assert reason in explanation(output), output
+    assert jails() == {"sshd", "nginx-429"}
+    assert host.check_output("sha256sum %s", OWN) == before
+    # What the failed run left on the disk must do for the next start.
+    host.check_output("systemctl restart fail2ban")
+    eventually(lambda: jails() == {"sshd", "nginx-429"})
+
+
+def test_a_mistake_by_hand_is_not_loaded(host, jails, eventually):
+    wrong = f"{BY_HAND}journalmatch = nonsense"
+    host.check_output("echo %s >/etc/fail2ban/jail.d/byhand.conf", wrong)
+    reloaded = host.run("systemctl reload fail2ban")
+    host.check_output("rm /etc/fail2ban/jail.d/byhand.conf")
+    assert reloaded.rc != 0
+    assert jails() == {"sshd", "nginx-429"}
+
+
+def test_a_lost_reload_is_made_up_for(role, host):
+    host.check_output("touch /etc/fail2ban/filter.d/nginx-429.conf")
+    changed, output = role()
+    assert changed == 1, output
+    changed, output = role()
+    assert changed == 0, output
+
+
+def test_a_stopped_fail2ban_runs_again(role, host, jails, eventually):
+    host.check_output("systemctl disable --now fail2ban")
+    changed, output = role()
+    assert changed == 1, output
+    assert host.service("fail2ban").is_enabled
+    eventually(lambda: jails() == {"sshd", "nginx-429"})
+
+
+def test_an_option_in_the_name_of_a_filter_arrives(role, host):
+    changed, output = role(fail2ban_jails=[SSH | {"filter": "sshd[mode=aggressive]", "retries": 3}])
+    assert changed == 2, output
+    assert host.check_output("fail2ban-client get sshd maxretry") == "3"
+    assert "kex_exchange_identification" in host.check_output("fail2ban-client get sshd failregex")

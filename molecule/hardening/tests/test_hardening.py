@@ -1,0 +1,276 @@
+"""What a server does by itself, and what later runs change, refuse and make up for."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+VARIABLES = yaml.safe_load((Path(__file__).parents[1] / "converge.yml").read_text())[0]["vars"]
+SYSCTL = {
+    "net.ipv4.conf.all.rp_filter": "1",
+    "net.ipv4.conf.eth0.rp_filter": "1",
+    "net.ipv4.conf.eth0.log_martians": "1",
+    "net.ipv4.conf.all.accept_redirects": "0",
+    "net.ipv4.conf.default.accept_redirects": "0",
+    "net.ipv4.conf.eth0.accept_redirects": "0",
+    "net.ipv4.conf.eth0.send_redirects": "0",
+    "net.ipv4.conf.eth0.accept_source_route": "0",
+    "net.ipv6.conf.default.accept_redirects": "0",
+    "net.ipv6.conf.eth0.accept_redirects": "0",
+    "net.ipv4.tcp_syncookies": "1",
+    # From hardening_sysctl: one more, and one instead of the role's own.
+    "net.ipv4.tcp_keepalive_time": "600",
+    "net.core.somaxconn": "8192",
+}
+
+
+@pytest.fixture
+def apt(host):
+    """Tell what apt makes of all its configuration, as lines `name "value";` below a name."""
+    return lambda name: host.check_output(f"apt-config dump {name}").splitlines()
+
+
+@pytest.fixture
+def sysctl(host):
+    return lambda name: host.check_output("sysctl -n %s", name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bring_back(converge):
+    """Leave the server as converge.yml wants it, whatever a test has done to it."""
+    yield
+    changed, output = converge()
+    assert changed >= 0, output
+
+
+def explanation(output):
+    return " ".join(output[output.rindex("[ERROR]") :].split())
+
+
+def test_only_security_updates_are_installed_by_night(host):
+    output = host.run("unattended-upgrade --dry-run --debug")
+    assert output.rc == 0, output.stderr
+    allowed = re.search(r"Allowed origins are: (.*)", output.stdout + output.stderr)[1]
+    codename = host.check_output("sh -c '. /etc/os-release; echo $VERSION_CODENAME'")
+    assert allowed == f"origin=Debian,codename={codename}-security,label=Debian-Security"
+
+
+@pytest.mark.parametrize("timer", ["apt-daily.timer", "apt-daily-upgrade.timer"])
+def test_it_happens_by_itself(host, timer):
+    assert host.service(timer).is_enabled
+    assert host.service(timer).is_running
+
+
+def test_a_changed_configuration_holds_no_upgrade_up(host):
+    ask = (
+        "import importlib.machinery as m, importlib.util as u;"
+        "l = m.SourceFileLoader('uu', '/usr/bin/unattended-upgrade');"
+        "uu = u.module_from_spec(u.spec_from_loader('uu', l)); l.exec_module(uu);"
+        "import apt_pkg; apt_pkg.init_config(); print(uu.dpkg_conffile_prompt())"
+    )
+    assert host.check_output("python3 -c %s", ask).splitlines()[-1] == "False"
+
+
+def test_the_server_never_reboots_by_itself_unless_asked_to(apt):
+    assert apt("Unattended-Upgrade::Automatic-Reboot") == [
+        'Unattended-Upgrade::Automatic-Reboot "false";'
+    ]
+    assert not apt("Unattended-Upgrade::Automatic-Reboot-Time")
+
+
+def test_a_time_for_the_reboot_turns_it_on(apt, converge):
+    changed, output = converge(hardening_reboot_time="03:30")
+    assert changed == 1, output
+    assert apt("Unattended-Upgrade::Automatic-Reboot") == [
+        'Unattended-Upgrade::Automatic-Reboot "true";'
+    ]
+    assert apt("Unattended-Upgrade::Automatic-Reboot-Time") == [
+        'Unattended-Upgrade::Automatic-Reboot-Time "03:30";'
+    ]
+
+
+def test_origins_replace_those_of_debian(apt, converge):
+    origins = ["origin=Debian,codename=${distro_codename}", "site=apt.example.com"]
+    changed, output = converge(hardening_upgrade_origins=origins)
+    assert changed == 1, output
+    lines = apt("Unattended-Upgrade::Origins-Pattern")
+    assert [line.split('"')[1] for line in lines[1:]] == origins
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"hardening_reboot_time": "25:00"}, 'hardening_reboot_time is "25:00"'),
+        # 03:30 without its quotes is this number for some readers of YAML.
+        ({"hardening_reboot_time": 12600}, 'hardening_reboot_time is "12600"'),
+        ({"hardening_timezone": "Mars/Olympus"}, 'hardening_timezone is "Mars/Olympus"'),
+        (
+            {"hardening_timezone": "../../../etc/passwd"},
+            'hardening_timezone is "../../../etc/passwd"',
+        ),
+        ({"hardening_hostname": "-shop"}, 'hardening_hostname is "-shop"'),
+        ({"hardening_hostname": "the shop"}, 'hardening_hostname is "the shop"'),
+    ],
+)
+def test_a_wrong_value_is_explained_before_anything_is_changed(host, converge, variables, reason):
+    before = host.check_output("stat -c %Y /etc/apt/apt.conf.d/60carafe")
+    changed, output = converge(hardening_upgrade_origins=["never"], **variables)
+    assert changed == -1
+    assert reason in explanation(output)
+    assert host.check_output("stat -c %Y /etc/apt/apt.conf.d/60carafe") == before
+
+
+def test_origins_that_apt_could_not_read_are_refused(apt, converge):
+    changed, output = converge(hardening_upgrade_origins=['"; }; {'])
+    assert changed == -1, output
+    assert apt("APT::Periodic::Unattended-Upgrade")
+
+
+@pytest.mark.parametrize(("name", "value"), SYSCTL.items())
+def test_a_kernel_setting_is_in_force(sysctl, name, value):
+    assert sysctl(name) == value
+
+
+def test_what_was_set_by_hand_is_set_right(host, sysctl, converge):
+    host.check_output("sysctl -w net.ipv4.conf.eth0.accept_redirects=1 net.core.somaxconn=100")
+    changed, output = converge()
+    assert changed >= 1, output
+    assert sysctl("net.ipv4.conf.eth0.accept_redirects") == "0"
+    assert sysctl("net.core.somaxconn") == "8192"
+    changed, output = converge()
+    assert changed == 0, output
+
+
+def test_files_of_others_have_the_last_word(host, sysctl, converge):
+    file = "/etc/sysctl.d/99-zz.conf"
+    host.check_output(f"echo 'net.ipv4.conf.all.log_martians = 0' >{file}; sysctl -qp {file}")
+    changed, output = converge()
+    host.check_output(f"rm {file}")
+    assert changed == 0, output
+    assert sysctl("net.ipv4.conf.all.log_martians") == "0"
+
+
+@pytest.mark.parametrize(
+    "name", ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.eth0.accept_ra"]
+)
+def test_what_docker_and_slaac_need_is_left_alone(host, sysctl, converge, name):
+    before = sysctl(name)
+    wanted = "0" if before != "0" else "1"
+    host.check_output("sysctl -w %s", f"{name}={wanted}")
+    changed, output = converge()
+    # Some settings of the role follow from this one, and are set right again.
+    assert changed >= 0, output
+    assert sysctl(name) == wanted
+    host.check_output("sysctl -w %s", f"{name}={before}")
+
+
+def test_a_setting_that_the_kernel_does_not_know_is_said_and_no_failure(converge):
+    variables = {"hardening_sysctl": VARIABLES["hardening_sysctl"] | {"net.ipv4.no_such": 1}}
+    changed, output = converge(**variables)
+    assert changed >= 1, output
+    assert "net.ipv4.no_such: this kernel has no such setting" in " ".join(output.split())
+    changed, output = converge(**variables)
+    assert changed == 0, output
+    converge()
+
+
+def test_the_journal_has_a_limit_on_the_disk(host):
+    said = host.check_output("journalctl --boot --output cat --unit systemd-journald")
+    sizes = re.findall(r"System Journal \(/var/log/journal/.* max ([^,]*),", said)
+    assert float(sizes[-1].removesuffix("M")) == 500
+
+
+def test_a_lost_restart_of_journald_is_made_up_for(host, converge):
+    before = host.check_output("systemctl show -P MainPID systemd-journald")
+    host.check_output("touch /etc/systemd/journald.conf.d/50-carafe.conf")
+    changed, output = converge()
+    assert changed == 1, output
+    assert host.check_output("systemctl show -P MainPID systemd-journald") != before
+    changed, output = converge()
+    assert changed == 0, output
+
+
+def test_a_timer_that_was_stopped_runs_again(host, converge):
+    host.check_output("systemctl disable --now apt-daily-upgrade.timer")
+    changed, output = converge()
+    assert changed == 1, output
+    assert host.service("apt-daily-upgrade.timer").is_enabled
+    assert host.service("apt-daily-upgrade.timer").is_running
+
+
+def test_the_time_is_kept_where_the_server_may_set_it(host):
+    unit = host.service("systemd-timesyncd")
+    assert unit.is_enabled
+    contained = host.run("systemd-detect-virt --container --quiet").rc == 0
+    assert unit.is_running != contained
+
+
+def test_a_disabled_timesyncd_is_enabled_again(host, converge):
+    host.check_output("systemctl disable systemd-timesyncd")
+    changed, output = converge()
+    assert changed == 1, output
+    assert host.service("systemd-timesyncd").is_enabled
+
+
+def test_chrony_is_not_fought(host, converge):
+    host.check_output("DEBIAN_FRONTEND=noninteractive apt-get -qq install -y chrony")
+    changed, output = converge()
+    kept = host.package("chrony").is_installed, host.package("systemd-timesyncd").is_installed
+    host.check_output("DEBIAN_FRONTEND=noninteractive apt-get -qq purge -y chrony")
+    assert changed == 0, output
+    assert kept == (True, False)
+
+
+def test_a_server_without_anything_that_keeps_the_time_gets_it(host, converge):
+    host.check_output("DEBIAN_FRONTEND=noninteractive apt-get -qq purge -y systemd-timesyncd")
+    # The playbook's own transaction could not have known.
+    changed, output = converge(hardening_manage_packages=False)
+    assert changed >= 1, output
+    assert host.service("systemd-timesyncd").is_enabled
+    changed, output = converge()
+    assert changed == 0, output
+
+
+@pytest.mark.parametrize(
+    ("zone", "winter"), [("Europe/Berlin", "CET"), ("", "CET"), ("Etc/UTC", "UTC")]
+)
+def test_the_time_zone_is_as_asked(host, converge, zone, winter):
+    changed, output = converge(hardening_timezone=zone)
+    assert changed == (1 if zone else 0), output
+    assert host.check_output("date -d 2025-01-01 +%Z") == winter
+
+
+def test_the_host_name_is_as_asked_and_leads_to_the_server(host, converge):
+    before = host.check_output("hostname")
+    changed, output = converge(hardening_hostname="shop.example.com")
+    now = host.check_output("hostname")
+    # Molecule's name for the server, by which the next runs find it.
+    host.check_output("hostname %s", before)
+    assert changed == 1, output
+    assert now == "shop.example.com"
+    assert host.check_output("cat /etc/hostname") == now
+    assert re.search(
+        r"(?m)^127\.0\.1\.1 shop\.example\.com shop$", host.file("/etc/hosts").content_string
+    )
+
+
+def test_a_host_name_that_holds_is_left_alone(host, converge):
+    before = host.check_output("hostname")
+    changed, output = converge(hardening_hostname=before)
+    assert changed == 1, output
+    changed, output = converge(hardening_hostname=before)
+    assert changed == 0, output
+
+
+def test_users_leave_no_core_dumps(host):
+    assert host.check_output("su - deploy -c 'ulimit -Hc'") == "0"
+
+
+def test_all_of_it_outlives_a_reboot(host, restart_server, sysctl, eventually):
+    host.check_output("logger --tag carafe-test before-the-reboot; journalctl --sync")
+    restart_server()
+    found = {name: sysctl(name) for name in SYSCTL}
+    assert found == SYSCTL
+    assert "before-the-reboot" in host.check_output("journalctl --identifier carafe-test")
+    assert host.service("apt-daily-upgrade.timer").is_running

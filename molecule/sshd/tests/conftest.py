@@ -1,0 +1,81 @@
+"""What the tests of sshd share."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from testinfra.host import Host
+
+DROP_IN = "/etc/ssh/sshd_config.d/00-carafe.conf"
+
+
+@pytest.fixture
+def release(host: Host) -> str:
+    return host.check_output("hostname").rpartition("-")[2]
+
+
+@pytest.fixture
+def port(docker_name: str) -> str:
+    """Return the port of this machine that leads to the server's sshd."""
+    mapping = subprocess.check_output(["docker", "port", docker_name, "22"], text=True)
+    return mapping.split()[0].rpartition(":")[2]
+
+
+@pytest.fixture
+def ssh(docker_name: str, port: str) -> Callable[..., list[str]]:
+    """Return the command line of ssh for a user with the key, on a connection of its own."""
+    instances = yaml.safe_load(Path(os.environ["MOLECULE_INSTANCE_CONFIG"]).read_text())
+    (key,) = (x["identity_file"] for x in instances if x["container"] == docker_name)
+    options = {
+        "BatchMode": "yes",
+        "ConnectTimeout": "10",
+        "ControlPath": "none",
+        "IdentitiesOnly": "yes",
+        "LogLevel": "ERROR",
+        "StrictHostKeyChecking": "no",
+        "UserKnownHostsFile": "/dev/null",
+    }
+
+    def command(*words: str, user: str = "deploy", **more: str) -> list[str]:
+        settings = [f"-o{name}={value}" for name, value in (options | more).items()]
+        return ["ssh", "-F", "none", "-i", key, "-p", port, *settings, f"{user}@127.0.0.1", *words]
+
+    return command
+
+
+@pytest.fixture
+def login(ssh: Callable[..., list[str]]) -> Callable[..., subprocess.CompletedProcess]:
+    """Log in anew, as login(user="root", PubkeyAuthentication="no")."""
+
+    def run(**options: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ssh("true", **options), capture_output=True, text=True, check=False, timeout=60
+        )
+
+    return run
+
+
+@pytest.fixture
+def role(converge: Callable[..., tuple[int, str]]) -> Callable[..., tuple[int, str]]:
+    """Run the role with these variables."""
+
+    def run(**variables: object) -> tuple[int, str]:
+        return converge(sshd_manage_packages=False, **variables)
+
+    return run
+
+
+@pytest.fixture
+def bring_back(
+    host: Host, converge: Callable[..., tuple[int, str]]
+) -> Iterator[Callable[[str], None]]:
+    """Leave the server as converge.yml wants it, after the commands that a test asks for."""
+    commands = []
+    yield commands.append
+    for command in commands:
+        host.check_output(command)
+    changed, output = converge(sshd_manage_packages=False)
+    assert changed >= 0, output
