@@ -78,7 +78,7 @@ class Server:
             "ansible_ssh_common_args": "-o IdentitiesOnly=yes -o StrictHostKeyChecking=no"
             " -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
         }
-        groups = {group: {"hosts": {self.name: {}}} for group in ("db", "app", "web")}
+        groups = {group: {"hosts": {self.name: {}}} for group in ("db", "app", "web", "guestbook")}
         (folder / "hosts.json").write_text(
             json.dumps({"bench": {"hosts": {self.name: host}}, **groups})
         )

@@ -22,12 +22,12 @@ HERE = {"ansible_connection": "local", "ansible_become": False}
 
 
 class Environment:
-    """An inventory like inventory/prod, with the repository's own group_vars for all."""
+    """An inventory like inventory/prod."""
 
     def __init__(self, folder: Path, environment: dict[str, str]):
         self.folder, self.environment = folder, environment
         (folder / "group_vars/test").mkdir(parents=True)
-        (folder / "group_vars/all").symlink_to(ROOT / "group_vars/all")
+        (folder / "group_vars/guestbook").symlink_to(ROOT / "group_vars/guestbook")
 
     def run(
         self,
@@ -41,6 +41,7 @@ class Environment:
         names: dict[str, dict[str, Any]] = {name: {} for name in hosts}
         inventory = {"test": {"hosts": hosts, "vars": {"ansible_group_priority": 10}}}
         inventory |= {group: {"hosts": names} for group in groups}
+        inventory["guestbook"] = {"children": {"test": {}}}
         (self.folder / "hosts.yml").write_text(yaml.safe_dump(inventory))
         settings = {"app_domains": ["example.com"], **variables}
         (self.folder / "group_vars/test/main.yml").write_text(yaml.safe_dump(settings))

@@ -25,15 +25,15 @@ def test_every_playbook_can_be_parsed(ansible_environment: dict[str, str]) -> No
 
 
 def test_the_preflight_comes_before_all_else() -> None:
-    first, *_ = load_yaml(ROOT / "site.yml")
-    assert first["ansible.builtin.import_playbook"] == "playbooks/preflight.yml"
+    first, *_ = load_yaml(ROOT / "playbooks/site.yml")
+    assert first["ansible.builtin.import_playbook"] == "preflight.yml"
     (play,) = load_yaml(ROOT / "playbooks/preflight.yml")
     assert play["any_errors_fatal"] is True
     assert play["tags"] == ["always"]
 
 
 def test_site_yml_holds_nothing_but_named_playbooks() -> None:
-    for play in load_yaml(ROOT / "site.yml"):
+    for play in load_yaml(ROOT / "playbooks/site.yml"):
         assert set(play) <= {"name", "ansible.builtin.import_playbook", "tags"}
 
 

@@ -28,7 +28,7 @@ from ansible.utils.vars import load_extra_vars
 
 ROLES = Path(__file__).parents[2] / "roles"
 RELEASES = {"12": "bookworm", "13": "trixie"}
-STACK = ("stack_db", "stack_app", "stack_web")  # group_vars/all/stack.yml: who works together
+STACK = ("stack_db", "stack_app", "stack_web")  # playbooks/group_vars/all/stack.yml
 FACTS = re.compile(r"'(memtotal_mb|processor_vcpus|distribution\w*)'")
 VAULT = re.compile(r"\bvault_\w+")
 UNDEFINED = re.compile(r"'(\w+)' is undefined")

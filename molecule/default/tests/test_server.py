@@ -1,4 +1,4 @@
-"""What the server itself gets: base, firewall, ssh and bans as group_vars/all wires them."""
+"""What the server itself gets, as the playbooks wire the roles hardening to fail2ban."""
 
 import json
 import socket
