@@ -17,18 +17,7 @@ from ansible.plugins.loader import init_plugin_loader, lookup_loader
 from ansible.template import Templar
 
 ROOT = Path(__file__).parents[1]
-ROLES = (
-    "app",
-    "certificates",
-    "fail2ban",
-    "firewall",
-    "gunicorn",
-    "hardening",
-    "nginx",
-    "postgres",
-    "sshd",
-    "supervisor",
-)
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
 # A server of 2 GiB with two cores.
 FACTS = {
     "memtotal_mb": 2048,

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, load_yaml
+from conftest import ROLES, ROOT, load_yaml
 
 PLAYBOOKS = sorted([ROOT / "site.yml", *(ROOT / "playbooks").glob("*.yml")])
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -93,3 +93,27 @@ def test_the_roles_have_one_and_the_same_way_out_of_a_sandbox() -> None:
     files = list((ROOT / "roles").glob("*/files/**/fit-sandbox"))
     assert len(files) == 3
     assert len({file.read_text() for file in files}) == 1
+
+
+def tracked() -> list[str]:
+    command = ["git", "ls-files"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [x for x in result.stdout.splitlines() if (ROOT / x).is_file()]
+
+
+def test_a_new_role_needs_no_edit_in_a_list_of_roles() -> None:
+    """Which server gets a role stands in one place, and when it does its work in another."""
+    agreed = {"playbooks/group_vars/all/stack.yml", "playbooks/stack.yml"}
+    agreed.add("plugins/action/preflight.py")
+    names = "|".join(ROLES)
+    of_one_role = rf"(roles|molecule)/({names})/|playbooks/group_vars/all/({names})\.yml"
+    of_documents = r"docs/|README\.md|CHANGELOG\.md"
+    role = re.compile(rf"(?<![\w.-])(?:{names})(?!\w)")
+    found = {}
+    for file in tracked():
+        if not re.match(f"{of_one_role}|{of_documents}", file):
+            text = (ROOT / file).read_text(errors="replace")
+            in_a_line = max((len(set(role.findall(x))) for x in text.splitlines()), default=0)
+            if len(set(role.findall(text))) > len(ROLES) / 2 or in_a_line >= 4:
+                found[file] = sorted(set(role.findall(text)))
+    assert set(found) == agreed, found

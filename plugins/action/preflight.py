@@ -709,13 +709,12 @@ def cause(error: AnsibleError) -> str:
 class ActionModule(ActionBase):
     """Check all servers of the play, and fail with all problems at once.
 
-    ``roles`` maps a group to the roles that its servers get. ``several`` lists the variables that a
-    stack of more than one server needs. ``facts`` is the variable in which the result of gathering
-    facts was registered.
+    ``several`` lists the variables that a stack of more than one server needs. ``facts`` is the
+    variable in which the result of gathering facts was registered.
     """
 
     _requires_connection = False
-    _VALID_ARGS = frozenset(("roles", "several", "facts"))
+    _VALID_ARGS = frozenset(("several", "facts"))
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
@@ -731,7 +730,7 @@ class ActionModule(ActionBase):
             contact, facts = raw.get(args["facts"]) or {}, raw.get("ansible_facts") or {}
             server = Server(host, raw["group_names"], raw=raw, contact=contact, facts=facts)
             servers.append(server)
-            for problem in self.check(server, roles, args["roles"], args.get("several") or []):
+            for problem in self.check(server, roles, args.get("several") or []):
                 found[problem].append(server)
         for problem in check_connections(servers):
             found[problem] = [x for x in servers if problem.variable in x.values]
@@ -748,7 +747,6 @@ class ActionModule(ActionBase):
         self,
         server: Server,
         roles: Mapping[str, Role],
-        placed: Mapping[str, list[str]],
         several: list[str],
     ) -> Iterator[Problem]:
         """Render all that the roles of a server take, and yield what is wrong with it."""
@@ -766,7 +764,7 @@ class ActionModule(ActionBase):
             except AnsibleError as error:
                 server.failures[cause(error)].append(name)
 
-        for name in ("ansible_host", "ansible_port", "ansible_user", *STACK):
+        for name in ("ansible_host", "ansible_port", "ansible_user", "stack_host_roles", *STACK):
             render(name)
         stack = dict.fromkeys(x for key in STACK for x in server.values.get(key) or [])
         if len(stack) > 1:
@@ -778,11 +776,10 @@ class ActionModule(ActionBase):
                 else:
                     render(name)
                     yield from check_password(server, name)
-        for group, names in placed.items():
-            for role in names if group in ("all", *server.groups) else ():
-                for name, spec in roles[role].options.items():
-                    render(name)
-                    yield from check_option(server, role, name, spec)
+        for role in server.values.get("stack_host_roles") or []:
+            for name, spec in roles[role].options.items():
+                render(name)
+                yield from check_option(server, role, name, spec)
         for check in CHECKS:
             yield from check(server)
         yield from check_issue(server, server.values.get("stack_web") or [])
