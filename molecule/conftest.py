@@ -27,10 +27,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Its docker backend is many times faster than the ansible one that molecule asks for.
     """
-    config.addinivalue_line(
-        "markers",
+    for marker in (
         "either_release: does not depend on the release, so that each case is run on one of them",
-    )
+        "newest_release: the same, for tests that follow on each other; they are run on the newest",
+    ):
+        config.addinivalue_line("markers", marker)
     testinfra.backend.BACKENDS["docker"] = "backend.DockerBackend"
     if config.option.hosts is not None:
         return
@@ -59,18 +60,32 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Release
     return ReleaseScheduling(config, log)
 
 
+def release_of(item: pytest.Item) -> str:
+    """Return the release of Debian that a test is for, from its name."""
+    found = re.search(r"[-[](12|13)[]-]", item.nodeid)
+    return found[1] if found else ""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run each case that is marked ``either_release`` on one of the two releases, in turn."""
+    """Run each case that is marked ``either_release`` on one release, in turn.
+
+    And what is marked ``newest_release`` on the newest. With servers of one release all is run.
+    """
+    releases = {release_of(item) for item in items} - {""}
+    if len(releases) < 2:
+        return
     turns: dict[str, dict[str, int]] = {}
     left_out = []
     for item in items:
-        if not item.get_closest_marker("either_release"):
-            continue
-        release = re.search(r"[-[](12|13)[]-]", item.nodeid)[1]
-        case = re.sub(r"(docker://[\w-]+?-|(?<=[-\[]))(12|13)(?=[]-])", "", item.nodeid)
-        cases = turns.setdefault(item.nodeid.partition("::")[0], {})
-        if cases.setdefault(case, len(cases)) % 2 != int(release == "13"):
-            left_out.append(item)
+        release = release_of(item)
+        if item.get_closest_marker("newest_release"):
+            if release != max(releases):
+                left_out.append(item)
+        elif item.get_closest_marker("either_release"):
+            case = re.sub(r"(docker://[\w-]+?-|(?<=[-\[]))(12|13)(?=[]-])", "", item.nodeid)
+            cases = turns.setdefault(item.nodeid.partition("::")[0], {})
+            if cases.setdefault(case, len(cases)) % 2 != int(release == "13"):
+                left_out.append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 
@@ -83,7 +98,7 @@ def docker_name(host: Host) -> str:
 
 @pytest.fixture
 def restart_server(docker_name: str) -> Callable[[], None]:
-    """Reboot the server and wait until it is up, 30 seconds at most."""
+    """Reboot the server and wait until it is up."""
 
     def restart() -> None:
         subprocess.run([REPOSITORY / "scripts/server", "restart", docker_name], check=True)
@@ -213,9 +228,9 @@ def site(
 
 @pytest.fixture
 def eventually() -> Callable[..., None]:
-    """Wait until a check holds, 30 seconds at most; what it raises then is the test's failure."""
+    """Wait until a check holds; what it raises after two minutes is the test's failure."""
 
-    def wait(check: Callable[[], bool], seconds: float = 30) -> None:
+    def wait(check: Callable[[], bool], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while True:
             try:

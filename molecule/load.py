@@ -61,6 +61,22 @@ class Load:
             thread.join()
 
     @property
+    def now(self) -> float:
+        """Seconds since the start, as in an answer's ``due``."""
+        return time.monotonic() - self.began
+
+    def go_on(self, count: int) -> None:
+        """Wait until so many more requests have ended, well or not."""
+        wanted = len(self.answers) + count
+        while len(self.answers) < wanted:
+            time.sleep(0.05)
+
+    def stall(self) -> float:
+        """Return the longest time in seconds in which no quick request ended."""
+        ends = sorted(x.due + x.seconds for x in self.answers if x.path != "/slow")
+        return max((after - before for before, after in itertools.pairwise(ends)), default=0)
+
+    @property
     def failures(self) -> list[Answer]:
         return [answer for answer in self.answers if answer.failure]
 

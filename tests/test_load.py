@@ -6,13 +6,13 @@ import http.server
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from conftest import ROOT, load_module
 
-Load = load_module(ROOT / "molecule/load.py", "load").Load
+LOAD = load_module(ROOT / "molecule/load.py", "load")
+Load, Answer = LOAD.Load, LOAD.Answer
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -88,24 +88,30 @@ def serve() -> Iterator[Callable]:
     "harm", [server_error, redirect, short_answer, closed_connection, reset_connection]
 )
 def test_each_harm_is_counted(serve: Callable, harm: Callable) -> None:
-    with Load(serve(harm), rate=100) as load:
-        time.sleep(1)
+    with Load(serve(harm), rate=200) as load:
+        load.go_on(100)
     assert len(load.answers) / 10 - 1 <= len(load.failures) <= len(load.answers) / 10 + 1
     posts = [answer for answer in load.answers if answer.method == "POST" and not answer.failure]
     assert len(load.acknowledged) == len(posts) > 10
 
 
 def test_server_that_harms_none_has_no_failure(serve: Callable) -> None:
-    with Load(serve(no_harm), rate=100) as load:
-        time.sleep(1)
+    with Load(serve(no_harm), rate=200) as load:
+        load.go_on(100)
     assert load.failures == []
-    assert len(load.answers) > 50
+    assert len(load.answers) >= 100
+
+
+def test_a_stall_is_the_longest_time_in_which_nothing_ends() -> None:
+    load = Load("http://localhost")
+    load.answers = [Answer(due, "GET", path, 1) for due, path in ((0, "/"), (3, "/slow"), (5, "/"))]
+    assert load.stall() == 5
 
 
 def test_server_that_is_not_there_fails_every_request() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        with Load(f"http://127.0.0.1:{unused.getsockname()[1]}", rate=50) as load:
-            time.sleep(0.5)
+        with Load(f"http://127.0.0.1:{unused.getsockname()[1]}", rate=200) as load:
+            load.go_on(20)
     assert load.answers
     assert len(load.failures) == len(load.answers)

@@ -22,7 +22,7 @@ SWITCHES = (
 SIZES = {"phone": (390, 844), "desk": (1280, 860)}
 """Width and height in CSS pixels."""
 
-PATIENCE = 10_000
+PATIENCE = 60_000
 """Milliseconds to wait for something to appear."""
 
 

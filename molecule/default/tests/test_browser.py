@@ -9,10 +9,14 @@ REPOSITORY = Path(__file__).parents[3]
 
 def test_visitor_uses_the_site(published: Callable[[int], str | None], authority: Path) -> None:
     url = f"https://{published(443)}".replace("127.0.0.1", "localhost")
-    run = subprocess.run(
-        [REPOSITORY / "scripts/sample-app", "browser", url, authority],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # Chromium gives up when a network of this machine comes or goes, as other scenarios' do.
+    for _ in range(5):
+        run = subprocess.run(
+            [REPOSITORY / "scripts/sample-app", "browser", url, authority],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if "ERR_NETWORK_CHANGED" not in run.stdout:
+            break
     assert run.returncode == 0, run.stdout + run.stderr

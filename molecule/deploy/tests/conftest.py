@@ -18,31 +18,8 @@ VARIABLES = yaml.safe_load((SCENARIO / "converge.yml").read_text())[0]["vars"]
 sys.path.insert(0, str(REPOSITORY / "molecule"))
 from load import Load  # noqa: E402 (found by the line above)
 
-# What takes minutes and hardly differs between the releases is done in full on the newer one only.
-# Names of tests, or the last part of what one is given: how many deployments, where one is killed.
-NOT_ON = {
-    "deploy-12": {
-        "test_lock_of_a_killed_deployment_is_told_from_one_at_work",
-        "test_what_is_not_in_the_lists_any_more_is_gone",
-        *("10", "import", "health", "migration"),
-        *("unpack", "build", "load", "migrate", "probe", "slots", "workers", "finish"),
-    },
-    "deploy-13": {"3"},
-}
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what NOT_ON says."""
-    left = [
-        item
-        for item in items
-        for server, parts in NOT_ON.items()
-        if server in item.name
-        and parts & {item.originalname, item.name.rstrip("]").rpartition("-")[2]}
-    ]
-    config.hook.pytest_deselected(items=left)
-    items[:] = [item for item in items if item not in left]
-
+# A hook that waits until a test says so.
+WAITS = "until test -e /var/tmp/go; do sleep 0.1; done"
 
 # A run that is killed leaves a step at work on the server, which Mitogen would end.
 LINEAR = {**os.environ, "ANSIBLE_STRATEGY": "linear"}
@@ -102,6 +79,14 @@ def code(tmp_path: Path) -> Callable[[str], Path]:
         return folder
 
     return copy
+
+
+@pytest.fixture
+def go(host: Host) -> Iterator[Callable[[], object]]:
+    """Let a hook that WAITS go on."""
+    host.check_output("rm -f /var/tmp/go")
+    yield lambda: host.check_output("touch /var/tmp/go")
+    host.check_output("touch /var/tmp/go")
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import LINEAR, Load
+from conftest import LINEAR, WAITS, Load
 from testinfra.host import Host
 
+pytestmark = pytest.mark.newest_release
 STEPS = ("unpack", "build", "load", "migrate", "probe", "switch", "slots", "workers", "finish")
 
 
@@ -58,13 +59,16 @@ def state(host: Host) -> Callable[[], dict]:
 
 @pytest.fixture
 def kill(
-    host: Host, command: Callable[..., list[str]], serving: Callable[[], str]
+    host: Host,
+    command: Callable[..., list[str]],
+    serving: Callable[[], str],
+    go: Callable[[], object],
 ) -> Callable[[str, str], None]:
     """Begin a deployment of some code, and kill its run when a step is at work."""
 
     def run(step: str, path: str) -> None:
         # The last step is over too soon to be met.
-        hooks = {"before_finish": ["sleep 2"]}
+        hooks = {"before_finish": [WAITS]}
         began = BEGAN[step].replace("%s", serving())
         deployment = subprocess.Popen(
             command("deploy", ledger_path=path, app_hooks=hooks),
@@ -73,12 +77,14 @@ def kill(
             start_new_session=True,
             env=LINEAR,
         )
-        deadline = time.monotonic() + 120
-        while host.run(began).rc and time.monotonic() < deadline:
-            assert deployment.poll() is None, f"it ended before {step}"
-            time.sleep(0.05)
-        os.killpg(deployment.pid, signal.SIGKILL)
-        deployment.communicate()
+        try:
+            while host.run(began).rc:
+                assert deployment.poll() is None, f"it ended before {step}"
+                time.sleep(0.05)
+        finally:
+            os.killpg(deployment.pid, signal.SIGKILL)
+            deployment.communicate()
+            go()
 
     return run
 
@@ -105,6 +111,7 @@ def test_lock_of_a_killed_deployment_is_told_from_one_at_work(
     code: Callable[[str], Path],
     kill: Callable[[str, str], None],
     host: Host,
+    go: Callable[[], object],
 ) -> None:
     path = str(code("locked"))
     kill("build", path)
@@ -112,7 +119,8 @@ def test_lock_of_a_killed_deployment_is_told_from_one_at_work(
     assert refused.returncode != 0
     assert "It is dead" in refused.stdout + refused.stderr
     assert "-e app_break_lock=true" in refused.stdout + refused.stderr
-    hooks = {"before_switch": ["sleep 15"]}
+    host.check_output("rm /var/tmp/go")
+    hooks = {"before_switch": [WAITS]}
     with subprocess.Popen(
         command("deploy", ledger_path=path, app_break_lock=True, app_hooks=hooks),
         stdout=subprocess.DEVNULL,
@@ -122,6 +130,7 @@ def test_lock_of_a_killed_deployment_is_told_from_one_at_work(
         while host.run(BEGAN["switch"]).rc and at_work.poll() is None:
             time.sleep(0.05)
         second = playbook("deploy", ledger_path=str(code("second")))
+        go()
         assert second.returncode != 0
         assert "It is at work on this machine" in second.stdout + second.stderr
     assert at_work.returncode == 0

@@ -1,7 +1,6 @@
 """Under load, no way to change the release loses a request."""
 
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +8,8 @@ import pytest
 from conftest import Load
 from testinfra.host import Host
 
-ROUNDS = [3, 10]
-SLOWLY = 3  # of them by Ansible's own strategy, the others by Mitogen
-ADDED = 0.25  # seconds of latency that a deployment may add
+# By Ansible's own strategy first, as users have it, then by Mitogen, where the next follows sooner.
+ROUNDS = {"12": ["linear"], "13": ["linear", "linear", "mitogen_linear", "mitogen_linear"]}
 
 BROKEN = {
     "import": ({"wsgi": "import no_such_module\n"}, "no_such_module"),
@@ -52,32 +50,33 @@ def ok(run: subprocess.CompletedProcess[str]) -> str:
     return run.stdout
 
 
-@pytest.mark.parametrize("rounds", ROUNDS)
 def test_deployments_and_rollbacks(
     load: Load,
     playbook: Callable,
     code: Callable[..., Path],
     serving: Callable[[], str],
     jobs: Callable[[], dict[str, list[bool]]],
-    rounds: int,
+    host: Host,
 ) -> None:
     before, seen = serving(), set()
-    time.sleep(5)
-    quiet = load.latency(0.99)
-    for number in range(rounds):
-        strategy = "linear" if number < SLOWLY else "mitogen_linear"
+    rounds = ROUNDS[host.check_output("hostname").rpartition("-")[2]]
+    load.go_on(400)
+    for number, strategy in enumerate(rounds):
         ok(playbook("deploy", strategy, ledger_path=str(code(f"n{number}"))))
         seen.add(serving())
         ok(playbook("rollback", strategy))
         assert serving() == before
-    assert len(seen) == rounds
+    assert len(seen) == len(rounds)
     assert {answer.release for answer in load.answers} == seen | {before}
-    assert load.latency(0.99) < quiet + ADDED
+    # Nobody waits for a slot to come back, which takes seconds. `make bench` measures the rest.
+    print(f"the longest time without an answer: {load.stall():.2f} s")
+    assert load.stall() < 2
     # The worker moved along each time, and was never cut off; what it is at now has not ended.
     assert set(jobs()) >= seen | {before}
     assert sum(not ended for found in jobs().values() for ended in found) <= 1
 
 
+@pytest.mark.newest_release
 @pytest.mark.parametrize("way", BROKEN)
 def test_broken_release(
     load: Load,
@@ -89,6 +88,7 @@ def test_broken_release(
 ) -> None:
     before, (spoiled, reason) = serving(), BROKEN[way]
     run = playbook("deploy", ledger_path=str(code(way.replace(" ", ""), **spoiled)))
+    ended = load.now
     assert run.returncode != 0
     assert reason in run.stdout + run.stderr
     assert serving() == before
@@ -97,7 +97,5 @@ def test_broken_release(
     assert f"APP_RELEASE={before}" in host.check_output(f"tr '\\0' ' ' </proc/{worker}/environ")
     tables = host.check_output("runuser -u ledger -- psql -XAtc '\\dt' ledger")
     assert "half" not in tables
-    time.sleep(2)
-    asked = len(load.answers)
-    time.sleep(1)
-    assert {answer.release for answer in load.answers[asked:]} <= {before, ""}
+    load.go_on(400)
+    assert {answer.release for answer in load.answers if answer.due > ended} == {before}

@@ -32,6 +32,7 @@ def site(
     return run
 
 
+@pytest.mark.newest_release
 def test_what_is_not_in_the_lists_any_more_is_gone(host: Host, site: Callable[..., str]) -> None:
     files = (
         "ls /etc/supervisor/conf.d /etc/systemd/system /etc/systemd/system/timers.target.wants"
