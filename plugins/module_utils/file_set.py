@@ -1,0 +1,388 @@
+"""A set of files that lands as a whole: looked at, checked, and only then written."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .files import group_id, land, stage, sync_folder, user_id
+
+LOCK = Path("/run/lock/carafe-files.lock")
+# Longer ones are compared by their size only, where somebody reads the difference.
+SHOWN = 200_000
+CHECK_SECONDS = 120
+
+
+class Refused(Exception):
+    """What keeps the set from landing, in a sentence or two."""
+
+
+@dataclass
+class Item:
+    """A path, as it is to be."""
+
+    path: Path
+    owner: str | None = "root"
+    group: str | None = "root"
+    mode: int = 0o644
+
+    def __post_init__(self) -> None:
+        try:
+            self.there = self.path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            self.there = None
+
+    def attributes(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return owner, group and mode where they differ: as they are, and as they are to be."""
+        kept, wanted = {}, {}
+        if self.there is None:
+            return kept, wanted
+        for name, number, here in (
+            ("owner", self.number(user_id, self.owner), self.there.st_uid),
+            ("group", self.number(group_id, self.group), self.there.st_gid),
+        ):
+            if number not in (-1, here):
+                kept[name], wanted[name] = str(here), str(getattr(self, name))
+        here = stat.S_IMODE(self.there.st_mode)
+        if here != self.mode:
+            kept["mode"], wanted["mode"] = f"{here:04o}", f"{self.mode:04o}"
+        return kept, wanted
+
+    def number(self, find: Any, name: str | None) -> int | None:
+        """Return the number of a user or group, None where the server does not know it yet."""
+        try:
+            return find(name)
+        except KeyError:
+            return None
+
+    def missing(self) -> Iterator[str]:
+        """Yield what must be on the server before this can be."""
+        if self.number(user_id, self.owner) is None:
+            yield f"the user {self.owner} of {self.path}"
+        if self.number(group_id, self.group) is None:
+            yield f"the group {self.group} of {self.path}"
+
+    def set_attributes(self) -> None:
+        # By the file itself, so that nobody can put a link into its place meanwhile.
+        kind = os.O_NOFOLLOW if isinstance(self, File) else os.O_DIRECTORY
+        descriptor = os.open(self.path, os.O_RDONLY | kind)
+        try:
+            os.fchown(descriptor, user_id(self.owner), group_id(self.group))
+            os.fchmod(descriptor, self.mode)
+        finally:
+            os.close(descriptor)
+
+    def attribute_diff(self) -> Iterator[dict[str, Any]]:
+        before, after = self.attributes()
+        if before:
+            header = f"{self.path} (permissions)"
+            yield diff(header, before, after)
+
+
+@dataclass
+class Folder(Item):
+    """A folder. With ``only_new``, one that is there stays as it is."""
+
+    mode: int = 0o755
+    only_new: bool = False
+
+    def __post_init__(self) -> None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            self.there = self.path.stat()
+            if not stat.S_ISDIR(self.there.st_mode):
+                raise Refused(f"{self.path} is to be a folder, but a file is in its place.")
+            return
+        self.there = None
+
+    @property
+    def due(self) -> bool:
+        return self.there is None or bool(not self.only_new and self.attributes()[0])
+
+    def diff(self) -> Iterator[dict[str, Any]]:
+        if self.there is None:
+            yield diff(str(self.path), {"state": "absent"}, {"state": "directory"})
+        else:
+            yield from self.attribute_diff()
+
+    def land(self) -> None:
+        if self.there is None:
+            self.path.mkdir(mode=0o700)
+        self.set_attributes()
+
+
+@dataclass
+class File(Item):
+    """A file with its text."""
+
+    content: bytes = b""
+    validate: str | None = None
+    sensitive: bool = False
+    backup: bool = False
+    staged: Path | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.old: bytes | None = None
+        if self.there is None:
+            return
+        if stat.S_ISDIR(self.there.st_mode):
+            raise Refused(f"{self.path} is to be a file, but a folder is in its place.")
+        if stat.S_ISREG(self.there.st_mode):
+            self.old = self.path.read_bytes()
+
+    @property
+    def rewritten(self) -> bool:
+        return self.old != self.content
+
+    @property
+    def due(self) -> bool:
+        return self.rewritten or bool(self.attributes()[0])
+
+    def diff(self) -> Iterator[dict[str, Any]]:
+        if self.rewritten and self.sensitive:
+            yield {"prepared": f"{self.path}: written anew; its content is not shown\n"}
+        elif self.rewritten:
+            yield diff(str(self.path), text(self.old or b""), text(self.content))
+        # A link that is replaced has no permissions of its own.
+        if self.old is not None:
+            yield from self.attribute_diff()
+
+    def stage(self) -> None:
+        if self.rewritten:
+            self.staged = stage(self.path, self.content, self.mode, self.owner, self.group)
+
+    def land(self) -> None:
+        if self.staged:
+            staged, self.staged = self.staged, None
+            land(staged, self.path)
+        else:
+            self.set_attributes()
+
+    def save(self) -> str | None:
+        """Keep the file as it was beside itself, and return under which name."""
+        if not (self.backup and self.rewritten and self.old is not None):
+            return None
+        kept = f"{self.path}.{os.getpid()}.{time.strftime('%Y-%m-%d@%H:%M:%S~')}"
+        os.link(self.path, kept)
+        return kept
+
+
+@dataclass
+class Absent:
+    """A path with nothing in it."""
+
+    path: Path
+
+    @property
+    def due(self) -> bool:
+        return os.path.lexists(self.path)
+
+    def diff(self) -> Iterator[dict[str, Any]]:
+        yield diff(str(self.path), {"state": "there"}, {"state": "absent"})
+
+    def land(self) -> None:
+        if self.path.is_dir() and not self.path.is_symlink():
+            shutil.rmtree(self.path)
+        else:
+            self.path.unlink(missing_ok=True)
+        sync_folder(self.path.parent)
+
+
+def diff(name: str, before: Any, after: Any) -> dict[str, Any]:
+    return {"before_header": name, "after_header": name, "before": before, "after": after}
+
+
+def text(content: bytes) -> str:
+    """Return a file's content as a person can read it."""
+    try:
+        shown = content.decode()
+    except UnicodeDecodeError:
+        return f"({len(content)} bytes that are no text)\n"
+    return shown if len(shown) <= SHOWN and "\0" not in shown else f"({len(content)} bytes)\n"
+
+
+class FileSet:
+    """Folders, files and what is to be absent, all of one call."""
+
+    def __init__(self, wanted: dict[str, Any], check_mode: bool) -> None:
+        self.check_mode = check_mode
+        self.checks = wanted["checks"]
+        self.folders = [Folder(**item(entry)) for entry in wanted["folders"]]
+        self.files = [File(**item(entry)) for entry in wanted["files"]]
+        self.absent = [Absent(Path(path)) for path in wanted["absent"]]
+        self.due = [x for x in (*self.folders, *self.files, *self.absent) if x.due]
+        if not check_mode:
+            self.need()
+
+    def need(self) -> None:
+        """Refuse a set that cannot land on this server."""
+        there = {x.path for x in self.folders}
+        for entry in self.due:
+            if isinstance(entry, Absent):
+                continue
+            for what in entry.missing():
+                raise Refused(f"The server does not have {what}. Nothing was written.")
+            parent = entry.path.parent
+            if parent not in there and not parent.is_dir():
+                raise Refused(
+                    f"The folder {parent} of {entry.path} is not there, and not among those that"
+                    " are to be made. Nothing was written."
+                )
+
+    def check(self) -> list[str]:
+        """Let the checkers see all files that change, before one lands; return what they miss.
+
+        Only in check mode may a checker be missing: a package that is yet to come will bring it.
+        """
+        changed = [x for x in self.due if isinstance(x, File) and x.rewritten]
+        notes = []
+        with tempfile.TemporaryDirectory(prefix="carafe-") as place:
+            for number, file in enumerate(changed):
+                if not file.validate:
+                    continue
+                copy = Path(place, str(number), file.path.name)
+                copy.parent.mkdir()
+                self.put(file, copy)
+                notes += self.ask(file.validate, copy, file.path)
+            for number, check in enumerate(self.checks):
+                folder = Path(check["folder"])
+                inside = [
+                    x for x in self.due if isinstance(x, File | Absent) and folder in x.path.parents
+                ]
+                if inside:
+                    copy = Path(place, f"check-{number}")
+                    self.copy(folder, copy, inside)
+                    notes += self.ask(check["command"], copy, folder)
+        return notes
+
+    def put(self, file: File, copy: Path) -> None:
+        copy.write_bytes(file.content)
+        # A checker may want the owner that the file is to have, whom a dry run need not find.
+        with contextlib.suppress(KeyError):
+            os.chown(copy, user_id(file.owner), group_id(file.group))
+        copy.chmod(file.mode)
+
+    def copy(self, folder: Path, copy: Path, changed: list[File | Absent]) -> None:
+        """Copy a folder as it will be."""
+        if folder.is_dir():
+            shutil.copytree(folder, copy, symlinks=True, ignore=special)
+        for entry in changed:
+            place = copy / entry.path.relative_to(folder)
+            if isinstance(entry, File):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                # What is there may be a link, to a file of the server's.
+                place.unlink(missing_ok=True)
+                self.put(entry, place)
+            elif place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
+
+    def ask(self, command: str, copy: Path, path: Path) -> list[str]:
+        """Run a checker on a copy."""
+        words = [word.replace("%s", str(copy)) for word in shlex.split(command)]
+        try:
+            done = subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=CHECK_SECONDS,
+                env={**os.environ, "LC_ALL": "C.UTF-8"},
+                check=False,
+            )
+        except FileNotFoundError:
+            if self.check_mode:
+                return [f"{path} is not checked, since the server has no {words[0]} yet."]
+            raise Refused(
+                f"{path} cannot be checked: the server has no {words[0]}. Nothing was written."
+            ) from None
+        except subprocess.TimeoutExpired:
+            raise Refused(
+                f"{path} cannot be checked: {words[0]} took longer than {CHECK_SECONDS} seconds."
+                " Nothing was written."
+            ) from None
+        if done.returncode:
+            said = done.stdout.decode(errors="replace").replace(str(copy), str(path))
+            lines = [line.strip() for line in said.splitlines() if line.strip()]
+            said = "; ".join(lines[-4:]) or f"{words[0]} ended with {done.returncode}"
+            raise Refused(f"{path} is refused, and nothing was written: {said}")
+        return []
+
+    def land(self) -> list[str]:
+        """Write everything, and return the names of the backups."""
+        files = [x for x in self.due if isinstance(x, File)]
+        backups = []
+        done: list[str] = []
+        try:
+            for folder in self.due:
+                if isinstance(folder, Folder):
+                    folder.land()
+                    done.append(str(folder.path))
+            # A full disk shows here, where nothing has changed yet.
+            for file in files:
+                file.stage()
+            for file in files:
+                backups += [kept] if (kept := file.save()) else []
+                file.land()
+                done.append(str(file.path))
+            for entry in self.due:
+                if isinstance(entry, Absent):
+                    entry.land()
+                    done.append(str(entry.path))
+        except OSError as error:
+            raise Refused(
+                f"{error.filename or 'A file'} cannot be written: {error.strerror}."
+                f" Written before that: {', '.join(done) or 'nothing'}."
+            ) from None
+        finally:
+            for file in files:
+                if file.staged:
+                    file.staged.unlink(missing_ok=True)
+        return backups
+
+
+def item(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return what the classes take, of what the module's arguments say."""
+    taken = {name: value for name, value in entry.items() if value is not None}
+    taken["path"] = Path(taken.pop("dest", None) or taken["path"])
+    taken["mode"] = int(taken["mode"], 8)
+    if "content" in taken:
+        encoded = taken.pop("encoding", "text") == "base64"
+        content = taken["content"]
+        taken["content"] = base64.b64decode(content) if encoded else content.encode()
+    return taken
+
+
+def special(folder: str, names: list[str]) -> list[str]:
+    """Return the sockets and pipes of a folder, which cannot be copied."""
+    kinds = {name: Path(folder, name).lstat().st_mode for name in names}
+    plain = (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)
+    return [name for name, mode in kinds.items() if not any(kind(mode) for kind in plain)]
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Keep other calls from checking or writing meanwhile: what was checked is what lands."""
+    try:
+        descriptor = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:  # not root, so these are files of one user's
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
