@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 import tarfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from ansible_collections.carafe.stack.plugins.plugin_utils import pack as packing
+
+APP = {
+    **{"source": "local", "path": None, "repository": None, "package": None, "version": None},
+    **{"subdirectory": ".", "exclude": [], "files": [], "requirements": ""},
+}
 
 
-def attempt(folder: Path | None, **more: Any) -> subprocess.CompletedProcess[str]:
-    wanted = {"folder": folder and str(folder), "exclude": [], "files": [], "packages": []}
-    wanted |= {"requirements": "", "cache": str((folder or Path()) / "../cache"), **more}
-    command = [sys.executable, str(ROOT / "roles/app/files/pack.py")]
-    return subprocess.run(command, input=json.dumps(wanted), capture_output=True, text=True)
+def pack(folder: Path | None, cache: Path | None = None, **more: Any) -> dict[str, str]:
+    app = APP | {"path": folder and str(folder)} | more
+    return packing.pack(app, cache or (folder or Path()) / "../cache")
 
 
-def pack(folder: Path | None, **more: Any) -> dict[str, str]:
-    result = attempt(folder, **more)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+def refusal(folder: Path | None, **more: Any) -> str:
+    with pytest.raises(packing.PackError) as caught:
+        pack(folder, **more)
+    return str(caught.value)
 
 
 def names(packed: dict[str, str]) -> set[str]:
@@ -139,24 +142,186 @@ def test_the_order_of_files_does_not_matter(app: Path) -> None:
     assert pack(app, files=extra) == pack(app, files=extra[::-1])
 
 
-def test_a_package_needs_no_folder(tmp_path: Path) -> None:
-    packed = pack(None, packages=["isso==0.13.0"], cache=str(tmp_path))
+@pytest.mark.parametrize(
+    ("package", "version", "wanted"),
+    [
+        ("isso", "0.13.0", "isso==0.13.0"),
+        ("isso==0.13.0", None, "isso==0.13.0"),
+        ("isso[x]~=0.13", None, "isso[x]~=0.13"),
+        ("isso @ https://example.com/isso.whl", None, "isso @ https://example.com/isso.whl"),
+    ],
+)
+def test_a_package_needs_no_folder(
+    tmp_path: Path, package: str, version: str | None, wanted: str
+) -> None:
+    packed = pack(None, tmp_path, source="package", package=package, version=version)
     with tarfile.open(packed["archive"]) as tar:
-        assert tar.extractfile(packed["requirements"]).read() == b"isso==0.13.0\n"
+        assert tar.extractfile(packed["requirements"]).read().decode() == f"{wanted}\n"
 
 
-def test_an_unknown_folder_names_the_variable(tmp_path: Path) -> None:
-    result = attempt(tmp_path / "nowhere")
-    assert result.returncode == 1
-    assert "Correct app_path" in result.stderr
+def test_a_package_without_a_version_is_refused(tmp_path: Path) -> None:
+    assert "app_package: isso==1.2.3" in refusal(None, source="package", package="isso")
+
+
+def test_an_unknown_folder_names_the_variable(app: Path, tmp_path: Path) -> None:
+    assert "Correct app_path" in refusal(tmp_path / "nowhere")
+    assert "Set app_path" in refusal(None)
+    assert "Correct app_subdirectory" in refusal(app, subdirectory="nowhere")
 
 
 def test_a_missing_requirements_file_names_the_variable(app: Path) -> None:
     (app / "requirements.txt").unlink()
-    assert "app_requirements" in attempt(app).stderr
-    assert "req.txt" in attempt(app, requirements="req.txt").stderr
+    assert "app_requirements" in refusal(app)
+    assert "req.txt" in refusal(app, requirements="req.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[project]\nname = "shop"\n', "no dependencies in [project]"),
+        ('[tool.poetry]\nname = "shop"\n', "no dependencies in [project]"),
+        ("[project", "is not TOML"),
+        (b"# \xff", "is not UTF-8"),
+    ],
+)
+def test_a_pyproject_that_installs_nothing_is_refused(
+    app: Path, text: str | bytes, told: str
+) -> None:
+    (app / "requirements.txt").unlink()
+    (app / "pyproject.toml").write_bytes(text.encode() if isinstance(text, str) else text)
+    assert told in refusal(app)
 
 
 def test_nothing_half_written_is_left_in_the_cache(app: Path, tmp_path: Path) -> None:
     packed = pack(app)
-    assert [x.name for x in (tmp_path / "cache").iterdir()] == [Path(packed["archive"]).name]
+    assert [x.name for x in (tmp_path / "cache/archives").iterdir()] == [
+        Path(packed["archive"]).name
+    ]
+
+
+def test_what_no_run_asks_for_leaves_the_cache(app: Path, tmp_path: Path) -> None:
+    old = Path(pack(app)["archive"])
+    os.utime(old, (0, time.time() - packing.KEPT - 60))
+    (app / "wsgi.py").write_text("app = 1\n")
+    pack(app)
+    assert not old.exists()
+
+
+class Repository:
+    """A repository with a tag, a branch and a submodule."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir()
+        self.git("init", "--quiet", "--initial-branch=trunk")
+        self.commit("one")
+        self.git("tag", "v1")
+        self.commit("two")
+
+    @property
+    def url(self) -> str:
+        return f"file://{self.folder}"
+
+    def git(self, *words: str) -> str:
+        mine = ("-c", "user.name=x", "-c", "user.email=x@example.com")
+        allowed = ("-c", "protocol.file.allow=always")
+        words = ("git", *mine, *allowed, "-C", str(self.folder), *words)
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+
+    def commit(self, text: str) -> str:
+        (self.folder / "requirements.txt").write_text("flask\n")
+        (self.folder / "wsgi.py").write_text(text)
+        self.git("add", ".")
+        self.git("commit", "--quiet", "--message", text)
+        return self.git("rev-parse", "HEAD")
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path / "repository")
+
+
+def code(repository: Repository, cache: Path, version: str | None = None) -> str:
+    """Return what the packed wsgi.py holds."""
+    packed = pack(
+        None, cache, source="git", repository=repository.url, version=version, exclude=[".git"]
+    )
+    with tarfile.open(packed["archive"]) as tar:
+        assert not [name for name in tar.getnames() if name.startswith(".git/")]
+        return tar.extractfile("wsgi.py").read().decode()
+
+
+@pytest.fixture(autouse=True)
+def git_takes_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git refuses submodules that are folders of the same machine."""
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "protocol.file.allow")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "always")
+
+
+def test_a_version_is_a_branch_a_tag_a_commit_or_the_default(
+    repository: Repository, tmp_path: Path
+) -> None:
+    cache, first = tmp_path / "cache", repository.git("rev-parse", "v1")
+    assert code(repository, cache) == "two"
+    assert code(repository, cache, "trunk") == "two"
+    assert code(repository, cache, "v1") == "one"
+    assert code(repository, cache, first[:8]) == "one"
+    repository.commit("three")
+    assert code(repository, cache) == "three"
+    # What was there goes, too, and a branch may be forced to another history.
+    repository.git("reset", "--quiet", "--hard", "v1")
+    assert code(repository, cache) == "one"
+
+
+def test_a_commit_that_no_branch_leads_to_is_found(repository: Repository, tmp_path: Path) -> None:
+    lost = repository.commit("lost")
+    repository.git("reset", "--quiet", "--hard", "HEAD^")
+    repository.git("config", "uploadpack.allowAnySHA1InWant", "true")
+    assert code(repository, tmp_path / "cache", lost) == "lost"
+
+
+def test_submodules_come_along(repository: Repository, tmp_path: Path) -> None:
+    other = Repository(tmp_path / "other")
+    repository.git("submodule", "--quiet", "add", "../other", "vendor")
+    repository.commit("with it")
+    packed = pack(None, tmp_path / "cache", source="git", repository=repository.url)
+    assert other.folder.exists()
+    assert "vendor/wsgi.py" in names(packed)
+
+
+def test_a_version_that_is_not_there_names_the_variable(
+    repository: Repository, tmp_path: Path
+) -> None:
+    told = {"source": "git", "repository": repository.url, "cache": tmp_path / "cache"}
+    assert "Did you mean v1?" in refusal(None, version="v11", **told)
+    told["repository"] = "https://me:hush@127.0.0.1:9/x.git"
+    said = refusal(None, **told)
+    assert "git could not get https://127.0.0.1:9/x.git" in said
+    assert "hush" not in said
+
+
+def test_a_cache_that_is_half_there_is_made_anew(repository: Repository, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    code(repository, cache)
+    (mirror,) = (x for x in (cache / "git").iterdir() if x.is_dir())
+    (mirror / "HEAD").unlink()
+    assert code(repository, cache) == "two"
+
+
+def test_two_runs_at_once_pack_what_each_wants(repository: Repository, tmp_path: Path) -> None:
+    """Both share what was fetched; each has files of its own."""
+    cache, found = tmp_path / "cache", []
+    wanted = {"v1": "one", "trunk": "two"}
+
+    def run(version: str) -> None:
+        for _ in range(5):
+            found.append((version, code(repository, cache, version)))
+
+    runs = [threading.Thread(target=run, args=[version]) for version in wanted]
+    for run_ in runs:
+        run_.start()
+    for run_ in runs:
+        run_.join()
+    assert len(found) == 10
+    assert set(found) == set(wanted.items())

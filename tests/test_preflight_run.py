@@ -149,7 +149,7 @@ def test_mistakes_of_several_servers(inventory: Environment) -> None:
 def test_a_limit_and_a_missing_group_do_not_matter(inventory: Environment) -> None:
     hosts = {name: {**HERE, "private_address": f"10.0.0.{i}"} for i, name in enumerate("ab", 1)}
     few = {"gunicorn_memory_mb": 64, "gunicorn_worker_memory_mb": 20, "gunicorn_workers": 1}
-    no_database = {"app_environment": {}, "app_migrate_environment": {}}
+    no_database = {"stack_database": ""}
     groups, variables = ("app",), {**few, **no_database, **SECRETS}
     status, said = inventory.run(hosts, "--limit", "b", groups=groups, **variables)
     assert status == 0, said
@@ -159,7 +159,7 @@ def test_a_missing_database_server_is_told_in_words(inventory: Environment) -> N
     hosts = {name: {**HERE, "private_address": f"10.0.0.{i}"} for i, name in enumerate("ab", 1)}
     status, said = inventory.run(hosts, groups=("app",), **SECRETS)
     assert status == 2
-    assert "app_environment cannot be made out" in said
+    assert "app_default_environment cannot be made out" in said
 
 
 def test_the_stack_is_not_touched_when_the_preflight_fails(inventory: Environment) -> None:

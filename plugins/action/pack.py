@@ -1,0 +1,38 @@
+"""Pack an app's code on the control machine. plugins/modules/pack.py documents it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible_collections.carafe.stack.plugins.plugin_utils.pack import PackError, pack
+
+
+class ActionModule(ActionBase):
+    """Nothing goes to the server, in a dry run neither: it fills a cache of the control machine."""
+
+    _requires_connection = False
+    _supports_check_mode = True
+
+    def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        super().run(tmp, task_vars)
+        _, app = self.validate_argument_spec(
+            {
+                "source": {"type": "str", "choices": ["local", "git", "package"], "required": True},
+                "path": {"type": "str"},
+                "repository": {"type": "str"},
+                "package": {"type": "str"},
+                "version": {"type": "str"},
+                "subdirectory": {"type": "str", "default": "."},
+                "exclude": {"type": "list", "elements": "str", "default": []},
+                "files": {"type": "list", "elements": "dict", "default": []},
+                "requirements": {"type": "str", "default": ""},
+            }
+        )
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "carafe")
+        try:
+            return {"changed": False, **pack(app, cache)}
+        except PackError as error:
+            return {"failed": True, "msg": str(error)}

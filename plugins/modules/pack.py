@@ -1,0 +1,85 @@
+"""Documentation of an action that runs on the control machine alone: plugins/action/pack.py."""
+
+DOCUMENTATION = r"""
+module: pack
+short_description: Pack an app's code into one archive on the control machine
+description:
+  - Collects the code of an app from a folder or a git repository, or the name of a package, and
+    packs it into an archive in the cache of the control machine, C($XDG_CACHE_HOME/carafe). The
+    same content gives the same archive.
+  - Several runs may pack at the same time, other versions of one repository too.
+  - Nothing goes to the server, so it never reports a change, and a dry run does the same.
+options:
+  source:
+    description: Where the code comes from.
+    type: str
+    choices: [local, git, package]
+    required: true
+  path:
+    description: Folder on the control machine, for the source V(local).
+    type: str
+  repository:
+    description: URL of the git repository, for the source V(git). Its submodules come along.
+    type: str
+  package:
+    description: Requirement of a Python package, for the source V(package).
+    type: str
+  version:
+    description:
+      - Branch, tag or commit of the repository, the default branch when left out.
+      - Version of the package, where its requirement has none.
+    type: str
+  subdirectory:
+    description: Folder in the code that holds the app.
+    type: str
+    default: .
+  exclude:
+    description: Names and patterns of files and folders that are left out.
+    type: list
+    elements: str
+    default: []
+  files:
+    description: Files that are added, each with C(path) and C(content).
+    type: list
+    elements: dict
+    default: []
+  requirements:
+    description:
+      - File that names the Python dependencies. When empty, requirements.txt or pyproject.toml.
+    type: str
+    default: ""
+author:
+  - The Carafe developers
+"""
+
+EXAMPLES = r"""
+- name: Pack the code
+  carafe.stack.pack:
+    source: git
+    repository: https://git.example.com/you/shop.git
+    version: v1.4.0
+  register: packed
+"""
+
+RETURN = r"""
+archive:
+  description: Path of the archive on the control machine.
+  type: str
+  returned: success
+revision:
+  description: SHA-256 of all that is in it, in hexadecimal.
+  type: str
+  returned: success
+dependencies:
+  description: SHA-256 of what pip is asked for, in hexadecimal.
+  type: str
+  returned: success
+requirements:
+  description: Path in the archive of the file that pip reads.
+  type: str
+  returned: success
+label:
+  description: What people call this version, such as V(v1.4.0 46b2c12fc9).
+  type: str
+  returned: success
+"""
