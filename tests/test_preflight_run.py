@@ -96,7 +96,7 @@ def test_mistakes_of_one_server_are_told_all_at_once(inventory: Environment) -> 
         "app_name is 'Guest Book', which is not a name of a Linux user",
         "app_domains has 'https://example.com', which is not a host name",
         "app_environment has the name 'A B'",
-        "nginx_sites has the wrong form",
+        "nginx_sites is the text 'none', and a list is meant",
         "postgres_databases has a database named ''",
         "app_hooks has befor_switch, and knows only before_build,",
         "postgres_roles has two roles named 'x'",
@@ -108,7 +108,8 @@ def test_mistakes_of_one_server_are_told_all_at_once(inventory: Environment) -> 
         f"Edit {folder}/hosts.yml, line",
         "did you mean app_source? (one) Edit what -e on the command line says.",
         "vault_app_secret_key is not set, and app_secret_key needs it",
-        "Write group_vars/test/vault.yml: make vault ENV=test",
+        f"Write {folder}/group_vars/test/vault.yml:"
+        f" ansible-playbook playbooks/vault.yml -i {folder}",
         f"Then run again: ansible-playbook playbooks/preflight.yml -i {folder}",
     ):
         assert words in said

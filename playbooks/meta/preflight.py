@@ -1,0 +1,251 @@
+"""What is refused because of what several roles, apps or servers say together."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
+    MESSAGE_LENGTH,
+    PORT,
+    Problem,
+    Server,
+    entries,
+    product,
+)
+
+RANGES = {"stack_https_port": PORT}
+# What only a stack of several servers needs.
+OF_SEVERAL = ("private_address", "database_password", "database_migrate_password")
+RELEASES = {"12": "bookworm", "13": "trixie"}
+FACTS = re.compile(r"'(memtotal_mb|processor_vcpus|distribution\w*)'")
+RESERVED_CONNECTIONS = 3  # superuser_reserved_connections
+SYSTEM_MEMORY_MB = 128  # what Debian, nginx and supervisord hold
+ROLES = Path(__file__).parents[2] / "roles"
+
+
+# What one server is, and whether it answers.
+
+
+def check_failures(server: Server) -> Iterator[Problem]:
+    """What could not be rendered is told once for each reason, unless it was told already."""
+    for reason, names in server.failures.items():
+        told = any(reason == name or f"'{name}'" in reason for name in server.missing)
+        if told or (not server.facts and FACTS.search(reason)):
+            continue
+        if reason.isidentifier():
+            yield Problem(reason, f"is not set, and {names[0]} needs it")
+        else:
+            yield Problem(names[0], f"cannot be made out: {reason}")
+
+
+def check_contact(server: Server) -> Iterator[Problem]:
+    """A server must answer, with Python and the right to become root."""
+    if not (server.contact.get("unreachable") or server.contact.get("failed")):
+        return
+    user, port = server.values.get("ansible_user"), server.values.get("ansible_port")
+    ssh = [
+        "ssh",
+        *(["-p", str(port)] if port else []),
+        f"{user}@{server.address}" if user else server.address,
+    ]
+    said = f"{server.contact.get('module_stderr') or ''} {server.contact.get('msg') or ''}"
+    said = " ".join(said.split())[:MESSAGE_LENGTH]
+    command = "try it by hand: " + shlex.join(ssh)
+    if server.contact.get("unreachable"):
+        what = f"leads nowhere: {server.name} cannot be reached at {server.address}"
+    elif "sudo" in said or "become" in said:
+        what = f"cannot become root on {server.name}"
+        command = (
+            "add -K to be asked for the sudo password, set ansible_become_password, or see what"
+            " happens by hand: " + shlex.join([*ssh, "sudo -v"])
+        )
+        yield Problem("ansible_user", f"{what} ({said})", command)
+        return
+    elif server.contact.get("rc") == 127 or "interpreter" in said:
+        what = f"has no Python 3 on {server.name}"
+        command = "install it: " + shlex.join([*ssh, "sudo apt-get install -y python3"])
+    else:
+        what = f"did not say what {server.name} is"
+    yield Problem("ansible_host", f"{what} ({said})", command)
+
+
+def check_distribution(server: Server) -> Iterator[Problem]:
+    """The roles know the packages and paths of two Debian releases."""
+    has = (server.facts.get("distribution"), server.facts.get("distribution_major_version"))
+    if server.facts and (has[0] != "Debian" or has[1] not in RELEASES):
+        wanted = " or ".join(f"{number} ({name})" for number, name in RELEASES.items())
+        yield Problem(
+            "ansible_host",
+            f"leads to a server with {has[0]} {has[1]}, but the roles need Debian {wanted}",
+            "name another server, or install it anew with Debian 13",
+        )
+
+
+# What several roles say of one server.
+
+
+def check_server_roles(server: Server) -> Iterator[Problem]:
+    roles = sorted(x.name for x in ROLES.iterdir() if (x / "tasks").is_dir())
+    for name in server.values.get("stack_server_roles") or []:
+        if name not in roles:
+            yield Problem(
+                "stack_server_roles", f"has {name!r}, and the roles are {', '.join(roles)}"
+            )
+
+
+def check_certificates(server: Server) -> Iterator[Problem]:
+    """Whoever leaves a certificate out by mistake serves passwords over plain http."""
+    if not server.values.get("stack_https"):
+        return
+    default = [x.get("name") for x in server.given.get("nginx_default_sites") or []]
+    for site in server.given.get("nginx_sites") or []:
+        if (
+            site.get("name") not in default
+            and site.get("state") != "absent"
+            and "certificate" not in site
+        ):
+            app = server.values.get("app_name")
+            yield Problem(
+                "nginx_sites",
+                f"has the site {site.get('name')!r} with no certificate, so it would be served"
+                " over plain http while stack_https is true",
+                f"add certificate: /var/lib/certificates/{app}.pem to the site, or"
+                " certificate: '' if plain http is meant",
+            )
+
+
+def check_memory(server: Server) -> Iterator[Problem]:
+    """A server that promises more memory than it has kills processes under load."""
+    has = server.facts.get("memtotal_mb")
+    if not has:
+        return
+    database = int(server.values.get("postgres_memory_mb") or 0)
+    workers = product(server, "gunicorn_workers", "gunicorn_slots", "gunicorn_worker_memory_mb")
+    others = {k: number(v, "memory_mb") for k, v in server.other_apps().items()}
+    promised = database + workers + sum(others.values()) + SYSTEM_MEMORY_MB
+    if promised <= has:
+        return
+    parts = [f"{database} for PostgreSQL"] if database else []
+    if workers:
+        parts.append(
+            "{gunicorn_workers} workers x {gunicorn_slots} slots"
+            " x {gunicorn_worker_memory_mb}".format(**server.values)
+        )
+    parts += [f"{mb} for the app {name}" for name, mb in others.items() if mb]
+    parts.append(f"{SYSTEM_MEMORY_MB} for the system")
+    lower = ("postgres_memory_mb", "gunicorn_workers", "gunicorn_worker_memory_mb")
+    yield Problem(
+        "gunicorn_workers" if workers > database else "postgres_memory_mb",
+        f"promises more memory than {server.name} has:"
+        f" {' + '.join(parts)} = {promised} MiB of {has}",
+        f"lower {' or '.join(x for x in lower if x in server.values)}",
+    )
+
+
+def check_issue(server: Server) -> Iterator[Problem]:
+    """An ACME directory asks any of the servers that a name points to, and one of them ordered."""
+    web = server.values.get("stack_web") or []
+    sources = {
+        item.get("source") or server.values.get("certificates_source")
+        for item in entries(server, "certificates_wanted")
+    }
+    if len(web) > 1 and "acme" in sources:
+        yield Problem(
+            "certificates_source",
+            f"is acme, and {' and '.join(web)} serve the same names: the directory would ask any of"
+            " them for what only one knows",
+            "take files, with a certificate of your own, or have one server in web",
+        )
+
+
+# What several servers say together.
+
+
+def check_addresses(server: Server) -> Iterator[Problem]:
+    """With several servers, each must be found by the others."""
+    for host, address in server.peers.items():
+        try:
+            ipaddress.IPv4Address(str(address))
+        except ValueError:
+            server.missing.add("private_address")
+            state = "is not set for" if address is None else f"is {address!r}, no IPv4 address, for"
+            yield Problem(
+                "private_address",
+                f"{state} {host}; with several servers the others reach it by that",
+            )
+
+
+def check_passwords(server: Server) -> Iterator[Problem]:
+    """With several servers, the database is reached over the network, and asks for a password."""
+    if not server.peers or not server.values.get("stack_db"):
+        return
+    for name in ("database_password", "database_migrate_password"):
+        if not server.failed(name) and not server.values.get(name):
+            server.missing.add(name)
+            what = "is empty, and with several servers the database asks for it"
+            yield Problem(name, what)
+
+
+def check_connections(servers: Sequence[Server]) -> Iterator[Problem]:
+    """When all threads of all workers ask at once, each needs a connection."""
+    for database in servers:
+        values = database.values
+        # The role raises what is not stated to what all apps may open.
+        variable = (
+            "postgres_settings" if "postgres_connections" in values else "postgres_max_connections"
+        )
+        stated = values.get(variable)
+        allowed = stated.get("max_connections") if isinstance(stated, Mapping) else stated
+        if not str(allowed or "").isdigit():
+            continue
+        stack = values.get("stack_app")
+        clients = [
+            x
+            for x in servers
+            if "gunicorn_workers" in x.values and (stack is None or x.name in stack)
+        ]
+        others = {k: number(v, "connections") for k, v in database.other_apps().items()}
+        needed = sum(others.values()) + sum(
+            product(x, "gunicorn_workers", "gunicorn_threads", "gunicorn_slots") for x in clients
+        )
+        if needed > int(allowed) - RESERVED_CONNECTIONS:
+            parts = [
+                "{gunicorn_workers} workers x {gunicorn_threads} threads x {gunicorn_slots} slots"
+                " on {name}".format(name=x.name, **x.values)
+                for x in clients
+            ]
+            parts += [f"{count} of the app {name}" for name, count in others.items() if count]
+            yield Problem(
+                variable,
+                f"{'has max_connections' if variable == 'postgres_settings' else 'is'} {allowed},"
+                f" of which {RESERVED_CONNECTIONS} are kept for the superuser,"
+                f" but {'the apps' if any(others.values()) else 'the app'} may open {needed}:"
+                f" {' + '.join(parts)}",
+                f"set it to {needed + RESERVED_CONNECTIONS} or more, or lower gunicorn_workers or"
+                " gunicorn_threads",
+            )
+
+
+def number(kept: Mapping[str, Any], name: str) -> int:
+    """Return what an app keeps of itself on the server; an older release of Carafe did not."""
+    value = kept.get(name)
+    return value if isinstance(value, int) else 0
+
+
+CHECKS = (
+    check_contact,
+    check_distribution,
+    check_server_roles,
+    check_certificates,
+    check_memory,
+    check_issue,
+)
+# These add to what is missing, so that they come before the words about what failed.
+FIRST = (check_addresses, check_passwords)
+LAST = (check_failures,)
+TOGETHER = (check_connections,)

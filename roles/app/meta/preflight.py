@@ -1,0 +1,182 @@
+"""What the role refuses besides what its argument_specs.yml says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ansible.errors import AnsibleError
+from ansible.parsing.dataloader import DataLoader
+from ansible.playbook.helpers import load_list_of_blocks
+from ansible.playbook.play import Play
+from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
+    HOST_NAME_RULE,
+    MESSAGE_LENGTH,
+    Problem,
+    Server,
+    check_environment,
+    check_file_names,
+    check_twins,
+    is_host_name,
+)
+
+RANGES = {
+    "app_health_timeout": (1, None),
+    "app_keep_releases": (1, None),
+    "app_schedules.timeout": (1, None),
+    "app_workers.numprocs": (1, None),
+}
+SECRET_LENGTH = 32  # characters; itsdangerous signs with SHA-1, and 16 bytes in hex are 32
+LINUX_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,30}")  # stricter than useradd's own rule
+
+# Users and groups of Debian's base-passwd and of packages that share a server with an app.
+RESERVED_USERS = """
+    root daemon bin sys sync games man lp mail news uucp proxy www-data backup list irc _apt nobody
+    nogroup adm tty disk kmem dialout fax voice cdrom floppy tape sudo audio dip operator src shadow
+    utmp video sasl plugdev staff users crontab messagebus sshd _ssh ssh ssl-cert systemd-journal
+    systemd-network systemd-resolve systemd-timesync polkitd postgres nginx supervisor gunicorn
+    redis mysql rabbitmq memcached docker ansible deploy admin debian ubuntu postfix dovecot certbot
+    chrony ntp
+"""
+# Names in /etc that belong to Debian or to this stack; the app's folder is /etc/<app_name>.
+RESERVED_FOLDERS = """
+    alternatives apache2 apparmor apt ca-certificates carafe chrony cloud credstore cron dbus-1
+    default dpkg environment fail2ban fonts fstab group grub gshadow gss gunicorn hostname hosts
+    initramfs-tools inputrc iproute2 issue kernel ldap letsencrypt lighttpd localtime logrotate lvm
+    machine-id magic modules motd mtab mysql netconfig network networks nftables nginx opt passwd
+    perl php polkit-1 postgresql postgresql-common ppp profile protocols python3 redis rmt rpc runit
+    security selinux services shadow shells skel ssh ssl subgid subuid sudoers supervisor sv sysctl
+    systemd terminfo timezone udev ufw vim xdg
+"""
+
+
+def check_secrets(server: Server) -> Iterator[Problem]:
+    """A short secret key can be guessed, and with it every session forged."""
+    secret = server.values.get("app_secret_key")
+    if secret is not None and len(str(secret)) < SECRET_LENGTH:
+        yield Problem(
+            "app_secret_key",
+            f"has {len(str(secret))} characters, and needs at least {SECRET_LENGTH} of chance",
+            'make one: python3 -c "import secrets; print(secrets.token_hex(32))"',
+        )
+
+
+def check_linux_names(server: Server) -> Iterator[Problem]:
+    """Unix users, and with them folders and files, are named after the app."""
+    app = server.values.get("app_name")
+    for variable in ("app_name", "app_user", "app_deploy_user"):
+        name = server.values.get(variable)
+        if name is None:
+            continue
+        if not LINUX_NAME.fullmatch(name):
+            yield Problem(
+                variable,
+                f"is {name!r}, which is not a name of a Linux user: at most 31 characters,"
+                " only a to z, 0 to 9, - and _, and no digit or - at the start",
+            )
+        elif name in RESERVED_USERS.split() or name == server.values.get("ansible_user"):
+            yield Problem(
+                variable, f"is {name!r}, a user or group that the server has for something else"
+            )
+        elif variable == "app_name" and name in RESERVED_FOLDERS.split():
+            yield Problem(variable, f"is {name!r}, and /etc/{name} belongs to the system")
+    if app is not None and server.values.get("app_deploy_user") == server.values.get("app_user"):
+        yield Problem(
+            "app_deploy_user", "is the same as app_user, so the app could change its own code"
+        )
+
+
+def check_domains(server: Server) -> Iterator[Problem]:
+    """A wrong host name makes a site that nobody reaches."""
+    domains = server.values.get("app_domains")
+    if domains is not None and not domains:
+        yield Problem("app_domains", "is empty, so no request could reach the app")
+    for name in domains or []:
+        if not is_host_name(name):
+            yield Problem("app_domains", f"has {name!r}, {HOST_NAME_RULE}")
+
+
+def check_names(server: Server) -> Iterator[Problem]:
+    for variable, kind in (("app_workers", "workers"), ("app_schedules", "schedules")):
+        yield from check_twins(server, variable, kind)
+        yield from check_file_names(server, variable, kind)
+
+
+def check_environments(server: Server) -> Iterator[Problem]:
+    for name in ("app_environment", "app_migrate_environment", "app_install_environment"):
+        yield from check_environment(name, server.values.get(name))
+    # Flask's settings arrive as FLASK_NAME, so they may begin with a digit.
+    yield from check_environment("app_config", server.values.get("app_config"), "FLASK_")
+
+
+def check_repository(server: Server) -> Iterator[Problem]:
+    """What a URL has before its @ is shown by git, and by the list of processes."""
+    if re.match(r"https?://[^/]*@", str(server.values.get("app_repository") or "")):
+        yield Problem(
+            "app_repository",
+            "has a name or password in its URL, where git shows it to everybody; take it out, and"
+            " let git know it by `git credential approve`, or use ssh",
+        )
+
+
+def check_owner(server: Server) -> Iterator[Problem]:
+    """Two environments that deploy an app of one name would overwrite each other's releases."""
+    app, ours = server.values.get("app_name"), server.values.get("app_environment_name")
+    kept = (server.facts.get("ansible_local") or {}).get(str(app))
+    theirs = kept.get("environment") if isinstance(kept, Mapping) else None
+    if theirs and ours and theirs != ours:
+        yield Problem(
+            "app_name",
+            f"is {app!r}, a name that the environment {theirs!r} has taken on {server.name};"
+            f" this one is {ours!r}",
+            "choose another app_name, or take the app over: remove"
+            f" /etc/carafe/{app}.fact on {server.name}",
+        )
+
+
+def check_hooks(server: Server) -> Iterator[Problem]:
+    """A task file that cannot be read would end a run in its midst, with nothing taken back."""
+    for point, entries in (server.values.get("app_hooks") or {}).items():
+        for entry in entries:
+            if isinstance(entry, str):
+                continue
+            if not isinstance(entry, Mapping) or [*entry] != ["tasks"] or not entry["tasks"]:
+                yield Problem(
+                    "app_hooks",
+                    f"has in {point} {entry!r}, which is neither a command nor {{tasks: FILE}}",
+                )
+                continue
+            path = Path(server.values.get("app_hooks_path") or "", str(entry["tasks"]))
+            if why := unreadable(path, server.raw):
+                yield Problem("app_hooks", f"has in {point} the task file {path}, {why}")
+
+
+def unreadable(path: Path, variables: Mapping[str, Any]) -> str:
+    """Return why Ansible will not take a task file, or ''."""
+    if not path.is_file():
+        return "which is not there"
+    loader = DataLoader()
+    # What it imports is looked for beside it.
+    loader.set_basedir(str(path.parent))
+    manager = SimpleNamespace(get_vars=lambda **_: variables)
+    try:
+        tasks = loader.load_from_file(str(path), trusted_as_template=True)
+        load_list_of_blocks(tasks, play=Play(), loader=loader, variable_manager=manager)
+    except AnsibleError as error:
+        return f"which Ansible cannot read: {' '.join(str(error).split())[:MESSAGE_LENGTH]}"
+    return ""
+
+
+CHECKS = (
+    check_secrets,
+    check_linux_names,
+    check_domains,
+    check_names,
+    check_environments,
+    check_repository,
+    check_owner,
+    check_hooks,
+)
