@@ -1,5 +1,6 @@
 """What the tests of every scenario share."""
 
+import inspect
 import json
 import os
 import re
@@ -17,6 +18,9 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 REPOSITORY = Path(__file__).parent.parent
+# Fixtures that run a playbook. What a test does with one is Carafe's own logic, which the releases
+# share: what differs between them is how things are after converge, a kill and a restart.
+PLAYBOOKS = {"apply", "converge", "deploy", "playbook", "role"}
 RECAP = re.compile(
     r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE
 )
@@ -29,7 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     for marker in (
         "either_release: does not depend on the release, so that each case is run on one of them",
-        "newest_release: the same, for tests that follow on each other; they are run on the newest",
+        "newest_release: does not depend on the release either, and is run on the newest",
+        "each_release: runs a playbook with other variables, and on each release all the same",
     ):
         config.addinivalue_line("markers", marker)
     testinfra.backend.BACKENDS["docker"] = "backend.DockerBackend"
@@ -66,10 +71,19 @@ def release_of(item: pytest.Item) -> str:
     return found[1] if found else ""
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run each case that is marked ``either_release`` on one release, in turn.
+def is_for_the_newest(item: pytest.Item) -> bool:
+    """Tell whether one release is enough for a test."""
+    if item.get_closest_marker("each_release"):
+        return False
+    runs_a_playbook = PLAYBOOKS & set(inspect.signature(item.function).parameters)
+    return bool(runs_a_playbook or item.get_closest_marker("newest_release"))
 
-    And what is marked ``newest_release`` on the newest. With servers of one release all is run.
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the other release tests as well; with servers of one release all is run.
+
+    Cases that are marked ``either_release`` are run on one release, in turn. Tests that run a
+    playbook, and those marked ``newest_release``, on the newest; unless marked ``each_release``.
     """
     releases = {release_of(item) for item in items} - {""}
     if len(releases) < 2:
@@ -78,14 +92,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = []
     for item in items:
         release = release_of(item)
-        if item.get_closest_marker("newest_release"):
-            if release != max(releases):
-                left_out.append(item)
-        elif item.get_closest_marker("either_release"):
+        if item.get_closest_marker("either_release"):
             case = re.sub(r"(docker://[\w-]+?-|(?<=[-\[]))(12|13)(?=[]-])", "", item.nodeid)
             cases = turns.setdefault(item.nodeid.partition("::")[0], {})
             if cases.setdefault(case, len(cases)) % 2 != int(release == "13"):
                 left_out.append(item)
+        elif release != max(releases) and is_for_the_newest(item):
+            left_out.append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 

@@ -12,7 +12,6 @@ import pytest
 from conftest import LINEAR, WAITS, Load
 from testinfra.host import Host
 
-pytestmark = pytest.mark.newest_release
 STEPS = ("unpack", "build", "load", "migrate", "probe", "switch", "slots", "workers", "finish")
 
 

@@ -50,6 +50,7 @@ def ok(run: subprocess.CompletedProcess[str]) -> str:
     return run.stdout
 
 
+@pytest.mark.each_release
 def test_deployments_and_rollbacks(
     load: Load,
     playbook: Callable,
@@ -76,7 +77,6 @@ def test_deployments_and_rollbacks(
     assert sum(not ended for found in jobs().values() for ended in found) <= 1
 
 
-@pytest.mark.newest_release
 @pytest.mark.parametrize("way", BROKEN)
 def test_broken_release(
     load: Load,

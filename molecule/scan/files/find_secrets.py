@@ -26,7 +26,10 @@ def look(where, data):
 
 
 def watch():
-    while not over.wait(0.02):
+    last = False
+    while not last:
+        # Once more when it is over, or what began just before would be missed.
+        last = over.wait(0.02)
         for process in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 words = process.read_bytes()

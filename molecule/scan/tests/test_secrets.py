@@ -153,16 +153,16 @@ def test_each_place_is_searched(
     for folder in /var/log /etc /root; do printf %s "$config" >$folder/leak; done
     chmod 600 /var/log/leak /root/leak
     printf %s "$key" | systemd-cat
-    exec python3 -c 'import time; time.sleep(1)' "$token"
+    # As long as the search takes.
+    exec python3 -c 'import sys; print("done", flush=True); sys.stdin.read()' "$token"
     """
-    subprocess.run(
-        ["docker", "exec", "--interactive", docker_name, "sh", "-c", script],
-        input=" ".join(values[x] for x in ("app_config", "app_secret_key", "app_environment"))
-        + "\n",
-        text=True,
-        check=True,
-    )
-    found = finder.found()
+    said = " ".join(values[x] for x in ("app_config", "app_secret_key", "app_environment"))
+    command = ["docker", "exec", "--interactive", docker_name, "sh", "-c", script]
+    with subprocess.Popen(command, text=True, stdin=-1, stdout=-1) as leak:
+        leak.stdin.write(f"{said}\n")
+        leak.stdin.flush()
+        assert leak.stdout.readline() == "done\n"
+        found = finder.found()
     host.check_output("rm /var/log/leak /etc/leak /root/leak")
     files = {str(left / "output"), str(left / "retry"), "/var/log/leak", "/etc/leak", "/root/leak"}
     assert found == {
