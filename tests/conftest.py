@@ -69,7 +69,8 @@ class Role:
 
     @property
     def vars(self) -> dict[str, Any]:
-        return load_yaml(self.path / "vars/main.yml")
+        path = self.path / "vars/main.yml"
+        return load_yaml(path) if path.exists() else {}
 
     def templar(self, variables: Mapping[str, Any]) -> Templar:
         """Return what renders with the role's defaults and vars, and with some variables on top."""

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .files import read as read_file
 from .files import write
 
 
@@ -62,14 +63,18 @@ def read(folder: Path, owner: str, data: Any) -> dict[str, Any]:
 def claim(folder: Path, owner: str, data: Any, check: bool = False) -> bool:
     """Write an owner's claim, or remove it where it is None; return whether that is a change."""
     path = folder / f"{owner}.json"
-    text = None if data is None else json.dumps(data, indent=2, sort_keys=True) + "\n"
-    if text == (path.read_text() if path.exists() else None):
+    if text(data) == (read_file(path) or ""):
         return False
-    if not check and text is None:
+    if not check and data is None:
         path.unlink()
     elif not check:
-        write(path, text)
+        write(path, text(data))
     return True
+
+
+def text(data: Any) -> str:
+    """Return a claim as its file has it, nothing for None."""
+    return "" if data is None else json.dumps(data, indent=2, sort_keys=True) + "\n"
 
 
 def conflicts(

@@ -1,0 +1,114 @@
+#!/usr/bin/python3
+"""Install Debian packages; heals what an interrupted run of apt has left."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: packages
+short_description: Install Debian packages in one transaction
+description:
+  - Installs what is missing of a list of Debian packages, without what they only recommend.
+  - The package lists are updated when they are older than an hour, or do not know a package.
+  - Waits for whoever else holds the locks of dpkg and apt, and says who that is if it takes too
+    long.
+  - Where the server was cut off while dpkg worked, C(dpkg --configure -a) comes first.
+  - In check mode it lists what it would install, on a server that never updated its lists too.
+author: The Carafe developers
+options:
+  name:
+    description:
+      - Names of packages, each also with a version, as C(nginx=1.26*), or with alternatives, as
+        C(systemd-timesyncd | time-daemon), of which the first is installed where none is there. A
+        package that provides a name counts as it.
+    type: list
+    elements: str
+    required: true
+  services:
+    description:
+      - Whether packages start their services, as Debian has it. V(hold) is for who starts them
+        later, with the configuration that they are to have. It lasts no longer than this module
+        runs, however that ends.
+    type: str
+    choices: [start, hold]
+    default: start
+  wait_seconds:
+    description: Seconds to wait, all in all, for whoever holds the locks of dpkg and apt.
+    type: int
+    default: 600
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Install nginx, which starts later with a configuration of its own
+  carafe.stack.packages:
+    name: [nginx, openssl]
+    services: hold
+"""
+
+RETURN = r"""
+installed:
+  description: Names of the packages that were installed, with those that they need.
+  type: list
+  elements: str
+  returned: success
+repaired:
+  description: Whether dpkg had been cut off, and was brought to its end first.
+  type: bool
+  returned: success
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.carafe.stack.plugins.module_utils import packages
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "list", "elements": "str", "required": True},
+            "services": {"type": "str", "choices": ["start", "hold"], "default": "start"},
+            "wait_seconds": {"type": "int", "default": 600},
+        },
+        supports_check_mode=True,
+    )
+    names, services = module.params["name"], module.params["services"]
+    try:
+        known = packages.look()
+        before, missing = packages.installed(known), packages.missing(names, known)
+        # With a journal dpkg does nothing; what else is broken may be somebody else's work.
+        repair = packages.has_journal() or bool(missing and packages.is_interrupted(known))
+        left = packages.is_left()
+        if module.check_mode:
+            new = packages.simulate(missing) if missing else []
+            after = before | dict.fromkeys(new, "")
+        else:
+            if missing or repair or left:
+                with packages.alone(module.params["wait_seconds"], services) as apt:
+                    if missing or repair:
+                        apt.install(missing, repair)
+            after = packages.installed(packages.look())
+            new = sorted(after.keys() - before.keys())
+    except packages.Failure as failure:
+        module.fail_json(msg=str(failure))
+    module.exit_json(
+        changed=before != after or repair or left,
+        installed=new,
+        repaired=repair,
+        diff={"before": listing(before, after), "after": listing(after, before)},
+    )
+
+
+def listing(one: dict[str, str], other: dict[str, str]) -> str:
+    """Return a line for each package that another list has not, or not so."""
+    return "".join(
+        f"{name} {version}".strip() + "\n"
+        for name, version in sorted(one.items())
+        if other.get(name) != version
+    )
+
+
+if __name__ == "__main__":
+    main()
