@@ -1,0 +1,119 @@
+#!/usr/bin/python3
+"""Bring time zone, host name, kernel settings, journal and nightly upgrades into force."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: hardening
+short_description: Bring a server's own settings into force
+description:
+  - Sets time zone, host name, kernel settings and what is upgraded by night, starts what keeps the
+    time and what upgrades, and restarts journald where it has not read its file. It asks the
+    server, so that what an interrupted run has left undone is made up for.
+  - Each owner states what it wants in C(/etc/carafe/hardening.d), and what all state together comes
+    into force. A value that is the default states nothing. Where two state different values of
+    one setting, nothing is changed, and the failure names both.
+  - The files of the role hardening come first, see there.
+author: The Carafe developers
+options:
+  owner:
+    description: Whose settings these are, an app for instance.
+    type: str
+    default: default
+  upgrade_origins:
+    description: Where packages are upgraded from by night.
+    type: list
+    elements: str
+    default: ["origin=Debian,codename=${distro_codename}-security,label=Debian-Security"]
+  reboot_time:
+    description: Time of day at which the server reboots when an upgrade needs it. Empty is never.
+    type: str
+    default: ""
+  sysctl:
+    description: Kernel settings besides those of the role, or instead of them, by name.
+    type: dict
+    default: {}
+  timezone:
+    description: Time zone, by its name in C(/usr/share/zoneinfo). Empty leaves it as it is.
+    type: str
+    default: Etc/UTC
+  hostname:
+    description: The server's name for itself. Empty leaves it as it is.
+    type: str
+    default: ""
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Reboot at half past three when an upgrade needs it
+  carafe.stack.hardening:
+    owner: shop
+    reboot_time: "03:30"
+"""
+
+RETURN = r"""
+done:
+  description: A few words for each thing that was done, or is due in check mode.
+  type: list
+  elements: str
+  returned: success
+refused:
+  description: A sentence for each kernel setting that cannot be set here, as in a container.
+  type: list
+  elements: str
+  returned: success
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.carafe.stack.plugins.module_utils import claims, hardening
+
+CLAIMS = Path("/etc/carafe/hardening.d")
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "owner": {"type": "str", "default": "default"},
+            "upgrade_origins": {
+                "type": "list",
+                "elements": "str",
+                "default": hardening.DEFAULTS["upgrade_origins"],
+            },
+            "reboot_time": {"type": "str", "default": hardening.DEFAULTS["reboot_time"]},
+            "sysctl": {"type": "dict", "default": {}},
+            "timezone": {"type": "str", "default": hardening.DEFAULTS["timezone"]},
+            "hostname": {"type": "str", "default": hardening.DEFAULTS["hostname"]},
+        },
+        supports_check_mode=True,
+    )
+    owner, dry = module.params["owner"], module.check_mode
+    try:
+        hardening.check(module.params)
+        mine = hardening.stated(module.params) or None
+        with claims.locked(CLAIMS, dry):
+            everybody = claims.read(CLAIMS, owner, mine)
+            if problems := claims.conflicts(everybody, CLAIMS):
+                raise hardening.Failure(" ".join(problems))
+            server = hardening.Server(hardening.composed(everybody), dry)
+            server.bring_about()
+            claimed = claims.claim(CLAIMS, owner, mine, dry)
+    except (hardening.Failure, claims.Unreadable) as failure:
+        module.fail_json(msg=str(failure))
+    if server.done:
+        server.diff.append({"before": "", "after": "\n".join([*server.done, ""])})
+    module.exit_json(
+        changed=bool(server.done) or claimed,
+        done=server.done,
+        refused=server.refused,
+        diff=server.diff,
+    )
+
+
+if __name__ == "__main__":
+    main()
