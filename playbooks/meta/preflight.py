@@ -152,7 +152,8 @@ def check_issue(server: Server) -> Iterator[Problem]:
     web = server.values.get("stack_web") or []
     sources = {
         item.get("source") or server.values.get("certificates_source")
-        for item in entries(server, "certificates_wanted")
+        for name in ("certificates_default_wanted", "certificates_wanted")
+        for item in entries(server, name)
     }
     if len(web) > 1 and "acme" in sources:
         yield Problem(

@@ -1,18 +1,18 @@
-#!/usr/bin/python3
 """Bring the certificates of this server to what is wanted of them.
 
-    certificates.py prepare|issue|renew [--check]
-
-Standard input is a JSON object; where it is empty, those in /etc/certificates are taken one after
-another. Each line of standard output is one change; with --check, one that would be made. Messages
-go to standard error.
+A module of Ansible does it in two stages, since a web server does not start without its
+certificates, and none is issued before it answers. A timer renews, without Ansible: the same code
+is its program.
 
 - prepare: make what a web server needs to start: the private CA, the certificates that it signs,
   and a stand-in, signed by nobody, for each certificate that is to come from an ACME directory.
 - issue: order what is missing, runs out, or has other names, from the ACME directory, whose
   challenges the web server answers from the webroot. One order that fails does not keep the others.
-- renew: both, as the timer does it: an order that failed is not repeated before its time.
+- renew: both, for all lists in /etc/carafe/certificates.d, as the timer does it: an order that
+  failed is not repeated before its time.
 """
+
+from __future__ import annotations
 
 import contextlib
 import datetime
@@ -27,9 +27,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-CONFIGURATIONS = Path("/etc/certificates")
+from . import files
+
+CONFIGURATIONS = Path("/etc/carafe/certificates.d")
+LOCK = Path("/run/certificates.lock")
 FOLDER = Path("/var/lib/certificates")
 LOGS = Path("/var/log/certificates")
 CHALLENGES = ".well-known/acme-challenge"
@@ -43,17 +48,21 @@ STAND_IN = "stand-in"
 ATTEMPTS = 5
 ACCOUNT_GONE = re.compile(r"accountDoesNotExist|account[^.]*(deactivated|revoked)", re.IGNORECASE)
 TIMER = "certificates.timer"
+SERVICE = "certificates.service"
+
+
+Item = Mapping[str, Any]
 
 
 class Failure(Exception):
     """A certificate that could not be had; says what to do next."""
 
 
-def now():
+def now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 
 
-def openssl(*arguments, stdin=None):
+def openssl(*arguments: str | Path, stdin: str | None = None) -> str:
     """Run openssl and return its output."""
     done = subprocess.run(
         ["openssl", *arguments], input=stdin, capture_output=True, text=True, check=False
@@ -63,20 +72,10 @@ def openssl(*arguments, stdin=None):
     return done.stdout
 
 
-def write(path, text):
-    """Replace a file that only root reads."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
-
-
 class Certificate:
     """What a PEM file holds: names, issuer, and the two ends of its life."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         text = openssl(
             *("x509", "-in", path, "-noout", "-issuer", "-subject", "-dates", "-ext"),
             "subjectAltName",
@@ -93,16 +92,16 @@ class Certificate:
         )
 
     @property
-    def stands_in(self):
+    def stands_in(self) -> bool:
         return STAND_IN in self.subject
 
     @property
-    def runs_out(self):
+    def runs_out(self) -> bool:
         """Whether less than a third of its life is left."""
         return now() > self.end - (self.end - self.start) / 3
 
 
-def held(path):
+def held(path: Path) -> Certificate | None:
     """Return the certificate that a file holds, or None where it holds none."""
     if not path.exists():
         return None
@@ -115,29 +114,36 @@ def held(path):
 class Keeper:
     """The certificates of one server."""
 
-    def __init__(self, wanted, check):
+    def __init__(
+        self, wanted: Mapping[str, Any], check: bool, tell: Callable[[str], Any] = print
+    ) -> None:
         self.wanted = wanted
         self.check = check
+        self.tell = tell
         self.patient = False
-        self.changed = set()
-        self.books = FOLDER / "attempts.json"
-        self.attempts = json.loads(self.books.read_text()) if self.books.exists() else {}
+        self.changed: set[str] = set()
+        self.attempts_file = FOLDER / "attempts.json"
+        try:
+            self.attempts = json.loads(files.read(self.attempts_file) or "{}")
+        except ValueError:
+            # At worst, something is tried once more before its time.
+            self.attempts = {}
 
-    def path(self, item):
+    def path(self, item: Item) -> Path:
         return FOLDER / f"{item['name']}.pem"
 
-    def change(self, item, what):
+    def change(self, item: Item, what: str) -> bool:
         """Note a change; return whether it is to be made."""
-        print(f"{item['name']}: {what}", flush=True)
+        self.tell(f"{item['name']}: {what}")
         self.changed.add(item["name"])
         return not self.check
 
-    def of(self, source):
+    def of(self, source: str) -> list[Item]:
         return [item for item in self.wanted["certificates"] if item["source"] == source]
 
-    def prepare(self):
+    def prepare(self) -> None:
         if not FOLDER.exists():
-            print(f"{FOLDER}: made", flush=True)
+            self.tell(f"{FOLDER}: made")
             if not self.check:
                 FOLDER.mkdir(mode=0o755, parents=True)
         self.keep_renewing()
@@ -146,24 +152,47 @@ class Keeper:
         for item in self.of("acme"):
             if held(self.path(item)) is None and self.change(item, "a stand-in until it is issued"):
                 self.make(item, f"/CN={STAND_IN}")
+        self.bring()
 
-    def keep_renewing(self):
-        """Start the timer, now and at boot, unless it runs as its file says."""
+    def bring(self) -> None:
+        """Put files of one's own into place; the timer, which has none, leaves them as they are."""
+        wrong = []
+        for item in self.of("files"):
+            if "pair" not in item:
+                continue
+            if item["pair"] is None or not is_pair(item["pair"]):
+                wrong.append(item["name"])
+            elif files.read(self.path(item)) != item["pair"] and self.change(item, "brought"):
+                files.write(self.path(item), item["pair"], 0o600)
+        if wrong:
+            raise Failure(
+                f"certificates_wanted: the files of {' and '.join(wrong)} do not go together, or"
+                " cannot be read. certificate_file is to hold the certificate and those of its"
+                " authorities, key_file its private key without a passphrase, both in PEM;"
+                " ansible-vault may have encrypted them. What was there is still in place."
+            )
+
+    def keep_renewing(self) -> None:
+        """Start the timer, now and at boot, unless systemd runs it as its file says."""
+        properties = "ActiveState,UnitFileState,NeedDaemonReload"
         shown = subprocess.run(
-            ["systemctl", "show", TIMER, "--property=ActiveState,UnitFileState,NeedDaemonReload"],
+            ["systemctl", "show", "--property", properties, TIMER, SERVICE],
             capture_output=True,
             text=True,
             check=True,
-        ).stdout.split()
-        if set(shown) == {"ActiveState=active", "UnitFileState=enabled", "NeedDaemonReload=no"}:
+        ).stdout
+        runs = {"ActiveState=active", "UnitFileState=enabled"} <= set(
+            shown.partition("\n\n")[0].split()
+        )
+        if runs and "NeedDaemonReload=yes" not in shown:
             return
-        print(f"{TIMER}: started", flush=True)
+        self.tell(f"{TIMER}: started")
         if not self.check:
             subprocess.run(["systemctl", "daemon-reload"], check=True)
             subprocess.run(["systemctl", "enable", "--quiet", TIMER], check=True)
             subprocess.run(["systemctl", "restart", TIMER], check=True)
 
-    def make(self, item, subject, *options):
+    def make(self, item: Item, subject: str, *options: str | Path) -> None:
         """Make a key and a certificate, both in one file so that they are replaced at once."""
         names = ",".join(f"{kind(name)}:{name}" for name in item["names"])
         with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
@@ -180,9 +209,9 @@ class Keeper:
                 *("-addext", "keyUsage=critical,digitalSignature"),
                 *("-addext", "extendedKeyUsage=serverAuth", *options),
             )
-            write(self.path(item), certificate.read_text() + key.read_text())
+            files.write(self.path(item), certificate.read_text() + key.read_text(), 0o600)
 
-    def sign(self, item):
+    def sign(self, item: Item) -> None:
         """Have the private CA sign a certificate, where it has not or the certificate runs out."""
         root, key = FOLDER / "ca.crt", FOLDER / "ca.key"
         has, authority = held(self.path(item)), held(root)
@@ -203,12 +232,11 @@ class Keeper:
                     *("-addext", "keyUsage=critical,keyCertSign,cRLSign"),
                     *("-keyout", new / "key", "-out", new / "root"),
                 )
-                write(key, (new / "key").read_text())
-                write(root, (new / "root").read_text())
-                root.chmod(0o644)
+                files.write(key, (new / "key").read_text(), 0o600)
+                files.write(root, (new / "root").read_text())
         self.make(item, f"/CN={item['names'][0][:64]}", "-CA", root, "-CAkey", key)
 
-    def issue(self):
+    def issue(self) -> None:
         """Order what is due, and raise what went wrong when all have been tried."""
         failures = []
         for item in self.of("acme"):
@@ -229,15 +257,15 @@ class Keeper:
             except Failure as failure:
                 failures.append(f"{item['name']}: {failure}")
         if failures:
-            raise Failure("\n".join(failures))
+            raise Failure(" ".join(failures))
 
-    def directory_of(self, item):
+    def directory_of(self, item: Item) -> str | None:
         """Return the URL of the directory that certbot has the certificate from."""
         path = FOLDER / "acme/renewal" / f"{item['name']}.conf"
         found = re.search(r"^server = (.*)$", path.read_text(), re.M) if path.exists() else None
         return found and found[1]
 
-    def may_try(self, item):
+    def may_try(self, item: Item) -> bool:
         """Whether the pause after a failed attempt is over."""
         attempt = self.attempts.get(item["name"], {})
         until = datetime.datetime.fromisoformat(attempt.get("not_before", "2000-01-01T00:00+00:00"))
@@ -251,7 +279,7 @@ class Keeper:
             " what it says is mended, -e certificates_retry=true tries at once."
         )
 
-    def order(self, item):
+    def order(self, item: Item) -> None:
         """Order one certificate, note how it went, and put it in place."""
         before = self.attempts.get(item["name"], {})
         try:
@@ -271,18 +299,16 @@ class Keeper:
         if before:
             self.note(item, None)
         live = FOLDER / "acme/live" / item["name"]
-        write(
-            self.path(item),
-            "".join((live / f).read_text() for f in ("fullchain.pem", "privkey.pem")),
-        )
+        pair = "".join((live / name).read_text() for name in ("fullchain.pem", "privkey.pem"))
+        files.write(self.path(item), pair, 0o600)
 
-    def note(self, item, attempt):
+    def note(self, item: Item, attempt: dict[str, Any] | None) -> None:
         self.attempts.pop(item["name"], None)
         if attempt:
             self.attempts[item["name"]] = attempt
-        write(self.books, json.dumps(self.attempts, indent=2))
+        files.write(self.attempts_file, json.dumps(self.attempts, indent=2), 0o600)
 
-    def reach(self, item):
+    def reach(self, item: Item) -> None:
         """Ask for a file of the webroot by each name, as the directory will."""
         token = secrets.token_hex(16)
         file = Path(self.wanted["webroot"], CHALLENGES, token)
@@ -294,7 +320,7 @@ class Keeper:
         finally:
             file.unlink()
 
-    def reach_name(self, name, token):
+    def reach_name(self, name: str, token: str) -> None:
         try:
             found = socket.getaddrinfo(name, 80, type=socket.SOCK_STREAM)
         except OSError:
@@ -319,7 +345,7 @@ class Keeper:
                 " certificates_check_names: false leaves this out."
             )
 
-    def certbot(self, item, directory, folder, *options):
+    def certbot(self, item: Item, directory: str, folder: str, *options: str) -> None:
         """Order a certificate, with another account where the directory does not know this one."""
         names = [word for name in item["names"] for word in ("--domain", name)]
         email = self.wanted["email"]
@@ -351,7 +377,7 @@ class Keeper:
                 return
             said = " ".join(reason(done.stderr))
             if known and ACCOUNT_GONE.search(said):
-                print("The directory does not know the account; another is made.", file=sys.stderr)
+                self.tell("The directory does not know the account; another is made.")
                 shutil.rmtree(FOLDER / folder / "accounts")
                 known = False
             # A busy directory may refuse a nonce. certbot tries once more, which may be too few.
@@ -359,21 +385,23 @@ class Keeper:
                 break
         raise Failure(f"{said} All of it: {LOGS}/letsencrypt.log.")
 
-    def reload(self):
+    def reload(self) -> None:
         """Have those who use the certificates load them, where any changed and they run."""
         if self.check or not self.changed:
             return
         for unit in self.wanted["reload"]:
-            done = subprocess.run(["systemctl", "try-reload-or-restart", unit], check=False)
+            if subprocess.run(["systemctl", "--quiet", "is-active", unit], check=False).returncode:
+                continue
+            done = subprocess.run(["systemctl", "reload-or-restart", unit], check=False)
             if done.returncode:
                 raise Failure(f"{unit} did not load the new certificates: systemctl status {unit}")
 
 
-def kind(name):
+def kind(name: str) -> str:
     return "IP" if re.fullmatch(r"[0-9.]+|.*:.*", name) else "DNS"
 
 
-def reason(said):
+def reason(said: str) -> list[str]:
     """Return what was wrong, of all that certbot says.
 
     Debian 12's certbot loses what a directory answers on the way to its last line ("can't set
@@ -386,40 +414,71 @@ def reason(said):
     return [line for line in lines if not line.startswith(noise)] + answers[-1:]
 
 
-def main():
-    if len(sys.argv) < 2 or sys.argv[1] not in ("prepare", "issue", "renew"):
-        sys.exit(__doc__)
-    command, check = sys.argv[1], "--check" in sys.argv
-    given = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
-    texts = (
-        [given] if given else [path.read_text() for path in sorted(CONFIGURATIONS.glob("*.json"))]
-    )
+def is_pair(text: str) -> bool:
+    """Tell whether a certificate and a private key belong together."""
+    if not shutil.which("openssl"):  # a dry run on a bare server
+        return True
+    try:
+        return openssl("pkey", "-pubout", stdin=text) == openssl(
+            "x509", "-noout", "-pubkey", stdin=text
+        )
+    except Failure:
+        return False
+
+
+def problems(certificates: Iterable[Item]) -> Iterator[str]:
+    """Yield what no server could be given."""
+    for item in certificates:
+        name, names, source = item["name"], item.get("names") or [], item["source"]
+        if not names:
+            yield f"{name} has no names."
+        if source == "files" and not (item.get("certificate_file") and item.get("key_file")):
+            yield f"{name} is of your own files: it needs certificate_file and key_file."
+        for host in names if source == "acme" else ():
+            if "*" in host or kind(host) == "IP":
+                yield (
+                    f"{host} cannot be had by HTTP-01: take a source of ca or files, or name each"
+                    " host."
+                )
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Keep the timer and a run of the role from ordering the same twice."""
     # The web server reads the challenges; what is secret is made for root alone.
-    os.umask(0o022)
-    failures = []
-    with contextlib.ExitStack() as stack:
-        if not check:
-            lock = stack.enter_context(Path("/run/certificates.lock").open("w"))
-            # The timer and a run of the role would order the same twice.
+    before = os.umask(0o022)
+    try:
+        with LOCK.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-        for text in texts:
-            keeper = Keeper(json.loads(text), check)
-            steps = {"prepare": keeper.prepare, "issue": keeper.issue, "reload": keeper.reload}
-            if command == "prepare":
-                steps = {"prepare": keeper.prepare}
-            elif command == "issue":
-                del steps["prepare"]
-            else:
-                keeper.patient = True
-            # What was had is loaded, whatever became of the others.
-            for step in steps.values():
-                try:
-                    step()
-                except Failure as failure:
-                    failures.append(str(failure))
-    if failures:
-        sys.exit("\n".join(failures))
+            yield
+    finally:
+        os.umask(before)
 
 
-if __name__ == "__main__":
-    main()
+def run(keeper: Keeper, *steps: Callable[[], None]) -> list[str]:
+    """Take all steps, and return what went wrong: what was had is loaded, whatever failed."""
+    failures = []
+    for step in (*steps, keeper.reload):
+        try:
+            step()
+        except Failure as failure:
+            failures.append(str(failure))
+    return failures
+
+
+def main() -> str | None:
+    """Renew, as the timer does."""
+    if sys.argv[1:] != ["renew"]:
+        return __doc__
+    failures = []
+    with alone():
+        for path in sorted(CONFIGURATIONS.glob("*.json")):
+            try:
+                wanted = json.loads(path.read_text())
+            except ValueError:
+                failures.append(f"{path} cannot be read. Run the playbook of {path.stem} again.")
+                continue
+            keeper = Keeper(wanted, check=False)
+            keeper.patient = True
+            failures += run(keeper, keeper.prepare, keeper.issue)
+    return "\n".join(failures) or None

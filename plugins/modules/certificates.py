@@ -1,0 +1,261 @@
+#!/usr/bin/python3
+"""Have TLS certificates, in the two stages between which a web server starts."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: certificates
+short_description: Have TLS certificates, and have them renewed
+description:
+  - V(prepare) writes what renews certificates, makes the private CA and what it signs, brings files
+    of one's own, and puts a stand-in where a certificate has yet to be issued, so that a web server
+    can start.
+  - V(issue) orders what is due from an ACME directory, which the web server answers.
+  - Whoever uses certificates loads those that changed.
+  - Each owner's list is kept in C(/etc/carafe/certificates.d), where the timer finds it. Where two
+    owners want different certificates by one name, nothing is changed, and the failure names both.
+author: The Carafe developers
+options:
+  stage:
+    description: What to do.
+    type: str
+    choices: [prepare, issue]
+    required: true
+  owner:
+    description: Whose certificates these are, an app for instance.
+    type: str
+    default: default
+  certificates:
+    description: Certificates that are wanted.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Name of the certificate, and of its file in C(/var/lib/certificates).
+        type: str
+        required: true
+      names:
+        description: Host names that it is for, one at least.
+        type: list
+        elements: str
+      source:
+        description: Where it comes from.
+        type: str
+        choices: [acme, ca, files]
+        required: true
+      certificate_file:
+        description: File on the control machine that O(certificate_texts) has the text of.
+        type: str
+      key_file:
+        description: File on the control machine that O(key_texts) has the text of.
+        type: str
+  certificate_texts:
+    description: Certificates of one's own, in the order of those whose source is V(files).
+    type: list
+    elements: str
+    default: []
+  key_texts:
+    description: Their private keys.
+    type: list
+    elements: str
+    default: []
+  units:
+    description: Files of systemd that let the timer renew, by path.
+    type: dict
+    default: {}
+  directory:
+    description: URL of the ACME directory.
+    type: str
+    required: true
+  staging_directory:
+    description: URL of a directory that each order is rehearsed with. Empty is no rehearsal.
+    type: str
+    default: ""
+  email:
+    description: Address that the directory may write to.
+    type: str
+    default: ""
+  ca_bundle:
+    description: File with the authorities by which the directory is trusted.
+    type: str
+    default: ""
+  key_type:
+    description: Kind of the private keys of what is ordered.
+    type: str
+    choices: [ecdsa, rsa]
+    default: ecdsa
+  webroot:
+    description: Folder from which the web server answers challenges.
+    type: path
+    default: /var/lib/certificates/webroot
+  check_names:
+    description: Whether the server first asks itself for a file by each name.
+    type: bool
+    default: true
+  reload:
+    description: Units that load certificates that changed.
+    type: list
+    elements: str
+    default: []
+  retry:
+    description: Whether to order at once after a failed order.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Have a certificate of a private CA
+  carafe.stack.certificates:
+    stage: prepare
+    certificates:
+      - name: internal
+        names: [internal.example.com]
+        source: ca
+    directory: https://acme-v02.api.letsencrypt.org/directory
+"""
+
+RETURN = r"""
+done:
+  description: A line for each thing that was done, or is due in check mode.
+  type: list
+  elements: str
+  returned: success
+"""
+
+import contextlib
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.carafe.stack.plugins.module_utils import (
+    certificates,
+    claims,
+    files,
+    programs,
+)
+
+ITEM = {
+    "name": {"type": "str", "required": True},
+    "names": {"type": "list", "elements": "str"},
+    "source": {"type": "str", "choices": ["acme", "ca", "files"], "required": True},
+    "certificate_file": {"type": "str"},
+    "key_file": {"type": "str", "no_log": False},
+}
+# What the timer is to know.
+LISTED = (
+    *("certificates", "directory", "staging_directory", "email", "ca_bundle", "key_type"),
+    *("webroot", "check_names", "reload"),
+)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "stage": {"type": "str", "choices": ["prepare", "issue"], "required": True},
+            "owner": {"type": "str", "default": "default"},
+            "certificates": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": ITEM,
+            },
+            "certificate_texts": {"type": "list", "elements": "str", "default": []},
+            "key_texts": {"type": "list", "elements": "str", "default": [], "no_log": True},
+            "units": {"type": "dict", "default": {}},
+            "directory": {"type": "str", "required": True},
+            **{
+                name: {"type": "str", "default": ""}
+                for name in ("staging_directory", "email", "ca_bundle")
+            },
+            "key_type": {
+                "type": "str",
+                "choices": ["ecdsa", "rsa"],
+                "default": "ecdsa",
+                "no_log": False,
+            },
+            "webroot": {"type": "path", "default": "/var/lib/certificates/webroot"},
+            "check_names": {"type": "bool", "default": True},
+            "reload": {"type": "list", "elements": "str", "default": []},
+            "retry": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    wanted, dry, done, diff = module.params, module.check_mode, [], []
+    items = wanted["certificates"]
+    if problems := list(certificates.problems(items)):
+        module.fail_json(msg=f"certificates_wanted: {' '.join(problems)}")
+    listed = {name: wanted[name] for name in LISTED}
+    listed["certificates"] = [{x: item[x] for x in ("name", "names", "source")} for item in items]
+    pairs = with_pairs(listed["certificates"], wanted["certificate_texts"], wanted["key_texts"])
+    keeper = certificates.Keeper(
+        {**listed, "retry": wanted["retry"], "certificates": pairs}, dry, done.append
+    )
+    prepare = wanted["stage"] == "prepare"
+    try:
+        with contextlib.nullcontext() if dry else certificates.alone():
+            if prepare:
+                write(wanted, listed, dry, done, diff)
+            step = keeper.prepare if prepare else keeper.issue
+            failures = certificates.run(keeper, step) if items else []
+    except (certificates.Failure, claims.Unreadable) as failure:
+        failures = [str(failure)]
+    if failures:
+        module.fail_json(msg=" ".join(failures), done=done)
+    diff.append({"before": "", "after": "".join(f"{line}\n" for line in done)})
+    module.exit_json(changed=bool(done), done=done, diff=diff)
+
+
+def with_pairs(items: list[dict], texts: list[str], keys: list[str]) -> list[dict]:
+    """Add to certificates of one's own what their files hold, or None where one was not read."""
+    own = [item["name"] for item in items if item["source"] == "files"]
+    whole = len(own) == len(texts) == len(keys)
+    pairs = (
+        [f"{a.strip()}\n{b.strip()}\n" for a, b in zip(texts, keys, strict=True)] if whole else []
+    )
+    found = dict.fromkeys(own) | dict(zip(own, pairs, strict=False))
+    return [
+        item | ({"pair": found[item["name"]]} if item["name"] in found else {}) for item in items
+    ]
+
+
+def write(wanted: dict, listed: dict, dry: bool, done: list[str], diff: list[dict]) -> None:
+    """Write the list, and what renews by it; where none is wanted any more, the list goes."""
+    folder, owner = certificates.CONFIGURATIONS, wanted["owner"]
+    mine = listed if listed["certificates"] else None
+    with claims.locked(folder, dry):
+        everybody = {
+            name: {f"certificates_wanted.{x['name']}": x["names"] for x in claim["certificates"]}
+            for name, claim in claims.read(folder, owner, mine).items()
+        }
+        if problems := claims.conflicts(everybody, folder):
+            raise certificates.Failure(" ".join(problems))
+        before = files.read(folder / f"{owner}.json")
+        if claims.claim(folder, owner, mine, dry):
+            note(folder / f"{owner}.json", before, claims.text(mine), done, diff)
+    if mine is None:
+        return
+    if programs.install("certificates", ["certificates", "files"], dry):
+        done.append(f"{programs.FOLDER / 'certificates'}: written")
+    for path, text in wanted["units"].items():
+        before = files.read(path)
+        if before != text:
+            note(path, before, text, done, diff)
+            if not dry:
+                files.write(path, text)
+
+
+def note(
+    path: str | Path, before: str | None, after: str, done: list[str], diff: list[dict]
+) -> None:
+    done.append(f"{path}: {'written' if after else 'removed'}")
+    header = {"before_header": str(path), "after_header": str(path)}
+    diff.append({**header, "before": before or "", "after": after})
+
+
+if __name__ == "__main__":
+    main()
