@@ -1,0 +1,216 @@
+"""The YAML that README.md and docs/ show: each block is read from there, and does what it is for.
+
+What a block is can be seen from what it holds. One that sets app_domains is all the variables that
+an app needs; other variables are added to one that has them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROLES, ROOT
+
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^( *)```ya?ml\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+SECRETS = {
+    "vault_app_secret_key": "0123456789abcdef0123456789abcdef",
+    "vault_database_password": "hush-hush",
+    "vault_database_migrate_password": "hush-hush",
+}
+# So small that they fit on any machine that runs the tests.
+SIZES = {
+    "postgres_memory_mb": 128,
+    "gunicorn_memory_mb": 64,
+    "gunicorn_worker_memory_mb": 20,
+    "gunicorn_workers": 1,
+}
+HERE = {"ansible_connection": "local", "ansible_become": False}
+# The servers of an example are this machine, and their addresses nobody's.
+LOCAL = ["--extra-vars", json.dumps(HERE)]
+APP = {"app_domains": ["example.com"], "app_name": "shop", "app_path": str(ROOT / "sample_app")}
+
+GUESTBOOK = yaml.safe_load((ROOT / "group_vars/guestbook/main.yml").read_text())
+GUESTBOOK |= {"app_path": str(ROOT / "sample_app")}
+
+
+@dataclass
+class Example:
+    """A block of YAML in a document."""
+
+    where: str
+    data: Any
+
+    @property
+    def kind(self) -> str:
+        data = self.data
+        if isinstance(data, list):
+            return "playbook" if any("hosts" in entry for entry in data) else "tasks"
+        for kind, key in (("platforms", "platforms"), ("requirements", "collections")):
+            if key in data:
+                return kind
+        if any(isinstance(x, dict) and {"hosts", "children"} & set(x) for x in data.values()):
+            return "inventory"
+        if all(key.startswith("ansible_") or key == "private_address" for key in data):
+            return "host"
+        return "app" if "app_domains" in data else "variables"
+
+
+def examples() -> list[Example]:
+    found = []
+    for file in FILES:
+        text = file.read_text()
+        for block in FENCE.finditer(text):
+            line = text.count("\n", 0, block.start()) + 1
+            body = re.sub(rf"^{block[1]}", "", block[2], flags=re.MULTILINE)
+            found.append(Example(f"{file.relative_to(ROOT)}:{line}", yaml.safe_load(body)))
+    return found
+
+
+EXAMPLES = examples()
+
+
+def of_kind(*kinds: str) -> pytest.MarkDecorator:
+    chosen = [example for example in EXAMPLES if example.kind in kinds]
+    return pytest.mark.parametrize("example", chosen, ids=lambda example: example.where)
+
+
+def on_debian() -> bool:
+    text = Path("/etc/os-release").read_text()
+    return "\nID=debian\n" in text and any(f'VERSION_ID="{x}"' in text for x in (12, 13))
+
+
+on_a_server = pytest.mark.skipif(
+    not on_debian(), reason="this machine is the server of an example, and no Debian 12 or 13"
+)
+
+
+class Project:
+    """An inventory as a user has it, with what an example says."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]):
+        self.folder, self.environment = folder / "inventory/prod", environment
+        self.folder.mkdir(parents=True)
+
+    def write(self, variables: dict[str, Any], inventory: dict[str, Any] | None = None) -> None:
+        hosts = {"hosts": {"server": None}}
+        inventory = inventory or {"prod": hosts, "db": hosts, "app": hosts, "web": hosts}
+        (self.folder / "hosts.yml").write_text(yaml.safe_dump(inventory))
+        values = self.folder / "group_vars/prod/main.yml"
+        values.parent.mkdir(parents=True)
+        # What names no app is for the sample app.
+        app = {} if "app_name" in variables else GUESTBOOK
+        values.write_text(yaml.safe_dump(SECRETS | SIZES | app | variables))
+
+    def run(self, playbook: Path, *options: str) -> str:
+        command = ["ansible-playbook", playbook, "-i", self.folder, *LOCAL, *options]
+        run = subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        return run.stdout
+
+    def check(self, *plays: dict[str, Any]) -> None:
+        """Run the preflight, and then what else a test wants to know."""
+        playbook = self.folder.parent / "check.yml"
+        imported = {"ansible.builtin.import_playbook": str(ROOT / "playbooks/preflight.yml")}
+        playbook.write_text(yaml.safe_dump([imported, *plays]))
+        (self.folder.parent / "group_vars").symlink_to(ROOT / "playbooks/group_vars")
+        self.run(playbook, "--tags=render")
+
+    def check_and_render(self, expression: str) -> Any:
+        """Return an expression's value on the server, as the wiring and the roles have it."""
+        result = self.folder / "result.json"
+        content = f"{{{{ {expression} | to_json }}}}"
+        copy = {"ansible.builtin.copy": {"dest": str(result), "content": content}, "tags": "render"}
+        # For their defaults alone.
+        roles = [{"role": name, "when": False} for name in ROLES]
+        self.check({"hosts": "all", "gather_facts": False, "roles": roles, "post_tasks": [copy]})
+        return json.loads(result.read_text())
+
+
+@pytest.fixture
+def project(tmp_path: Path, ansible_environment: dict[str, str]) -> Project:
+    return Project(tmp_path, ansible_environment)
+
+
+def test_there_are_examples_of_each_kind() -> None:
+    kinds = {example.kind for example in EXAMPLES}
+    assert {"app", "variables", "inventory", "playbook", "platforms", "host"} <= kinds
+    assert [x for x in EXAMPLES if x.kind == "app" and x.where.startswith("README.md")]
+
+
+# What the wiring makes, and what the user adds to it.
+SITES = "(nginx_default_sites | default([]), nginx_sites | default([]))"
+ALLOWED = "(firewall_default_allow | default([])) + firewall_allow"
+
+
+@on_a_server
+@of_kind("app")
+def test_an_app_can_be_deployed_and_is_served_over_tls(example: Example, project: Project) -> None:
+    project.write(example.data)
+    names = (
+        f"{{'sites': {SITES}, 'allowed': {ALLOWED}, 'static': app_static,"
+        " 'name': app_name, 'domains': app_domains, 'certificates':"
+        " (certificates_default_wanted | default([])) + certificates_wanted}"
+    )
+    made = project.check_and_render(names)
+    sites: dict[str, dict[str, Any]] = {}
+    for site in (entry for entries in made["sites"] for entry in entries):
+        sites.setdefault(site["name"], {}).update(site)
+    site = sites[made["name"]]
+    assert site["server_names"] == made["domains"]
+    assert site["certificate"] == f"/var/lib/certificates/{made['name']}.pem"
+    assert [x["names"] for x in made["certificates"]] == [made["domains"]]
+    assert {"80", "443"} <= {str(port) for rule in made["allowed"] for port in rule["ports"]}
+    assert {entry["url"] for entry in site.get("static", [])} >= set(made["static"])
+    current = f"/srv/{made['name']}/current/"
+    assert all(entry["path"].startswith(current) for entry in site.get("static", []))
+
+
+WIRING = (ROOT / "playbooks/group_vars/all/nginx.yml").read_text()
+
+
+@pytest.mark.xfail(
+    "nginx_default_sites" not in WIRING,
+    reason="the wiring's list of sites is replaced, not added to",
+)
+@on_a_server
+@of_kind("variables")
+def test_further_variables_pass_the_preflight(example: Example, project: Project) -> None:
+    project.write(APP | example.data)
+    for name in re.findall(r"'tasks': '([^']+)'", str(example.data)):
+        file = project.folder.parents[1] / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("[]")
+    project.check()
+
+
+@on_a_server
+@of_kind("inventory")
+def test_an_inventory_passes_the_preflight(example: Example, project: Project) -> None:
+    project.write(APP, example.data)
+    project.check()
+
+
+@of_kind("playbook", "tasks")
+def test_a_playbook_can_be_parsed(example: Example, project: Project) -> None:
+    play = {"hosts": "all", "gather_facts": False, "tasks": example.data}
+    project.write(APP)
+    file = project.folder / "play.yml"
+    file.write_text(yaml.safe_dump(example.data if example.kind == "playbook" else [play]))
+    project.run(file, "--syntax-check")
+
+
+@of_kind("platforms")
+def test_the_servers_of_a_scenario_are_what_is_tested(example: Example) -> None:
+    assert {server["release"] for server in example.data["platforms"]} <= {12, 13}
+    assert all(
+        server["name"].endswith(f"-{server['release']}") for server in example.data["platforms"]
+    )
