@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.parsing.dataloader import DataLoader
 from ansible_collections.carafe.stack.playbooks.meta import preflight as stack
 from ansible_collections.carafe.stack.plugins.plugin_utils import options
 from ansible_collections.carafe.stack.plugins.plugin_utils.problems import Problem, Server
-from ansible_collections.carafe.stack.plugins.plugin_utils.sources import Sources
-from conftest import ROLES
+from ansible_collections.carafe.stack.plugins.plugin_utils.sources import Sources, hide
+from conftest import ROLES, Role
 
 CHECKS = [
     *stack.CHECKS,
@@ -518,3 +519,268 @@ def test_hooks_of_the_wrong_form(value: Any, why: str) -> None:
     spec = {"type": "dict", "options": below}
     problem = the_only(list(options.check_option(server, "the role app", "app_hooks", spec)))
     assert why in problem.what
+
+
+# What the spec says of a value.
+
+
+def check(name: str, value: Any, spec: dict[str, Any] | None = None) -> list[Problem]:
+    """Return what is found wrong with a value of an option, as the roles have it."""
+    role = name.split("_")[0]
+    taker = STACK if role == "stack" else options.Taker(role, Role(role).options)
+    taker.checks = options.checks_of("playbooks" if role == "stack" else f"roles.{role}")
+    server = Server("web1", values={name: value})
+    spec = spec or taker.options[name]
+    found = list(options.check_option(server, str(taker), name, spec, taker.ranges))
+    assert bool(found) != (name in server.values)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        (
+            "app_domains",
+            "shop.example.com",
+            "is the text 'shop.example.com', and a list is meant: [\"shop.example.com\"]",
+        ),
+        (
+            "nginx_sites",
+            [{"name": "shop", "server_names": "shop.test"}],
+            "has in server_names of 'shop' the text 'shop.test', and a list is meant:"
+            ' ["shop.test"]',
+        ),
+        ("app_environment", "A=b", "is the text 'A=b', and a mapping of names to values is meant"),
+        (
+            "stack_https",
+            "no",
+            "is the text 'no', which counts as true; write true or false, with no quotes",
+        ),
+        ("stack_https", "maybe", "is the text 'maybe', which counts as true"),
+        ("stack_https", "", "is the text ''; write true or false"),
+        ("stack_https", 0, "is 0; write true or false"),
+        (
+            "nginx_sites",
+            [{"name": "shop", "cache": "off"}],
+            "has in cache of 'shop' the text 'off', which counts as true",
+        ),
+        ("gunicorn_workers", "four", "is 'four', and a whole number is meant"),
+        ("gunicorn_workers", 1.5, "is 1.5, and a whole number is meant"),
+        ("gunicorn_workers", True, "is True, and a whole number is meant"),
+        ("gunicorn_workers", None, "is nothing, and a whole number is meant"),
+        ("gunicorn_workers", 0, "is 0, and a number at least 1 is meant"),
+        ("gunicorn_workers", "-3", "is -3, and a number at least 1 is meant"),
+        ("gunicorn_timeout", -1, "is -1, and a number at least 0 is meant"),
+        ("stack_https_port", 0, "is 0, and a number from 1 to 65535 is meant"),
+        ("sshd_ports", [22, "70000"], "has in entry 2 70000, and a number from 1 to 65535 is"),
+        (
+            "nginx_sites",
+            [{"name": "shop", "listen": 70000}],
+            "has in listen of 'shop' 70000, and a number from 1 to 65535 is meant",
+        ),
+        ("app_name", ["shop"], "is a list, and a text is meant"),
+        ("app_source", "svn", "is 'svn', which is none of local, git, package"),
+        ("nginx_sites", [{"name": "a", "liste": 1}], "has 'a' liste, and knows only name, state,"),
+        ("nginx_sites", ["a"], "has in entry 1 the text 'a', and a mapping of names to values"),
+        ("app_secret_key_fallbacks", "hush", "is a text, and a list is meant"),
+    ],
+)
+def test_a_value_that_the_spec_does_not_take(name: str, value: Any, what: str) -> None:
+    problem = the_only(check(name, value))
+    assert problem.variable == name
+    assert problem.what.startswith(what)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("app_domains", []),
+        ("gunicorn_workers", "4"),
+        ("gunicorn_timeout", 0),
+        ("sshd_ports", ["22", 65535]),
+        ("stack_https", "true"),
+        ("app_version", 1.2),
+        ("app_version", None),
+        ("nginx_worker_processes", 2),
+        ("nginx_sites", [{"name": "a", "server_names": ["b.test"], "listen": "8080"}]),
+    ],
+)
+def test_a_value_that_it_takes(name: str, value: Any) -> None:
+    assert check(name, value) == []
+
+
+def test_a_value_of_the_command_line_is_written_as_it_is_meant(sources: Any) -> None:
+    problem = Problem("app_sorce", "is wrong", meant="false")
+    advice = sources.advice(problem, "web1", ["prod"])
+    assert advice == "Write -e '{\"app_sorce\": false}' on the command line."
+
+
+@pytest.mark.parametrize("name", [*ROLES, "stack"])
+def test_a_range_is_of_a_number_that_there_is(name: str) -> None:
+    place = "playbooks" if name == "stack" else f"roles.{name}"
+    known = STACK.options if name == "stack" else Role(name).options
+    for path in getattr(options.checks_of(place), "RANGES", {}):
+        spec: dict[str, Any] = {"options": known}
+        for step in path.split("."):
+            spec = spec["options"][step]
+        assert spec.get("elements", spec["type"]) == "int", path
+
+
+# What the playbooks take.
+
+STACK = options.read_stack(DataLoader())
+
+
+def test_what_the_playbooks_take_has_the_default_of_their_wiring() -> None:
+    for name, spec in STACK.options.items():
+        assert spec.get("default") == STACK.defaults.get(name), name
+        assert spec["description"].strip().endswith("."), name
+
+
+def test_a_server_gets_only_roles_that_there_are() -> None:
+    problem = the_only(problems(stack_server_roles=["hardening", "ssh"]))
+    assert problem.variable == "stack_server_roles"
+    assert "has 'ssh', and the roles are app, " in problem.what
+
+
+def with_sites(*sites: dict[str, Any], https: bool = True) -> list[Problem]:
+    given = {"nginx_default_sites": [{"name": "guestbook"}], "nginx_sites": list(sites)}
+    values = {"stack_https": https, "app_name": "guestbook"}
+    return list(stack.check_certificates(Server("web1", values=values, given=given)))
+
+
+def test_a_site_with_no_certificate_while_https_is_on() -> None:
+    problem = the_only(with_sites({"name": "shop", "server_names": ["shop.test"]}))
+    assert "has the site 'shop' with no certificate" in problem.what
+    assert "certificate: /var/lib/certificates/guestbook.pem" in problem.command
+    assert "certificate: ''" in problem.command
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        {"name": "shop", "certificate": ""},
+        {"name": "shop", "certificate": "/var/lib/certificates/guestbook.pem"},
+        {"name": "shop", "state": "absent"},
+        {"name": "guestbook", "client_max_body_size": "50m"},
+    ],
+)
+def test_a_site_that_says_what_it_means(site: dict[str, Any]) -> None:
+    assert with_sites(site) == []
+
+
+def test_a_site_needs_no_certificate_where_there_is_no_https() -> None:
+    assert with_sites({"name": "shop"}, https=False) == []
+
+
+OTHERS = {
+    "shop": {"environment": "prod", "memory_mb": 600, "connections": 60},
+    "blog": {"environment": "prod", "memory_mb": 0},
+    "old": "error",
+}
+
+
+def test_the_memory_of_all_apps_of_the_server_counts() -> None:
+    problem = the_only(problems(facts={"ansible_local": OTHERS}))
+    assert problem.variable == "postgres_memory_mb"
+    assert "x 120 + 600 for the app shop + 128 for the system = 2232 MiB" in problem.what
+    assert "blog" not in problem.what
+
+
+def test_what_the_app_itself_keeps_on_the_server_is_not_counted_twice() -> None:
+    kept = {"guestbook": {"environment": "prod", "memory_mb": 9000, "connections": 9000}}
+    assert problems(facts={"ansible_local": kept}) == []
+
+
+def test_the_connections_of_all_apps_of_the_server_count() -> None:
+    facts = {"ansible_local": OTHERS, "memtotal_mb": 4096}
+    assert problems(facts=facts, gunicorn_threads=9) == []
+    problem = the_only(problems(facts=facts, gunicorn_threads=10))
+    assert problem.variable == "postgres_max_connections"
+    assert "the apps may open 100" in problem.what
+    assert "60 of the app shop" in problem.what
+
+
+def test_what_the_role_raises_by_itself_is_no_matter() -> None:
+    few = {"gunicorn_threads": 50, "postgres_connections": 200}
+    assert problems(**few) == []
+    problem = the_only(problems(**few, postgres_settings={"max_connections": 100}))
+    assert problem.variable == "postgres_settings"
+    assert "has max_connections 100" in problem.what
+
+
+# Which variable a mistake is in.
+
+
+def test_what_follows_from_a_mistake_is_not_told() -> None:
+    variables = {"app_name": "A B", "app_user": "{{ app_name }}", "nginx_default_sites": [],
+                 "nginx_sites": [{"name": "{{ app_user }}"}]}  # fmt: skip
+    told = [Problem(x, "is wrong") for x in variables]
+    left = options.without_echoes(told, {"app_name"}, variables, {})
+    assert [x.variable for x in left] == ["app_name", "nginx_default_sites"]
+    left = options.without_echoes(told, {"app_name", "nginx_sites"}, variables, {})
+    assert [x.variable for x in left] == ["app_name", "nginx_default_sites", "nginx_sites"]
+    known = {"nginx_sites": {}, "nginx_default_sites": {}}
+    left = options.without_echoes(told[2:], {"app_name"}, variables, known)
+    assert [x.variable for x in left] == ["nginx_default_sites"]
+
+
+def test_a_list_of_the_users_adds_to_what_the_wiring_gives() -> None:
+    spec = {"type": "list", "elements": "dict", "options": {
+        "name": {"type": "str"}, "headers": {"type": "list", "elements": "str", "default": []},
+        "listen": {"type": "int", "default": 80}}}  # fmt: skip
+    known = {"nginx_sites": spec, "nginx_default_sites": spec}
+    server = Server("web1", values={
+        "nginx_default_sites": [{"name": "a", "headers": ["x"], "listen": 8080}],
+        "nginx_sites": [{"name": "b"}, {"name": "a", "headers": ["y"]}]})  # fmt: skip
+    for name in known:
+        assert list(options.check_option(server, "nginx", name, spec)) == []
+    options.merge(server, "nginx_sites", known)
+    assert server.values["nginx_sites"] == [
+        {"name": "a", "headers": ["x", "y"], "listen": 8080},
+        {"name": "b", "headers": [], "listen": 80},
+    ]
+
+
+# Where a variable belongs.
+
+
+def test_a_project_of_ones_own(tmp_path: Path) -> None:
+    """With the installed collection there is nothing of ours to edit, and no make."""
+    (tmp_path / "inventory/prod").mkdir(parents=True)
+    (tmp_path / "inventory/prod/hosts.yml").write_text("prod: {hosts: {web1: {}}}\n")
+    inventories = [str(tmp_path / "inventory/prod")]
+    sources = Sources(tmp_path, inventories, {}, {}, ["prod"], top=tmp_path / "collections")
+    assert sources.suggest("app_name", ["app", "prod"]) == (
+        "inventory/prod/group_vars/prod/main.yml"
+    )
+    problem = Problem("vault_app_secret_key", "is not set, and app_secret_key needs it")
+    assert sources.advice(problem, "web1", ["prod"]) == (
+        "Write inventory/prod/group_vars/prod/vault.yml:"
+        " ansible-playbook carafe.stack.vault -i inventory/prod"
+    )
+
+
+def test_an_inventory_with_no_group_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "hosts.ini").write_text("[app]\nweb1\n")
+    sources = Sources(tmp_path, [str(tmp_path / "hosts.ini")], {}, {}, ["app", "all"])
+    assert sources.suggest("app_name", ["web", "app"]) == "group_vars/app/main.yml"
+    (tmp_path / "group_vars").mkdir()
+    (tmp_path / "group_vars/app.yml").write_text("app_name: A\n")
+    assert sources.suggest("app_domains", ["web", "app"]) == "group_vars/app.yml"
+    advice = sources.advice(Problem("app_name", "is wrong"), "web1", ["web", "app"])
+    assert advice == "Edit group_vars/app.yml, line 1."
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("app_version=v1", "app_version=v1"),
+        ("vault_app_secret_key=hush", "vault_app_secret_key=…"),
+        ("app_version=v1 database_password=hush now", "app_version=v1 database_password=…"),
+        ('{"database_password": "hush"}', "{…}"),
+        ("--vault-password-file=x", "--vault-password-file=x"),
+    ],
+)
+def test_the_command_to_run_again_has_no_secret(word: str, said: str) -> None:
+    assert hide(word) == said

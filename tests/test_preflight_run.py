@@ -5,6 +5,7 @@ Only playbooks/preflight.yml runs here, since the servers of these inventories a
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ SECRETS = {
     "vault_app_secret_key": "0123456789abcdef0123456789abcdef",
     "vault_database_password": "hush-hush",
     "vault_database_migrate_password": "hush-hush",
+}
+# What fits into this machine, whatever it is.
+SMALL = {
+    "postgres_memory_mb": 128,
+    "gunicorn_memory_mb": 64,
+    "gunicorn_worker_memory_mb": 20,
+    "gunicorn_workers": 1,
 }
 HERE = {"ansible_connection": "local", "ansible_become": False}
 
@@ -34,6 +42,8 @@ class Environment:
         hosts: dict[str, dict[str, Any]],
         *options: str,
         groups: tuple[str, ...] = ("db", "app", "web"),
+        everyone: dict[str, Any] | None = None,
+        in_hosts: dict[str, Any] | None = None,
         playbook: str = "playbooks/preflight.yml",
         **variables: Any,
     ) -> tuple[int, str]:
@@ -41,10 +51,12 @@ class Environment:
         names: dict[str, dict[str, Any]] = {name: {} for name in hosts}
         inventory = {"test": {"hosts": hosts, "vars": {"ansible_group_priority": 10}}}
         inventory |= {group: {"hosts": names} for group in groups}
+        inventory["all"] = {"vars": in_hosts or {}}
         inventory["guestbook"] = {"children": {"test": {}}}
         (self.folder / "hosts.yml").write_text(yaml.safe_dump(inventory))
         settings = {"app_domains": ["example.com"], **variables}
         (self.folder / "group_vars/test/main.yml").write_text(yaml.safe_dump(settings))
+        (self.folder / "group_vars/all.yml").write_text(yaml.safe_dump(everyone or {}))
         command = ["ansible-playbook", playbook, "-i", str(self.folder), *options]
         result = subprocess.run(
             command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60
@@ -193,3 +205,58 @@ def test_secrets_are_not_shown(inventory: Environment) -> None:
     assert "app_secret_key has 18 characters" in said
     assert "too-short-a-secret" not in said
     assert "hush-hush" not in said
+
+
+def problems_in(said: str) -> list[str]:
+    """Return which variables have a problem, in order, whatever Linux this machine has."""
+    found = re.findall(r" \d+\. (\w+) ", said.split("Then run again")[0])
+    return [variable for variable in found if variable != "ansible_host"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"app_name": "Shop!"},
+        {"app_domains": "shop.example.com"},
+        {"gunicorn_workers": "four"},
+        {"stack_https": "no"},
+        {"certificates_source": "letsencrypt"},
+    ],
+    ids=str,
+)
+def test_one_mistake_is_one_problem(inventory: Environment, wrong: dict[str, Any]) -> None:
+    """Half of the variables are made of these, and all of those are wrong, too."""
+    status, said = inventory.run({"one": HERE}, **{**SMALL, **SECRETS, **wrong})
+    assert status == 2
+    assert problems_in(said) == list(wrong), said
+
+
+def test_a_missing_name_is_told_first_and_what_needs_it_is_not(inventory: Environment) -> None:
+    (inventory.folder / "group_vars/guestbook").unlink()
+    status, said = inventory.run({"one": HERE}, **SMALL)
+    assert status == 2
+    assert "1. app_name is not set, and the role app needs it." in said
+    assert f"Edit {inventory.folder}/group_vars/test/main.yml." in said
+    assert problems_in(said) == ["app_name", "vault_app_secret_key"]
+
+
+def test_numbers_of_the_command_line_are_texts_and_right(inventory: Environment) -> None:
+    options = [x for k, v in {**SMALL, "gunicorn_threads": 2}.items() for x in ("-e", f"{k}={v}")]
+    _, said = inventory.run({"one": HERE}, *options, "-e", "stack_https_port=8443", **SECRETS)
+    assert problems_in(said) == [], said
+
+
+def test_what_the_wiring_beats_is_told(inventory: Environment) -> None:
+    everyone = {"stack_https": False, "certificates_source": "ca", "nginx_gzip": False}
+    in_hosts = {"stack_https_port": 8443, "app_keep_releases": 3}
+    hosts, variables = {"one": {**HERE}}, {**SMALL, **SECRETS, "certificates_source": "ca"}
+    status, said = inventory.run(hosts, everyone=everyone, in_hosts=in_hosts, **variables)
+    assert status == 2
+    folder = inventory.folder
+    assert sorted(problems_in(said)) == ["stack_https", "stack_https_port"], said
+    for words in (
+        f"stack_https is set in {folder}/group_vars/all.yml, line 3, where it has no effect",
+        f"stack_https_port is set in {folder}/hosts.yml, line ",
+        f"move it to {folder}/group_vars/test/main.yml",
+    ):
+        assert words in said

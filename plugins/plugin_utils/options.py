@@ -24,6 +24,13 @@ TRUE = ("true", "yes", "on", "y", "t", "1", "1.0")
 FALSE = ("false", "no", "off", "n", "f", "0")
 UNDEFINED = re.compile(r"'(\w+)' is undefined")
 NAME = re.compile(r"[A-Za-z_]\w*")
+KINDS = {
+    "list": "a list",
+    "dict": "a mapping of names to values",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+}
 
 
 @dataclass
@@ -128,7 +135,8 @@ def wrong(name: str, at: str, value: Any, kind: str, choices: Any) -> Iterator[t
             "",
         )
     elif choices and value not in choices and str(value) not in map(str, choices):
-        yield f"{at} {value!r}, and is one of {', '.join(str(x) or repr('') for x in choices)}", ""
+        known = ", ".join(str(x) or "''" for x in choices)
+        yield f"{at} {value!r}, which is none of {known}", ""
 
 
 def faults(
@@ -144,7 +152,7 @@ def faults(
     path = path or name
     if value is None:
         if spec.get("required") or spec.get("default") is not None:
-            yield f"{at} nothing, and a {spec['type']} is meant", ""
+            yield f"{at} nothing, and {KINDS.get(spec['type'], 'a text')} is meant", ""
         return
     found = list(wrong(path, at, value, spec["type"], spec.get("choices")))
     if found:
