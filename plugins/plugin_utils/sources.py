@@ -115,8 +115,11 @@ class Sources:
         """Return the file where a variable that is not set should be."""
         if variable == "private_address" or variable.startswith("ansible_"):
             return self.hosts_file()
-        name = "vault.yml" if variable.startswith("vault_") else "main.yml"
-        return self.short(self.group_file(self.group(groups), name))
+        if variable.startswith("vault_"):
+            # As playbooks/vault.yml has it.
+            names = [x.name for x in self.folders() if x.name in groups]
+            return self.short(self.group_file(next(iter(names), "all"), "vault.yml"))
+        return self.short(self.group_file(self.group(groups)))
 
     def vault_command(self) -> str:
         """Return the command that writes a vault for the environment."""
