@@ -85,3 +85,36 @@ def test_the_preflight_comes_with_it(elsewhere: dict[str, str], tmp_path: Path) 
     done = run(*command, environment=elsewhere, folder=tmp_path)
     assert "away cannot be reached" in done
     assert "app_name is not set, and the role app needs it" in done
+
+
+@pytest.fixture
+def project(elsewhere: dict[str, str], tmp_path: Path) -> Path:
+    """Return a project of the user's own: an inventory, and nothing else."""
+    folder = tmp_path / "inventory/prod"
+    (folder / "group_vars/prod").mkdir(parents=True)
+    hosts = "{hosts: {away: {ansible_host: 127.0.0.1, ansible_port: 1}}}"
+    groups = ("prod", "db", "app", "web")
+    (folder / "hosts.yml").write_text("".join(f"{group}: {hosts}\n" for group in groups))
+    settings = "app_name: Shop!\nstack_htps: false\n"
+    (folder / "group_vars/prod/main.yml").write_text(settings)
+    return tmp_path
+
+
+def test_what_it_says_is_about_the_project_of_the_user(
+    project: Path, elsewhere: dict[str, str]
+) -> None:
+    command = ["ansible-playbook", "carafe.stack.site", "-i", "inventory/prod"]
+    done = run(*command, environment=elsewhere, folder=project)
+    said = " ".join(done.split())
+    for words in (
+        "app_name is 'Shop!', which is not a name of a Linux user",
+        "Edit inventory/prod/group_vars/prod/main.yml, line 1.",
+        "stack_htps is a variable that the stack does not know; did you mean stack_https?",
+        "Write inventory/prod/group_vars/prod/vault.yml:"
+        " ansible-playbook carafe.stack.vault -i inventory/prod",
+        "Then run again: ansible-playbook carafe.stack.site -i inventory/prod",
+    ):
+        assert words in said
+    told = said.split("problems found before")[1].split("Then run again")[0]
+    assert "installed" not in told
+    assert "make " not in told
