@@ -130,6 +130,10 @@ def test_a_role_that_postgres_does_not_take(name: str) -> None:
     assert the_only(problems(postgres_roles=[{"name": name}])).variable == "postgres_roles"
 
 
+def test_a_database_that_adds_to_the_playbook_s_repeats_no_owner() -> None:
+    assert problems(postgres_databases=[{"name": "guestbook", "extensions": ["citext"]}]) == []
+
+
 def test_an_owner_that_postgres_does_not_take() -> None:
     databases = [{"name": "x", "owner": "x" * 64}]
     assert "role" in the_only(problems(postgres_databases=databases)).what

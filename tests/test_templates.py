@@ -19,7 +19,7 @@ from supervisor.datatypes import RestartUnconditionally
 from supervisor.options import ServerOptions, UnhosedConfigParser
 
 APP, GUNICORN, NGINX = Role("app"), Role("gunicorn"), Role("nginx")
-POSTGRES, SUPERVISOR = Role("postgres"), Role("supervisor")
+SUPERVISOR = Role("supervisor")
 
 SITE: dict[str, Any] = {
     "name": "shop.example",
@@ -320,122 +320,6 @@ def test_supervisord_reads_its_own_file() -> None:
     parser.read_string(SUPERVISOR.render("etc/supervisor/supervisord.conf.j2"))
     assert parser["unix_http_server"]["chmod"] == "0700"
     assert parser["include"]["files"] == "/etc/supervisor/conf.d/*.conf"
-
-
-def postgres_settings(**variables: Any) -> dict[str, str]:
-    """Parse a settings file as PostgreSQL does: name = 'value', where '' is a quote."""
-    text = POSTGRES.render("etc/postgresql/carafe.conf.j2", **variables)
-    found = {}
-    for line in text.splitlines():
-        if line and not line.startswith("#"):
-            match = re.fullmatch(r"([a-z_.]+) = '((?:[^']|'')*)'", line)
-            assert match, line
-            found[match[1]] = match[2].replace("''", "'")
-    return found
-
-
-def test_quotes_in_a_setting_of_postgres_are_kept() -> None:
-    settings = {"log_line_prefix": "it's 'quoted' %m ", "search_path": '"$user", public'}
-    found = postgres_settings(postgres_settings=settings)
-    assert {name: found[name] for name in settings} == settings
-
-
-# What https://pgtune.leopard.in.ua says for: web application, SSD, and these machines.
-PGTUNE = {
-    "4 GB, 2 cores, 200 connections": (
-        {"postgres_memory_mb": 4096, "postgres_cores": 2, "postgres_max_connections": 200},
-        {
-            "max_connections": "200",
-            "shared_buffers": "1GB",
-            "effective_cache_size": "3GB",
-            "maintenance_work_mem": "256MB",
-            "checkpoint_completion_target": "0.9",
-            "wal_buffers": "16MB",
-            "default_statistics_target": "100",
-            "random_page_cost": "1.1",
-            "effective_io_concurrency": "200",
-            "work_mem": "5242kB",
-            "min_wal_size": "1GB",
-            "max_wal_size": "4GB",
-            "max_worker_processes": None,
-        },
-    ),
-    "8 GB, 4 cores, 200 connections": (
-        {"postgres_memory_mb": 8192, "postgres_cores": 4, "postgres_max_connections": 200},
-        {
-            "shared_buffers": "2GB",
-            "effective_cache_size": "6GB",
-            "maintenance_work_mem": "512MB",
-            "wal_buffers": "16MB",
-            "work_mem": "5242kB",
-            "max_worker_processes": "4",
-            "max_parallel_workers_per_gather": "2",
-            "max_parallel_workers": "4",
-            "max_parallel_maintenance_workers": "2",
-        },
-    ),
-    "64 GB, 16 cores, 200 connections": (
-        {"postgres_memory_mb": 65536, "postgres_cores": 16, "postgres_max_connections": 200},
-        {
-            "shared_buffers": "16GB",
-            "effective_cache_size": "48GB",
-            "maintenance_work_mem": "2GB",
-            "work_mem": "20971kB",
-            "max_parallel_workers_per_gather": "4",
-        },
-    ),
-}
-
-
-def in_kb(value: str | None) -> str | int | None:
-    match = re.fullmatch(r"(\d+)(kB|MB|GB)", value or "")
-    return int(match[1]) * {"kB": 1, "MB": 1024, "GB": 1024**2}[match[2]] if match else value
-
-
-@pytest.mark.parametrize(("machine", "advice"), PGTUNE.values(), ids=PGTUNE)
-def test_postgres_is_tuned_as_pgtune_would(machine: dict[str, int], advice: dict[str, str]) -> None:
-    found = postgres_settings(**machine)
-    assert {k: in_kb(found.get(k)) for k in advice} == {k: in_kb(v) for k, v in advice.items()}
-
-
-def test_half_of_the_memory_is_postgres_s() -> None:
-    assert in_kb(postgres_settings()["shared_buffers"]) == 2048 // 2 // 4 * 1024
-
-
-def test_a_setting_of_postgres_wins_over_what_the_role_computes() -> None:
-    found = postgres_settings(postgres_settings={"work_mem": "16MB", "max_connections": 7})
-    assert found["work_mem"] == "16MB"
-    assert found["max_connections"] == "7"
-
-
-def hba_tokens(line: str) -> list[str]:
-    """Split a line as PostgreSQL does; outside of quotes a comma or # would end a token."""
-    tokens = re.findall(r'(?:[^\s",#]|"(?:[^"]|"")*")+', line)
-    return [re.sub(r'""|"', lambda x: x[0][1:], token) for token in tokens]
-
-
-def test_rules_of_pg_hba_keep_their_order_and_names() -> None:
-    rules = [
-        {"type": "local", "database": "all", "user": "+ops", "method": "peer"},
-        {"type": "hostssl", "database": 'my "db', "user": "Ünï", "method": "scram-sha-256"},
-        {"type": "host", "database": "all", "user": "all", "method": "reject"},
-    ]
-    rules[1] |= {"address": "192.0.2.0/24", "options": 'map="a b"'}
-    rules[2] |= {"address": "0.0.0.0/0"}
-    text = POSTGRES.render("etc/postgresql/pg_hba.conf.j2", postgres_hba=rules)
-    lines = [hba_tokens(line) for line in text.splitlines() if line and not line.startswith("#")]
-    assert lines == [
-        ["local", "all", "postgres", "peer"],
-        ["local", "all", "+ops", "peer"],
-        ["hostssl", 'my "db', "Ünï", "192.0.2.0/24", "scram-sha-256", "map=a b"],
-        ["host", "all", "all", "0.0.0.0/0", "reject"],
-    ]
-
-
-def test_a_name_that_is_a_keyword_of_pg_hba_only_in_part_stays_a_name() -> None:
-    rules = [{"type": "local", "database": "all, the rest", "user": "#1", "method": "peer"}]
-    text = POSTGRES.render("etc/postgresql/pg_hba.conf.j2", postgres_hba=rules)
-    assert hba_tokens(text.splitlines()[-1]) == ["local", "all, the rest", "#1", "peer"]
 
 
 def test_folders_are_lines_of_tmpfiles_d() -> None:

@@ -12,6 +12,7 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
 )
 
 RANGES = {
+    "postgres_connections": (0, None),
     "postgres_cores": (1, None),
     "postgres_max_connections": (4, None),
     "postgres_memory_mb": (1, None),
@@ -25,6 +26,8 @@ def check_database_names(server: Server) -> Iterator[Problem]:
         ("postgres_databases", "database", key, x)
         for x in entries(server, "postgres_databases")
         for key in ("name", "owner")
+        # What is merged over the playbook's database of that name has its owner there.
+        if key in x or key == "name"
     ]
     named += [("postgres_roles", "role", "name", x) for x in entries(server, "postgres_roles")]
     for variable, kind, key, entry in named:

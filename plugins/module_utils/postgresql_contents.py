@@ -1,27 +1,58 @@
-"""Bring the roles and databases of a PostgreSQL cluster to what standard input asks for.
-
-Standard input is a JSON object: ``roles`` and ``databases`` as in the role's argument specs, and
-``check``, true when nothing may be changed. Standard output is a JSON object whose ``changes``
-lists one sentence for each statement that was run, or would have been. Runs as the operating
-system's user ``postgres`` over the unix socket.
+"""Bring the roles and databases of a PostgreSQL cluster to what is asked.
 
 The modules of community.postgresql are not used here because they cannot name a role or database
 with a double quote in it twice (the second run fails, or makes it again), and because they take one
 task for each of the seven kinds of thing that this brings about in one.
 """
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import hmac
-import json
 import stringprep
-import sys
 import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import psycopg2
-from psycopg2 import sql
-from psycopg2.extensions import encrypt_password
+from ansible.module_utils.basic import AnsibleModule
 
+from .postgresql_server import Failure, Session, one_line
+
+try:
+    import psycopg2
+    from psycopg2 import sql
+    from psycopg2.extensions import encrypt_password
+except ImportError:  # a bare server in a dry run
+    psycopg2 = sql = encrypt_password = None
+
+# What the modules take, as roles/postgres/meta/argument_specs.yml has it.
+ARGUMENTS: dict[str, Any] = {
+    "roles": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "name": {"type": "str", "required": True},
+            "password": {"type": "str", "no_log": True},
+            "login": {"type": "bool", "default": True},
+            "member_of": {"type": "list", "elements": "str", "default": []},
+            "settings": {"type": "dict", "default": {}},
+        },
+    },
+    "databases": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "name": {"type": "str", "required": True},
+            "owner": {"type": "str"},
+            "writers": {"type": "list", "elements": "str", "default": []},
+            "extensions": {"type": "list", "elements": "str", "default": []},
+            "locale": {"type": "str", "default": "C.UTF-8"},
+        },
+    },
+}
 PROHIBITED = (
     stringprep.in_table_a1,  # not assigned when RFC 3454 was written; emoji, for one
     stringprep.in_table_c12,
@@ -66,37 +97,6 @@ def password_is(verifier, password):
     return hmac.compare_digest(verifier.split("$", 2)[2], keys)
 
 
-class Cluster:
-    """One connection at a time to the cluster, and the list of what was changed through it."""
-
-    def __init__(self, check):
-        self.check = check
-        self.changes = []
-        self.open("postgres")
-
-    def open(self, database):
-        """Connect to a database; statements take effect one by one.
-
-        The search path keeps what a database's owner has put into its schemas from running as the
-        superuser.
-        """
-        self.connection = psycopg2.connect(
-            dbname=database, client_encoding="UTF8", options="-c search_path=pg_catalog"
-        )
-        self.connection.autocommit = True
-        self.cursor = self.connection.cursor()
-
-    def rows(self, query, *values):
-        self.cursor.execute(query, values)
-        return self.cursor.fetchall()
-
-    def change(self, sentence, template, **parts):
-        """Run one statement, unless only checking; note what it does, never the secret in it."""
-        self.changes.append(sentence)
-        if not self.check:
-            self.cursor.execute(sql.SQL(template).format(**parts))
-
-
 def name(text):
     return sql.Identifier(text)
 
@@ -107,18 +107,18 @@ def literals(value):
     return sql.SQL(", ").join(sql.Literal(str(x)) for x in values)
 
 
-def setting_is(cluster, stored, value):
+def setting_is(session, stored, value):
     """Tell whether pg_db_role_setting keeps this value: some settings' values as quoted names."""
     values = [str(x) for x in (value if isinstance(value, list) else [value])]
-    quoted = [cluster.rows("SELECT quote_ident(%s)", x)[0][0] for x in values]
+    quoted = [session.rows("SELECT quote_ident(%s)", x)[0][0] for x in values]
     return stored in (", ".join(values), ", ".join(quoted))
 
 
-def ensure_role(cluster, role):
+def ensure_role(session, role):
     """Make a role, or bring its login, password and settings to what is asked."""
     who, login = role["name"], role.get("login", True)
     attribute = sql.SQL("LOGIN" if login else "NOLOGIN")
-    found = cluster.rows(
+    found = session.rows(
         "SELECT a.rolcanlogin, a.rolpassword, coalesce(s.setconfig, '{}')"
         " FROM pg_authid a"
         " LEFT JOIN pg_db_role_setting s ON s.setrole = a.oid AND s.setdatabase = 0"
@@ -126,32 +126,32 @@ def ensure_role(cluster, role):
         who,
     )
     if not found:
-        cluster.change(f"create role {who}", "CREATE ROLE {r} {a}", r=name(who), a=attribute)
+        session.change(f"create role {who}", "CREATE ROLE {r} {a}", r=name(who), a=attribute)
     has_login, has_password, has_settings = found[0] if found else (login, None, [])
     if has_login != login:
-        cluster.change(f"change login of {who}", "ALTER ROLE {r} {a}", r=name(who), a=attribute)
+        session.change(f"change login of {who}", "ALTER ROLE {r} {a}", r=name(who), a=attribute)
     password = str(role.get("password") or "")  # YAML makes a number of one that is all digits
     if password and not password_is(has_password, password):
         # Encrypted here, so that the server's log never shows it.
-        verifier = encrypt_password(password, who, cluster.connection, "scram-sha-256")
-        cluster.change(
+        verifier = encrypt_password(password, who, session.connection, "scram-sha-256")
+        session.change(
             f"set password of {who}",
             "ALTER ROLE {r} PASSWORD {p}",
             r=name(who),
             p=sql.Literal(verifier),
         )
     if has_password and not password:
-        cluster.change(f"remove password of {who}", "ALTER ROLE {r} PASSWORD NULL", r=name(who))
-    ensure_settings(cluster, who, dict(s.split("=", 1) for s in has_settings), role)
+        session.change(f"remove password of {who}", "ALTER ROLE {r} PASSWORD NULL", r=name(who))
+    ensure_settings(session, who, dict(s.split("=", 1) for s in has_settings), role)
 
 
-def ensure_settings(cluster, who, has, role):
+def ensure_settings(session, who, has, role):
     """Bring the settings that a role's sessions start with to what is asked, and to no others."""
     has = {key.lower(): value for key, value in has.items()}
     wanted = {key.lower(): value for key, value in (role.get("settings") or {}).items()}
     for key, value in wanted.items():
-        if not setting_is(cluster, has.get(key), value):
-            cluster.change(
+        if not setting_is(session, has.get(key), value):
+            session.change(
                 f"set {key} of {who}",
                 "ALTER ROLE {r} SET {k} = {v}",
                 r=name(who),
@@ -159,7 +159,7 @@ def ensure_settings(cluster, who, has, role):
                 v=literals(value),
             )
     for key in sorted(has.keys() - wanted.keys()):
-        cluster.change(
+        session.change(
             f"reset {key} of {who}",
             "ALTER ROLE {r} RESET {k}",
             r=name(who),
@@ -167,23 +167,23 @@ def ensure_settings(cluster, who, has, role):
         )
 
 
-def ensure_memberships(cluster, role):
+def ensure_memberships(session, role):
     """Make a role a member of what is asked, and of nothing else."""
     who, wanted = role["name"], set(role.get("member_of") or [])
     has = {
         row[0]
-        for row in cluster.rows(
+        for row in session.rows(
             "SELECT pg_get_userbyid(roleid) FROM pg_auth_members"
             " WHERE pg_get_userbyid(member) = %s",
             who,
         )
     }
     for group in sorted(wanted - has):
-        cluster.change(
+        session.change(
             f"make {who} a member of {group}", "GRANT {g} TO {r}", g=name(group), r=name(who)
         )
     for group in sorted(has - wanted):
-        cluster.change(
+        session.change(
             f"end membership of {who} in {group}",
             "REVOKE {g} FROM {r}",
             g=name(group),
@@ -191,13 +191,13 @@ def ensure_memberships(cluster, role):
         )
 
 
-def ensure_database(cluster, database):
+def ensure_database(session, database):
     """Make a database, and keep everybody out of it but its owner and writers."""
     what, owner = database["name"], database["owner"]
     locale = database.get("locale", "C.UTF-8")
-    found = cluster.rows("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s", what)
+    found = session.rows("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s", what)
     if not found:
-        cluster.change(
+        session.change(
             f"create database {what}",
             "CREATE DATABASE {d} OWNER {o} TEMPLATE template0 ENCODING 'UTF8'"
             " LC_COLLATE {l} LC_CTYPE {l}",
@@ -205,17 +205,17 @@ def ensure_database(cluster, database):
             o=name(owner),
             l=sql.Literal(locale),
         )
-        if cluster.check:
+        if session.check:
             return
     elif found[0][0] != owner:
-        cluster.change(
+        session.change(
             f"give database {what} to {owner}",
             "ALTER DATABASE {d} OWNER TO {o}",
             d=name(what),
             o=name(owner),
         )
     writers = database.get("writers") or []
-    grants = cluster.rows(
+    grants = session.rows(
         "SELECT CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(x.grantee) END,"
         " x.grantee = 0, x.privilege_type"
         " FROM pg_database d, aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) x"
@@ -224,7 +224,7 @@ def ensure_database(cluster, database):
     )
     for grantee, public in sorted({grant[:2] for grant in grants}):
         if public or grantee not in (owner, *writers):
-            cluster.change(
+            session.change(
                 f"close database {what} to {grantee}",
                 "REVOKE ALL ON DATABASE {d} FROM {r}",
                 d=name(what),
@@ -232,7 +232,7 @@ def ensure_database(cluster, database):
             )
     for writer in writers:
         if not {(writer, False, "CONNECT"), (writer, False, "TEMPORARY")} <= set(grants):
-            cluster.change(
+            session.change(
                 f"open database {what} to {writer}",
                 "GRANT CONNECT, TEMPORARY ON DATABASE {d} TO {r}",
                 d=name(what),
@@ -265,13 +265,13 @@ KINDS = (
 )
 
 
-def ensure_inside(cluster, database):
+def ensure_inside(session, database):
     """Make the extensions, and let the writers use what the owner has made and will make."""
     what, owner = database["name"], database["owner"]
-    has = {row[0] for row in cluster.rows("SELECT extname FROM pg_extension")}
+    has = {row[0] for row in session.rows("SELECT extname FROM pg_extension")}
     for extension in database.get("extensions") or []:
         if extension not in has:
-            cluster.change(
+            session.change(
                 f"create extension {extension} in {what}",
                 # It is made in the first schema of the search path.
                 "SET search_path TO public; CREATE EXTENSION {e} CASCADE; RESET search_path",
@@ -279,11 +279,11 @@ def ensure_inside(cluster, database):
             )
     for writer in database.get("writers") or []:
         for kind in KINDS:
-            ensure_writer(cluster, what, owner, writer, *kind)
+            ensure_writer(session, what, owner, writer, *kind)
 
 
-def ensure_writer(cluster, what, owner, writer, word, letter, privileges, query):
-    granted = cluster.rows(
+def ensure_writer(session, what, owner, writer, word, letter, privileges, query):
+    granted = session.rows(
         "SELECT x.privilege_type FROM pg_default_acl d, aclexplode(d.defaclacl) x"
         " WHERE pg_get_userbyid(d.defaclrole) = %s AND d.defaclnamespace = 0"
         " AND d.defaclobjtype = %s AND pg_get_userbyid(x.grantee) = %s",
@@ -293,7 +293,7 @@ def ensure_writer(cluster, what, owner, writer, word, letter, privileges, query)
     )
     parts = {"p": sql.SQL(", ".join(privileges)), "w": name(writer)}
     if not set(privileges) <= {row[0] for row in granted}:
-        cluster.change(
+        session.change(
             f"let {writer} use each {word.lower()} that {owner} will make in {what}",
             "ALTER DEFAULT PRIVILEGES FOR ROLE {o} GRANT {p} ON " + word + "S TO {w}",
             o=name(owner),
@@ -301,13 +301,13 @@ def ensure_writer(cluster, what, owner, writer, word, letter, privileges, query)
         )
     holds = " AND ".join(f"has_{word.lower()}_privilege(r.oid, o.oid, '{p}')" for p in privileges)
     # Materialized, or PostgreSQL may ask about a table what can only be asked about a sequence.
-    for (path,) in cluster.rows(
+    for (path,) in session.rows(
         f"WITH o (oid, path) AS MATERIALIZED ({query})"  # nosec B608
         f" SELECT o.path FROM o, pg_roles r WHERE r.rolname = %s AND NOT ({holds}) ORDER BY 1",
         owner,
         writer,
     ):
-        cluster.change(
+        session.change(
             f"let {writer} use {word.lower()} {'.'.join(path)} in {what}",
             "GRANT {p} ON " + word + " {t} TO {w}",
             t=sql.Identifier(*path),
@@ -315,26 +315,53 @@ def ensure_writer(cluster, what, owner, writer, word, letter, privileges, query)
         )
 
 
-def main():
-    wanted = json.load(sys.stdin)
-    cluster = Cluster(wanted["check"])
+def ensure(session: Session, roles: list[Mapping], databases: list[Mapping]) -> None:
+    """Make what is missing and mend what differs; what is not named is left alone."""
+    for database in databases:
+        if not database["owner"]:
+            raise Failure(
+                f"The database {database['name']!r} has no owner. Add one to its entry in"
+                " postgres_databases in group_vars and run the playbook again."
+            )
     try:
-        for role in wanted["roles"]:
-            ensure_role(cluster, role)
-        for role in wanted["roles"]:
-            ensure_memberships(cluster, role)
-        for database in wanted["databases"]:
-            ensure_database(cluster, database)
-        present = {row[0] for row in cluster.rows("SELECT datname FROM pg_database")}
-        for database in wanted["databases"]:
+        for role in roles:
+            ensure_role(session, role)
+        for role in roles:
+            ensure_memberships(session, role)
+        for database in databases:
+            ensure_database(session, database)
+        present = {row[0] for row in session.rows("SELECT datname FROM pg_database")}
+        for database in databases:
             if database["name"] in present:
-                cluster.open(database["name"])
-                ensure_inside(cluster, database)
+                session.open(database["name"])
+                ensure_inside(session, database)
     except psycopg2.Error as error:
-        sys.exit(f"PostgreSQL says: {error}")
-    finally:
-        json.dump({"changes": cluster.changes}, sys.stdout)
+        raise Failure(
+            f"PostgreSQL says: {one_line(error)}. Correct postgres_roles or postgres_databases in"
+            " group_vars and run the playbook again."
+        ) from None
 
 
-if __name__ == "__main__":
-    main()
+def on_a_bare_server(roles: Iterable[Mapping], databases: Iterable[Mapping]) -> list[str]:
+    """Return what ensure() would do first of all where there is no cluster yet."""
+    return [
+        *(f"create role {role['name']}" for role in roles),
+        *(f"create database {database['name']}" for database in databases),
+    ]
+
+
+class QuietModule(AnsibleModule):
+    """A module whose arguments are kept out of the server's journal.
+
+    Ansible looks there for each password as it is, and in a list it stands as Python writes it: one
+    with a quote or a backslash would be shown.
+    """
+
+    def _log_invocation(self) -> None:
+        self.log("Invoked")
+
+
+def report(changes: list[str]) -> dict[str, Any]:
+    """Return a module's result: sentences, also where --diff looks for them."""
+    text = "".join(f"{change}\n" for change in changes)
+    return {"changed": bool(changes), "changes": changes, "diff": {"prepared": text}}

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import hmac
-import sys
-from types import ModuleType
 
 import pytest
-from conftest import ROOT, load_module
+from ansible_collections.carafe.stack.plugins.module_utils import postgresql_contents as contents
 
 # RFC 7677, section 3: the exchange of the user "user" with the password "pencil".
 SALT = "W22ZaJ0SNY7soEsUEjb6gQ=="
@@ -23,33 +21,23 @@ STORED_KEY = "WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY="
 VERIFIER = f"SCRAM-SHA-256$4096:{SALT}${STORED_KEY}:{SERVER_KEY}"
 
 
-@pytest.fixture(scope="module")
-def contents() -> ModuleType:
-    # Debian's python3 has psycopg2; here nothing connects.
-    for name in ("psycopg2", "psycopg2.sql", "psycopg2.extensions"):
-        sys.modules.setdefault(name, ModuleType(name))
-    sys.modules["psycopg2"].sql = sys.modules["psycopg2.sql"]
-    sys.modules["psycopg2.extensions"].encrypt_password = None
-    return load_module(ROOT / "roles/postgres/files/contents.py", "contents")
-
-
 def test_the_verifier_of_this_test_is_the_one_of_rfc_7677() -> None:
     key = base64.b64decode(SERVER_KEY)
     signature = hmac.digest(key, AUTH_MESSAGE.encode(), "sha256")
     assert base64.b64encode(signature).decode() == SERVER_SIGNATURE
 
 
-def test_a_password_is_known_by_its_verifier(contents: ModuleType) -> None:
+def test_a_password_is_known_by_its_verifier() -> None:
     assert contents.password_is(VERIFIER, "pencil")
 
 
 @pytest.mark.parametrize("password", ["Pencil", "pencil ", "", "pensil"])
-def test_another_password_is_not(contents: ModuleType, password: str) -> None:
+def test_another_password_is_not(password: str) -> None:
     assert not contents.password_is(VERIFIER, password)
 
 
 @pytest.mark.parametrize("stored", [None, "", "md5c5e478d66bd7d2b4", "pencil"])
-def test_what_is_no_verifier_matches_no_password(contents: ModuleType, stored: str | None) -> None:
+def test_what_is_no_verifier_matches_no_password(stored: str | None) -> None:
     assert not contents.password_is(stored, "pencil")
 
 
@@ -71,7 +59,5 @@ def test_what_is_no_verifier_matches_no_password(contents: ModuleType, stored: s
         ("", ""),
     ],
 )
-def test_a_password_is_prepared_as_postgres_does(
-    contents: ModuleType, password: str, prepared: str
-) -> None:
+def test_a_password_is_prepared_as_postgres_does(password: str, prepared: str) -> None:
     assert contents.saslprep(password) == prepared

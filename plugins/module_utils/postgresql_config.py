@@ -1,0 +1,164 @@
+"""The configuration of a PostgreSQL server that several owners share: claims in, two files out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import claims
+
+FOLDER = Path("/etc/carafe/postgres.d")
+HEADER = "# Managed by Ansible, role postgres. What is changed here by hand is lost.\n"
+# PostgreSQL keeps this many connections for the superuser (superuser_reserved_connections).
+RESERVED_CONNECTIONS = 3
+HBA_KEYWORDS = ("all", "sameuser", "samerole", "replication")
+# What a server has once, so that two owners cannot state it differently.
+ONCE = ("memory_mb", "cores")
+
+
+def claim(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an owner claims: what it stated, nothing that only follows from the server."""
+    names = ("connections", "max_connections", "listen_addresses", "settings")
+    stated = {name: parameters[name] for name in names}
+    for name in ("hba", "default_hba"):
+        stated[name] = [{k: v for k, v in rule.items() if v} for rule in parameters[name]]
+    for name in ONCE:
+        if parameters[name] != parameters["measured"][name]:
+            stated[name] = parameters[name]
+    return json.loads(json.dumps(stated))
+
+
+def claim_of(folder: Path, owner: str) -> dict[str, Any] | None:
+    """Return the claim of one owner; None where there is none that can be read."""
+    try:
+        return json.loads((folder / f"{owner}.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def unproven(mine: dict[str, Any], stored: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a claim as it is kept until the server has run with it: with the one before."""
+    if stored is None:
+        return {**mine, "former": None}
+    bare = {name: value for name, value in stored.items() if name != "former"}
+    return stored if bare == mine else {**mine, "former": stored.get("former", bare)}
+
+
+def settle(folder: Path, works: bool) -> None:
+    """Keep the claims that are not proven where the server works with them; else the former ones.
+
+    Otherwise the next owner's run would try once more what this server does not start with.
+    """
+    for owner, data in claims.read(folder, "", None).items():
+        if "former" in data:
+            former = data.pop("former")
+            claims.claim(folder, owner, data if works else former)
+
+
+def stated_once(everybody: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what no two owners may state differently, by owner, as a user calls it."""
+    return {
+        owner: {f"postgres_{name}": data[name] for name in ONCE if name in data}
+        | {f"{k.lower()} in postgres_settings": str(v) for k, v in data["settings"].items()}
+        for owner, data in everybody.items()
+    }
+
+
+def settings(
+    everybody: Mapping[str, Mapping[str, Any]], measured: Mapping[str, int], has_connections: int
+) -> dict[str, str]:
+    """Return the settings of the server, from all claims and from the connections that it has.
+
+    Those are never made fewer: that takes a restart, and another owner's next run one more.
+    """
+    stated = {k.lower(): v for data in everybody.values() for k, v in data["settings"].items()}
+    memory_mb, cores = (
+        next((data[name] for data in everybody.values() if name in data), measured[name])
+        for name in ONCE
+    )
+    connections = stated.get("max_connections") or max(
+        has_connections,
+        *(data["max_connections"] for data in everybody.values()),
+        sum(data["connections"] for data in everybody.values()) + RESERVED_CONNECTIONS,
+    )
+    addresses = sorted({x for data in everybody.values() for x in data["listen_addresses"]})
+    found = {
+        "listen_addresses": ",".join(addresses),
+        "password_encryption": "scram-sha-256",  # nosec B105
+        "max_connections": connections,
+        **tuned(memory_mb, cores, int(connections) if str(connections).isdecimal() else 100),
+        **stated,
+    }
+    return {name: str(value) for name, value in sorted(found.items())}
+
+
+def tuned(memory_mb: int, cores: int, connections: int) -> dict[str, Any]:
+    """Return what pgtune (https://github.com/le0pard/pgtune) says, profile "web", storage "ssd"."""
+    memory = memory_mb * 1024
+    shared = memory // 4
+    gather = min(math.ceil(cores / 2), 4) if cores >= 4 else 1
+    parallel = {
+        "max_worker_processes": cores,
+        "max_parallel_workers": cores,
+        "max_parallel_workers_per_gather": gather,
+        "max_parallel_maintenance_workers": gather,
+    }
+    return {
+        "shared_buffers": f"{shared}kB",
+        "effective_cache_size": f"{memory * 3 // 4}kB",
+        "maintenance_work_mem": f"{min(memory // 16, 2097152)}kB",
+        "work_mem": f"{max((memory - shared) // (max(connections, 1) * 3) // gather, 64)}kB",
+        "wal_buffers": f"{min(shared * 3 // 100, 16384)}kB",
+        "min_wal_size": "1GB",
+        "max_wal_size": "4GB",
+        "checkpoint_completion_target": 0.9,
+        "default_statistics_target": 100,
+        "random_page_cost": 1.1,
+        "effective_io_concurrency": 200,
+        **(parallel if cores >= 4 else {}),
+    }
+
+
+def settings_text(values: Mapping[str, str]) -> str:
+    lines = [HEADER, "# They win over postgresql.conf. Change them through postgres_settings.\n"]
+    for name, value in values.items():
+        quoted = value.replace("'", "''")
+        lines.append(f"{name} = '{quoted}'\n")
+    return "".join(lines)
+
+
+def parse_settings(text: str) -> dict[str, str]:
+    """Return the settings that settings_text() has written."""
+    pairs = (line.split(" = ", 1) for line in text.splitlines() if " = " in line and line[0] != "#")
+    return {name: value[1:-1].replace("''", "'") for name, value in pairs}
+
+
+def hba(everybody: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return all owners' lines, each once: what somebody stated before what is there by default."""
+    names = ("hba", "default_hba")
+    found = [rule for name in names for data in everybody.values() for rule in data[name]]
+    return [rule for i, rule in enumerate(found) if rule not in found[:i]]
+
+
+def hba_name(text: str) -> str:
+    """Quote a name; a word that PostgreSQL knows stays bare, +name is a role and its members."""
+    if text in HBA_KEYWORDS:
+        return text
+    plus = "+" if text.startswith("+") else ""
+    return f'{plus}"{text.removeprefix(plus).replace(chr(34), chr(34) * 2)}"'
+
+
+def hba_text(rules: Iterable[Mapping[str, Any]]) -> str:
+    lines = [
+        HEADER,
+        "# Who may connect, from where, and how they prove it. The first match decides.\n",
+        "local all postgres peer\n",
+    ]
+    for rule in rules:
+        names = [hba_name(rule["database"]), hba_name(rule["user"])]
+        words = [rule["type"], *names, rule.get("address"), rule["method"], rule.get("options")]
+        lines.append(" ".join(word for word in words if word) + "\n")
+    return "".join(lines)

@@ -1,0 +1,193 @@
+"""Debian's PostgreSQL cluster "main": its files, its unit, and connections to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+try:
+    import psycopg2
+    from psycopg2 import sql
+except ImportError:  # a bare server in a dry run; missing() says so where it matters
+    psycopg2 = sql = None
+
+# Seconds until a server that says nothing is given up, and one that still reads its log.
+SILENCE, RECOVERY = 30, 600
+
+# One row that tells what the running server thinks of the files on its disk. PostgreSQL calls a
+# wrong value and one that waits for a restart by the same words; only the second makes
+# pending_restart true.
+STATE = """
+SELECT
+  ARRAY(
+    SELECT format('%s, line %s: %s: %s', sourcefile, sourceline, name, error) FROM pg_file_settings
+    WHERE position('cannot be changed without restarting the server' IN error) = 0
+    AND coalesce(lower(name), '') NOT IN (SELECT lower(name) FROM pg_settings WHERE pending_restart)
+    UNION ALL
+    SELECT format('pg_hba.conf, line %s: %s', line_number, error)
+    FROM pg_hba_file_rules WHERE error IS NOT NULL),
+  (SELECT max((pg_stat_file(file)).modification) > pg_conf_load_time()
+    FROM unnest(ARRAY[current_setting('hba_file'), {settings}]) AS file),
+  (SELECT coalesce(json_object_agg(name, current_setting(name)), '{{}}')
+    FROM pg_settings WHERE pending_restart)
+"""
+
+
+class Failure(Exception):
+    """What stops a module, in one or two sentences for the user."""
+
+
+def missing() -> str:
+    """Return what to install where Python cannot speak to PostgreSQL, else an empty text."""
+    if psycopg2 is None:
+        return (
+            "The server's Python has no psycopg2. Install python3-psycopg2, of postgres_packages."
+        )
+    return ""
+
+
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+@contextlib.contextmanager
+def as_postgres() -> Iterator[None]:
+    """Be the operating system's user postgres, whom PostgreSQL lets in as its superuser."""
+    if os.geteuid() != 0:
+        yield
+        return
+    user = pwd.getpwnam("postgres")
+    os.setegid(user.pw_gid)
+    os.seteuid(user.pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+class Session:
+    """One connection at a time to the cluster, and the list of what was changed through it."""
+
+    def __init__(self, check: bool = False):
+        self.check = check
+        self.changes: list[str] = []
+        self.open("postgres")
+
+    def open(self, database: str) -> None:
+        """Connect to a database; statements take effect one by one.
+
+        The search path keeps what a database's owner has put into its schemas from running as the
+        superuser.
+        """
+        with as_postgres():
+            self.connection = psycopg2.connect(
+                dbname=database,
+                user="postgres",
+                client_encoding="UTF8",
+                options="-c search_path=pg_catalog -c lc_messages=C",
+            )
+        self.connection.autocommit = True
+        self.cursor = self.connection.cursor()
+
+    def rows(self, query: Any, *values: object) -> list[tuple]:
+        self.cursor.execute(query, values or None)
+        return self.cursor.fetchall()
+
+    def change(self, sentence: str, template: str, **parts: Any) -> None:
+        """Run one statement, unless only checking; note what it does, never the secret in it."""
+        self.changes.append(sentence)
+        if not self.check:
+            self.cursor.execute(sql.SQL(template).format(**parts))
+
+
+class Server:
+    """The cluster of one major version."""
+
+    def __init__(self, version: str):
+        self.config = Path("/etc/postgresql", version, "main")
+        self.settings_file = self.config / "conf.d/carafe.conf"
+        self.hba_file = self.config / "pg_hba.conf"
+        self.data = Path("/var/lib/postgresql", version, "main")
+        self.program = Path("/usr/lib/postgresql", version, "bin/postgres")
+        self.unit = f"postgresql@{version}-main.service"
+
+    def is_installed(self) -> bool:
+        return self.config.is_dir() and self.program.exists()
+
+    def ask_program(self, name: str, file: Path) -> subprocess.CompletedProcess[str]:
+        """Ask PostgreSQL's program, not the running server, for a setting as a file has it."""
+        command = [self.program, "-C", name, "-D", self.data, f"--config-file={file}"]
+        user: dict[str, Any] = {}
+        if os.geteuid() == 0:  # the program refuses to be root
+            user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+        options: dict[str, Any] = {"cwd": "/", "env": {"LC_ALL": "C"}, **user}
+        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+    def systemctl(self, *arguments: str, unit: bool = True) -> str:
+        """Run systemctl, mostly on the unit; Failure has what it said."""
+        command = ["systemctl", *arguments, *([self.unit] if unit else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Failure(one_line(done.stderr))
+        return done.stdout
+
+    def properties(self) -> dict[str, str]:
+        asked = "--property=ActiveState,UnitFileState,NeedDaemonReload"
+        return dict(line.split("=", 1) for line in self.systemctl("show", asked).splitlines())
+
+    def journal(self) -> str:
+        command = ["journalctl", "--unit", self.unit, "--lines=12", "--output=cat", "--no-pager"]
+        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        return f"Its unit, {self.unit}, says: {one_line(said)}"
+
+    def wait(self) -> Session:
+        """Return a session with the server, as soon as it lets one in."""
+        start = time.monotonic()
+        while True:
+            try:
+                return Session()
+            except psycopg2.OperationalError as error:
+                passed = time.monotonic() - start
+                # A server that was killed, or restored from a copy, first reads its log.
+                if passed > RECOVERY or (passed > SILENCE and not self.is_starting()):
+                    raise Failure(
+                        f"PostgreSQL does not run. {one_line(error)} {self.journal()}"
+                    ) from None
+                time.sleep(0.1)
+
+    def is_starting(self) -> bool:
+        """Tell whether the server is there and takes nobody yet."""
+        return subprocess.run(["pg_isready", "--quiet"], check=False).returncode == 1
+
+    def state(self, session: Session) -> tuple[list[str], bool, dict[str, str]]:
+        """Return what is wrong in the files, whether they are newer than what runs, and which
+        settings wait for a restart, with the values that they have."""
+        # Reading pg_file_settings is what makes pg_settings.pending_restart true in this session.
+        session.rows("SELECT count(*) FROM pg_file_settings")
+        query = sql.SQL(STATE).format(settings=sql.Literal(str(self.settings_file)))
+        return session.rows(query)[0]
+
+    def reload(self, session: Session) -> None:
+        """Have the files read anew, and wait until they are."""
+        (before,) = session.rows("SELECT pg_conf_load_time()")
+        session.rows("SELECT pg_reload_conf()")
+        deadline = time.monotonic() + SILENCE
+        while session.rows("SELECT pg_conf_load_time()") == [before]:
+            if time.monotonic() > deadline:
+                raise Failure(f"PostgreSQL did not read its files anew. {self.journal()}")
+            time.sleep(0.01)
+
+
+def session_now(check: bool = False) -> Session | None:
+    """Return a session with the server, or None where it lets nobody in at this moment."""
+    try:
+        return Session(check) if psycopg2 is not None else None
+    except psycopg2.OperationalError:
+        return None

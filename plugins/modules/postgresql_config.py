@@ -1,0 +1,297 @@
+#!/usr/bin/python
+"""The files of a PostgreSQL server that several owners share."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: postgresql_config
+short_description: Write the configuration of a PostgreSQL server that several owners share
+description:
+  - Notes what one owner, an app for instance, claims of Debian's cluster C(main), in
+    C(/etc/carafe/postgres.d/<owner>.json), and writes C(conf.d/carafe.conf) and C(pg_hba.conf) from
+    the claims of all.
+  - The number of connections is the largest of O(max_connections), the sum of all claims, and what
+    the server has already. The addresses and the lines of C(pg_hba.conf) are those of all owners.
+    Settings that two owners state differently are refused, before anything is changed.
+  - PostgreSQL's own program checks the settings, and the running server checks C(pg_hba.conf). What
+    they refuse is not left on the disk. M(carafe.stack.postgresql_cluster) applies the rest.
+options:
+  version:
+    description: Major version of the cluster.
+    type: str
+    required: true
+  owner:
+    description: Who claims.
+    type: str
+    default: default
+  connections:
+    description: Connections that this owner may open.
+    type: int
+    default: 0
+  max_connections:
+    description: Least number of connections of the server.
+    type: int
+    default: 100
+  memory_mb:
+    description: Memory in MiB that the server is tuned for.
+    type: int
+    required: true
+  cores:
+    description: Number of cores that the server is tuned for.
+    type: int
+    required: true
+  measured:
+    description:
+      - C(memory_mb) and C(cores) as they follow from the machine. A value that is the same here was
+        not stated by the owner, and another owner's counts.
+    type: dict
+    required: true
+  settings:
+    description: Settings by name. Each wins over what follows from the memory and the connections.
+    type: dict
+    default: {}
+  listen_addresses:
+    description: IP addresses on which the server accepts TCP connections.
+    type: list
+    elements: str
+    default: []
+  hba:
+    description: Lines of C(pg_hba.conf), which come before those of O(default_hba).
+    type: list
+    elements: dict
+    default: []
+    suboptions: &hba
+      type:
+        description: Kind of connection.
+        type: str
+        required: true
+        choices: [local, host, hostssl, hostnossl, hostgssenc, hostnogssenc]
+      database:
+        description: Name of a database, or one of V(all), V(sameuser), V(samerole), V(replication).
+        type: str
+        required: true
+      user:
+        description: Name of a role, V(+name) for it and its members, or V(all).
+        type: str
+        required: true
+      address:
+        description: IP range of the client.
+        type: str
+      method:
+        description: How the client proves who it is.
+        type: str
+        required: true
+        choices: [peer, scram-sha-256, cert, reject, ident, ldap, gss, radius, pam]
+      options:
+        description: Options of the method, as C(name=value).
+        type: str
+        default: ""
+  default_hba:
+    description: Lines of C(pg_hba.conf), which come after those of O(hba).
+    type: list
+    elements: dict
+    default: []
+    suboptions: *hba
+  unit_files:
+    description: Files that systemd reads for the cluster's unit, as text by path.
+    type: dict
+    default: {}
+author:
+  - The Carafe developers
+"""
+
+EXAMPLES = r"""
+- name: Write the configuration of PostgreSQL
+  carafe.stack.postgresql_config:
+    version: "17"
+    owner: shop
+    connections: 40
+    memory_mb: 1024
+    cores: 2
+    measured: {memory_mb: 1024, cores: 2}
+    settings: {log_min_duration_statement: 500ms}
+    default_hba:
+      - {type: local, database: all, user: all, method: peer}
+  become: true
+"""
+
+RETURN = r"""
+changes:
+  description: What was changed, or would be, a sentence for each.
+  type: list
+  elements: str
+  returned: success
+  sample: [write /etc/postgresql/17/main/pg_hba.conf, PostgreSQL reads its files anew]
+"""
+
+import re
+import tempfile
+from pathlib import Path
+
+from ansible_collections.carafe.stack.plugins.module_utils import claims, postgresql_config
+from ansible_collections.carafe.stack.plugins.module_utils.file_set import File
+from ansible_collections.carafe.stack.plugins.module_utils.files import read, write
+from ansible_collections.carafe.stack.plugins.module_utils.postgresql_contents import QuietModule
+from ansible_collections.carafe.stack.plugins.module_utils.postgresql_server import (
+    Failure,
+    Server,
+    Session,
+    session_now,
+)
+
+METHODS = ("peer", "scram-sha-256", "cert", "reject", "ident", "ldap", "gss", "radius", "pam")
+RULE = {
+    "type": {
+        "type": "str",
+        "required": True,
+        "choices": ["local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc"],
+    },
+    "database": {"type": "str", "required": True},
+    "user": {"type": "str", "required": True},
+    "address": {"type": "str"},
+    "method": {
+        "type": "str",
+        "required": True,
+        "choices": [*METHODS],
+    },
+    "options": {"type": "str", "default": ""},
+}
+ARGUMENTS = {
+    "version": {"type": "str", "required": True},
+    "owner": {"type": "str", "default": "default"},
+    "connections": {"type": "int", "default": 0},
+    "max_connections": {"type": "int", "default": 100},
+    "memory_mb": {"type": "int", "required": True},
+    "cores": {"type": "int", "required": True},
+    "measured": {"type": "dict", "required": True},
+    "settings": {"type": "dict", "default": {}},
+    "listen_addresses": {"type": "list", "elements": "str", "default": []},
+    "hba": {"type": "list", "elements": "dict", "default": [], "options": RULE},
+    "default_hba": {"type": "list", "elements": "dict", "default": [], "options": RULE},
+    "unit_files": {"type": "dict", "default": {}},
+}
+
+
+def connections_of(server: Server, former: str | None) -> int:
+    """Return the number of connections that the server has by its files, 0 where there is none."""
+    if former is not None:
+        said = postgresql_config.parse_settings(former).get("max_connections", "")
+    elif server.is_installed():
+        main_file = server.config / "postgresql.conf"
+        said = server.ask_program("max_connections", main_file).stdout.strip()
+    else:
+        said = ""
+    return int(said) if said.isdecimal() else 0
+
+
+def refuse_settings(server: Server, text: str) -> None:
+    """Have PostgreSQL's program read them: a server that is killed must be able to start."""
+    with tempfile.NamedTemporaryFile("w", prefix="carafe-", suffix=".conf") as file:
+        file.write(text)
+        file.flush()
+        Path(file.name).chmod(0o644)
+        said = server.ask_program("work_mem", Path(file.name))
+    if said.returncode:
+        said_of = said.stderr.replace(file.name, "carafe.conf")
+        reasons = [re.sub(r"^.*?(?:LOG|ERROR|FATAL): +", "", line) for line in said_of.splitlines()]
+        # The last line only says that there were some.
+        reasons = [reason for reason in reasons if "contains errors" not in reason]
+        raise Failure(
+            f"PostgreSQL refuses its settings, so none was changed: {'; '.join(reasons)}. Correct"
+            " postgres_settings in group_vars and run the playbook again."
+        )
+
+
+def wanted_files(
+    server: Server, unit_files: dict[str, str], settings: str, rules: str
+) -> list[File]:
+    return [
+        # Of a program, --diff says only that it is written.
+        *(
+            File(Path(path), content=text.encode(), sensitive=text.startswith("#!"))
+            for path, text in unit_files.items()
+        ),
+        File(server.settings_file, group="postgres", content=settings.encode()),
+        File(server.hba_file, group="postgres", mode=0o640, content=rules.encode()),
+    ]
+
+
+def write_files(server: Server, files: list[File]) -> None:
+    """Write the files; where the running server cannot read them, put the former ones back."""
+    for file in files:
+        file.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        file.stage()
+        file.land()
+    read_by_server = [file for file in files if file.path.is_relative_to(server.config)]
+    session = session_now() if read_by_server else None
+    errors = server.state(session)[0] if session else []
+    if errors:
+        for file in read_by_server:
+            if file.old is not None:
+                write(file.path, file.old, file.mode, file.owner, file.group)
+        raise Failure(
+            "PostgreSQL refuses its configuration, and still runs with the one before:"
+            f" {'; '.join(errors)}. Correct postgres_settings or postgres_hba in group_vars and run"
+            " the playbook again."
+        )
+
+
+def consequence(session: Session | None, former: str | None, values: dict[str, str]) -> list[str]:
+    """Tell in a dry run what the new settings will ask of the server that runs."""
+    if session is None:
+        return []
+    has = postgresql_config.parse_settings(former or "")
+    names = sorted(k for k in has.keys() | values.keys() if has.get(k) != values.get(k))
+    due = session.rows(
+        "SELECT name FROM pg_settings WHERE context = 'postmaster' AND name = ANY(%s) ORDER BY 1",
+        names,
+    )
+    if due:
+        return [f"PostgreSQL restarts for {', '.join(name for (name,) in due)}"]
+    return ["PostgreSQL reads its files anew"]
+
+
+def main() -> None:
+    module = QuietModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    given, check = module.params, module.check_mode
+    folder, owner = postgresql_config.FOLDER, given["owner"]
+    server = Server(given["version"])
+    mine = postgresql_config.claim(given)
+    try:
+        with claims.locked(folder, check):
+            everybody = claims.read(folder, owner, mine)
+            for problem in claims.conflicts(postgresql_config.stated_once(everybody), folder):
+                raise Failure(problem)
+            if not (check or server.is_installed()):
+                raise Failure(
+                    f"PostgreSQL {given['version']} is not installed: {server.config} is not there."
+                    " Run the role's entry point install before configure."
+                )
+            former = read(server.settings_file)
+            has_connections = connections_of(server, former)
+            values = postgresql_config.settings(everybody, given["measured"], has_connections)
+            text = postgresql_config.settings_text(values)
+            rules = postgresql_config.hba_text(postgresql_config.hba(everybody))
+            changed = [
+                file for file in wanted_files(server, given["unit_files"], text, rules) if file.due
+            ]
+            changes = [f"write {file.path}" for file in changed]
+            diff = [part for file in changed for part in file.diff()]
+            if server.is_installed() and text != former:
+                refuse_settings(server, text)
+                if check:
+                    changes += consequence(session_now(), former, values)
+            if changed and not check:
+                write_files(server, changed)
+            noted = postgresql_config.unproven(mine, postgresql_config.claim_of(folder, owner))
+            if claims.claim(folder, owner, noted, check):
+                changes.append(f"note what {owner} claims in {folder}")
+    except (Failure, claims.Unreadable) as failure:
+        module.fail_json(msg=str(failure))
+    if changes:
+        diff.append({"prepared": "".join(f"{change}\n" for change in changes)})
+    module.exit_json(changed=bool(changes), changes=changes, diff=diff)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""The configuration of a PostgreSQL server, from what each of its owners claims."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.carafe.stack.plugins.module_utils import claims as claims_of
+from ansible_collections.carafe.stack.plugins.module_utils import postgresql_config as config
+from conftest import ROOT, Role
+
+MEASURED = {"memory_mb": 1024, "cores": 2}
+PEER = {"type": "local", "database": "all", "user": "all", "method": "peer"}
+
+
+def claim(**stated: Any) -> dict[str, Any]:
+    """Return the claim of an owner that states this and nothing else."""
+    given = {
+        "connections": 0,
+        "max_connections": 100,
+        "settings": {},
+        "listen_addresses": [],
+        "hba": [],
+        "default_hba": [],
+        "measured": MEASURED,
+        **MEASURED,
+    }
+    return config.claim(given | stated)
+
+
+def settings(has_connections: int = 100, **everybody: dict[str, Any]) -> dict[str, str]:
+    """Return the settings as PostgreSQL reads them: name = 'value', where '' is a quote."""
+    found = {}
+    text = config.settings_text(config.settings(everybody, MEASURED, has_connections))
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            match = re.fullmatch(r"([a-z_.]+) = '((?:[^']|'')*)'", line)
+            assert match, line
+            found[match[1]] = match[2].replace("''", "'")
+    assert config.parse_settings(text) == found
+    return found
+
+
+def conflicts(**everybody: dict[str, Any]) -> list[str]:
+    return claims_of.conflicts(config.stated_once(everybody), config.FOLDER)
+
+
+# What two owners make of one server.
+
+
+@pytest.mark.parametrize(
+    ("has", "wanted", "connections"),
+    [
+        (0, {"shop": claim(connections=40), "blog": claim(connections=50)}, "100"),
+        (0, {"shop": claim(connections=40), "blog": claim(connections=60)}, "103"),
+        (0, {"shop": claim(max_connections=200), "blog": claim(connections=60)}, "200"),
+        (150, {"shop": claim(connections=40)}, "150"),
+        (150, {"shop": claim(settings={"Max_Connections": 40})}, "40"),
+    ],
+    ids=["fits", "sum", "least", "never lowered", "stated"],
+)
+def test_the_connections_of_all_owners_fit(
+    has: int, wanted: dict[str, Any], connections: str
+) -> None:
+    assert settings(has, **wanted)["max_connections"] == connections
+
+
+def test_addresses_and_settings_are_those_of_all_owners() -> None:
+    found = settings(
+        shop=claim(listen_addresses=["192.0.2.2", "127.0.0.1"], settings={"jit": False}),
+        blog=claim(listen_addresses=["127.0.0.1"], settings={"work_mem": "16MB"}),
+    )
+    assert found["listen_addresses"] == "127.0.0.1,192.0.2.2"
+    assert (found["jit"], found["work_mem"]) == ("False", "16MB")
+
+
+def test_lines_of_pg_hba_are_those_of_all_owners_each_once_and_what_is_stated_first() -> None:
+    ops = PEER | {"user": "+ops"}
+    reject = {"type": "host", "database": "all", "user": "all", "method": "reject"}
+    blog = claim(hba=[ops], default_hba=[PEER])
+    shop = claim(hba=[reject, ops], default_hba=[PEER])
+    assert config.hba({"blog": blog, "shop": shop}) == [ops, reject, PEER]
+
+
+def test_what_follows_from_the_machine_is_not_stated_so_another_owner_s_word_counts() -> None:
+    everybody = {"blog": claim(), "shop": claim(memory_mb=512, cores=8)}
+    assert conflicts(**everybody) == []
+    found = settings(**everybody)
+    assert found["shared_buffers"] == f"{512 // 4 * 1024}kB"
+    assert found["max_worker_processes"] == "8"
+
+
+@pytest.mark.parametrize(
+    ("stated", "other", "name"),
+    [
+        ({"memory_mb": 512}, {"memory_mb": 256}, "postgres_memory_mb is 512"),
+        ({"cores": 4}, {"cores": 8}, "postgres_cores is 4"),
+        (
+            {"settings": {"Work_Mem": "7MB"}},
+            {"settings": {"work_mem": "8MB", "jit": "on"}},
+            "work_mem in postgres_settings is '7MB'",
+        ),
+    ],
+)
+def test_what_two_owners_state_differently_is_refused_by_both_names(
+    stated: dict[str, Any], other: dict[str, Any], name: str
+) -> None:
+    (problem,) = conflicts(blog=claim(**stated), shop=claim(**other))
+    assert problem.startswith(f"{name} for blog and ")
+    assert " for shop, " in problem
+
+
+@pytest.mark.parametrize("value", [8, "8"])
+def test_the_same_value_is_no_conflict_however_it_is_written(value: object) -> None:
+    assert (
+        conflicts(
+            blog=claim(settings={"max_wal_senders": 8}),
+            shop=claim(settings={"max_wal_senders": value}),
+        )
+        == []
+    )
+
+
+# A claim that the server has not run with yet.
+
+
+def test_a_claim_keeps_the_one_before_until_the_server_has_run_with_it(tmp_path: Path) -> None:
+    proven, tried, again = (claim(connections=x) for x in (1, 2, 3))
+    for wanted in (tried, again):
+        noted = config.unproven(wanted, config.claim_of(tmp_path, "shop") or proven)
+        claims_of.claim(tmp_path, "shop", noted)
+    config.settle(tmp_path, works=False)
+    assert config.claim_of(tmp_path, "shop") == proven
+    claims_of.claim(tmp_path, "shop", config.unproven(tried, proven))
+    config.settle(tmp_path, works=True)
+    assert config.claim_of(tmp_path, "shop") == tried
+    assert config.unproven(tried, tried) == tried
+
+
+def test_a_first_claim_that_the_server_does_not_start_with_is_gone(tmp_path: Path) -> None:
+    claims_of.claim(tmp_path, "shop", config.unproven(claim(), None))
+    config.settle(tmp_path, works=False)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_claim_is_the_same_when_it_is_read_again() -> None:
+    mine = claim(hba=[PEER | {"address": None, "options": ""}], settings={"a.b": 1.5})
+    assert json.loads(json.dumps(mine)) == mine
+    assert mine["hba"] == [PEER]
+
+
+# The texts.
+
+
+def test_quotes_in_a_setting_of_postgres_are_kept() -> None:
+    stated = {"log_line_prefix": "it's 'quoted' %m ", "search_path": '"$user", public'}
+    found = settings(shop=claim(settings=stated))
+    assert {name: found[name] for name in stated} == stated
+
+
+# What https://pgtune.leopard.in.ua says for: web application, SSD, and these machines.
+PGTUNE = {
+    "4 GB, 2 cores, 200 connections": (
+        {"memory_mb": 4096, "cores": 2, "max_connections": 200},
+        {
+            "max_connections": "200",
+            "shared_buffers": "1GB",
+            "effective_cache_size": "3GB",
+            "maintenance_work_mem": "256MB",
+            "checkpoint_completion_target": "0.9",
+            "wal_buffers": "16MB",
+            "default_statistics_target": "100",
+            "random_page_cost": "1.1",
+            "effective_io_concurrency": "200",
+            "work_mem": "5242kB",
+            "min_wal_size": "1GB",
+            "max_wal_size": "4GB",
+            "max_worker_processes": None,
+        },
+    ),
+    "8 GB, 4 cores, 200 connections": (
+        {"memory_mb": 8192, "cores": 4, "max_connections": 200},
+        {
+            "shared_buffers": "2GB",
+            "effective_cache_size": "6GB",
+            "maintenance_work_mem": "512MB",
+            "wal_buffers": "16MB",
+            "work_mem": "5242kB",
+            "max_worker_processes": "4",
+            "max_parallel_workers_per_gather": "2",
+            "max_parallel_workers": "4",
+            "max_parallel_maintenance_workers": "2",
+        },
+    ),
+    "64 GB, 16 cores, 200 connections": (
+        {"memory_mb": 65536, "cores": 16, "max_connections": 200},
+        {
+            "shared_buffers": "16GB",
+            "effective_cache_size": "48GB",
+            "maintenance_work_mem": "2GB",
+            "work_mem": "20971kB",
+            "max_parallel_workers_per_gather": "4",
+        },
+    ),
+}
+
+
+def in_kb(value: str | None) -> str | int | None:
+    match = re.fullmatch(r"(\d+)(kB|MB|GB)", value or "")
+    return int(match[1]) * {"kB": 1, "MB": 1024, "GB": 1024**2}[match[2]] if match else value
+
+
+@pytest.mark.parametrize(("machine", "advice"), PGTUNE.values(), ids=PGTUNE)
+def test_postgres_is_tuned_as_pgtune_would(machine: dict[str, int], advice: dict[str, str]) -> None:
+    found = settings(shop=claim(**machine))
+    assert {k: in_kb(found.get(k)) for k in advice} == {k: in_kb(v) for k, v in advice.items()}
+
+
+def test_half_of_the_memory_is_postgres_s() -> None:
+    assert Role("postgres").value("postgres_memory_mb") == 1024
+
+
+def test_a_setting_of_postgres_wins_over_what_the_role_computes() -> None:
+    found = settings(shop=claim(settings={"work_mem": "16MB", "max_connections": 7}))
+    assert found["work_mem"] == "16MB"
+    assert found["max_connections"] == "7"
+
+
+def hba_tokens(line: str) -> list[str]:
+    """Split a line as PostgreSQL does; outside of quotes a comma or # would end a token."""
+    tokens = re.findall(r'(?:[^\s",#]|"(?:[^"]|"")*")+', line)
+    return [re.sub(r'""|"', lambda x: x[0][1:], token) for token in tokens]
+
+
+def test_rules_of_pg_hba_keep_their_order_and_names() -> None:
+    rules = [
+        {"type": "local", "database": "all", "user": "+ops", "method": "peer"},
+        {"type": "hostssl", "database": 'my "db', "user": "Ünï", "method": "scram-sha-256"},
+        {"type": "host", "database": "all", "user": "all", "method": "reject"},
+    ]
+    rules[1] |= {"address": "192.0.2.0/24", "options": 'map="a b"'}
+    rules[2] |= {"address": "0.0.0.0/0"}
+    text = config.hba_text(rules)
+    lines = [hba_tokens(line) for line in text.splitlines() if line and not line.startswith("#")]
+    assert lines == [
+        ["local", "all", "postgres", "peer"],
+        ["local", "all", "+ops", "peer"],
+        ["hostssl", 'my "db', "Ünï", "192.0.2.0/24", "scram-sha-256", "map=a b"],
+        ["host", "all", "all", "0.0.0.0/0", "reject"],
+    ]
+
+
+def test_a_name_that_is_a_keyword_of_pg_hba_only_in_part_stays_a_name() -> None:
+    rules = [{"type": "local", "database": "all, the rest", "user": "#1", "method": "peer"}]
+    text = config.hba_text(rules)
+    assert hba_tokens(text.splitlines()[-1]) == ["local", "all, the rest", "#1", "peer"]
+
+
+# The lists that a playbook fills and its user adds to.
+
+
+def test_an_entry_of_the_user_s_is_merged_over_the_playbook_s() -> None:
+    found = Role("postgres").value(
+        "__postgres_databases",
+        postgres_default_databases=[{"name": "shop", "owner": "o", "writers": ["a"]}],
+        postgres_databases=[
+            {"name": "shop", "extensions": ["citext"], "writers": ["b"]},
+            {"name": "more", "owner": "x"},
+        ],
+    )
+    assert found == [
+        {"name": "shop", "owner": "o", "writers": ["a", "b"], "extensions": ["citext"]},
+        {"name": "more", "owner": "x"},
+    ]
+
+
+def test_a_role_of_the_user_s_is_merged_over_the_playbook_s() -> None:
+    found = Role("postgres").value(
+        "__postgres_roles",
+        postgres_default_roles=[{"name": "shop", "member_of": ["a"], "settings": {"role": "a"}}],
+        postgres_roles=[{"name": "shop", "settings": {"statement_timeout": "5s"}}],
+    )
+    settings = {"role": "a", "statement_timeout": "5s"}
+    assert found == [{"name": "shop", "member_of": ["a"], "settings": settings}]
+
+
+def test_what_systemd_reads_of_it_is_the_role_s_files() -> None:
+    files = Role("postgres").value("__postgres_unit_files")
+    folder = Role("postgres").path / "files/systemd"
+    for path, text in files.items():
+        file = folder / path.removeprefix("/etc/systemd/system/")
+        if file.name == "fit-sandbox":
+            file = ROOT / "plugins/files/fit-sandbox"
+        assert text == file.read_text()
+    assert len(files) == 3

@@ -1,0 +1,167 @@
+"""The modules that configure and run PostgreSQL, where there is none, or one that refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.carafe.stack.plugins.module_utils import claims as claims_of
+from ansible_collections.carafe.stack.plugins.module_utils import postgresql_config as config
+from ansible_collections.carafe.stack.plugins.module_utils import postgresql_contents as contents
+from ansible_collections.carafe.stack.plugins.module_utils import postgresql_server as server_of
+from ansible_collections.carafe.stack.plugins.modules import (
+    postgresql_cluster,
+    postgresql_config,
+    postgresql_contents,
+)
+
+MEASURED = {"memory_mb": 1024, "cores": 2}
+HBA = [{"type": "local", "database": "all", "user": "all", "method": "peer"}]
+GIVEN = {"version": "99", "measured": MEASURED, **MEASURED, "default_hba": HBA}
+EVERYTHING = {
+    **GIVEN,
+    "connections": 0,
+    "max_connections": 100,
+    "settings": {},
+    "listen_addresses": [],
+    "hba": [],
+}
+CONTENTS = {"roles": [{"name": "shop"}], "databases": [{"name": "shop", "owner": "shop"}]}
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Keep the claims in a folder of the test's."""
+    monkeypatch.setattr(config, "FOLDER", tmp_path / "postgres.d")
+    return tmp_path / "postgres.d"
+
+
+def run(
+    capsys: pytest.CaptureFixture[str], module: Any, check: bool = False, **arguments: Any
+) -> dict[str, Any]:
+    """Run a module as Ansible does, and return what it says."""
+    with patch_module_args({**arguments, "_ansible_check_mode": check}), pytest.raises(SystemExit):
+        module.main()
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_dry_run_on_a_bare_server_shows_both_files_and_makes_nothing(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    units = {str(folder / "unit.conf"): "[Unit]\n", str(folder / "program"): "#!/bin/sh\nexit\n"}
+    said = run(capsys, postgresql_config, check=True, **GIVEN, unit_files=units, owner="shop")
+    assert said["changed"]
+    shown = {x["before_header"]: x["after"] for x in said["diff"] if "after" in x}
+    assert "shared_buffers = '262144kB'" in shown["/etc/postgresql/99/main/conf.d/carafe.conf"]
+    assert "local all all peer\n" in shown["/etc/postgresql/99/main/pg_hba.conf"]
+    assert shown[str(folder / "unit.conf")] == "[Unit]\n"
+    assert "exit" not in json.dumps(said["diff"])
+    assert f"note what shop claims in {folder}" in said["changes"]
+    assert not folder.exists()
+
+
+def test_where_postgresql_is_not_installed_it_says_what_comes_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = run(capsys, postgresql_config, **GIVEN)
+    assert said["failed"]
+    assert "PostgreSQL 99 is not installed" in said["msg"]
+    assert "entry point install" in said["msg"]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_conflict_is_refused_in_a_dry_run_too_and_nothing_is_changed(
+    capsys: pytest.CaptureFixture[str], folder: Path, check: bool
+) -> None:
+    folder.mkdir()
+    other = config.claim({**EVERYTHING, "cores": 8})
+    claims_of.claim(folder, "blog", other)
+    said = run(capsys, postgresql_config, check=check, **GIVEN | {"cores": 4}, owner="shop")
+    assert said["msg"].startswith("postgres_cores is 8 for blog and 4 for shop, ")
+    assert [path.name for path in folder.iterdir()] == ["blog.json"]
+
+
+def test_a_claim_that_cannot_be_read_is_named(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    folder.mkdir()
+    (folder / "blog.json").write_text("{")
+    said = run(capsys, postgresql_config, check=True, **GIVEN, owner="shop")
+    assert said["msg"].startswith(f"{folder}/blog.json ")
+
+
+def test_a_dry_run_on_a_bare_server_lists_what_it_would_make(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = run(capsys, postgresql_cluster, check=True, version="99", **CONTENTS)
+    assert said["changes"] == [
+        "enable PostgreSQL at boot",
+        "start PostgreSQL",
+        "create role shop",
+        "create database shop",
+    ]
+
+
+@pytest.mark.parametrize("module", [postgresql_cluster, postgresql_contents])
+def test_without_psycopg2_it_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    monkeypatch.setattr(server_of, "psycopg2", None)
+    version = {"version": "99"} if module is postgresql_cluster else {}
+    said = run(capsys, module, **version, **CONTENTS)
+    assert "Install python3-psycopg2" in said["msg"]
+
+
+def test_a_database_without_an_owner_is_named() -> None:
+    databases = [{"name": "shop", "owner": None}]
+    with pytest.raises(server_of.Failure, match=r"'shop' has no owner.* postgres_databases in "):
+        contents.ensure(None, [], databases)
+
+
+class FakeServer:
+    """A server that starts only without the address 192.0.2.1."""
+
+    def __init__(self, folder: Path, never: bool = False):
+        self.settings_file = folder / "carafe.conf"
+        self.settings_file.write_text(
+            config.settings_text({"jit": "off", "listen_addresses": "192.0.2.1"})
+        )
+        self.never = never
+
+    def systemctl(self, *arguments: str) -> None:
+        if self.never or "192.0.2.1" in self.settings_file.read_text():
+            raise server_of.Failure("the job failed")
+
+    def wait(self) -> None:
+        pass
+
+    def journal(self) -> str:
+        return "Its unit says: could not bind"
+
+
+@pytest.mark.parametrize(
+    ("never", "outcome"),
+    [(False, "runs with the former ones again"), (True, "does not start with the former ones")],
+)
+def test_a_restart_that_fails_goes_back_to_the_former_values(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, never: bool, outcome: str
+) -> None:
+    monkeypatch.setattr(
+        postgresql_cluster, "write", lambda path, text, *rest: path.write_text(text)
+    )
+    folder.mkdir()
+    claims_of.claim(folder, "shop", {"listen_addresses": ["192.0.2.1"], "former": {"a": 1}})
+    server = FakeServer(tmp_path, never)
+    with pytest.raises(server_of.Failure) as failure:
+        postgresql_cluster.restart(server, {"listen_addresses": ""})
+    said = str(failure.value)
+    assert said.startswith("PostgreSQL did not start with the new values of listen_addresses")
+    assert outcome in said
+    assert "postgres_listen_addresses in group_vars" in said
+    assert said.endswith("could not bind")
+    has = config.parse_settings(server.settings_file.read_text())
+    assert has == {"jit": "off", "listen_addresses": ""}
+    assert config.claim_of(folder, "shop") == {"a": 1}
