@@ -148,7 +148,9 @@ def test_every_variable_that_a_role_uses_is_defined(role: Role) -> None:
     text = "\n".join(sources(role).values())
     known = set(role.options) | set(role.defaults) | set(role.vars)
     known |= set(
-        re.findall(r"(?:register: |loop_var: |vars: \{|(?:vars|set_fact):\n +)(\w+)", text)
+        re.findall(
+            r"(?:register: |loop_var: |value_name='|vars: \{|(?:vars|set_fact):\n +)(\w+)", text
+        )
     )
     used = set(re.findall(rf"(?<![\w/.'-])((?:__)?{role.name}_[a-z0-9_]+)\b(?!\()", text))
     assert not used - known

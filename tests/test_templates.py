@@ -53,9 +53,11 @@ SITES = {
     },
 }
 FOUND = {
-    "stdout": "/proc/net/if_inet6",
-    "stdout_lines": ["/proc/net/if_inet6"],
-    "stderr": "nginx version: nginx/1.26.3\nbuilt with OpenSSL 3.5.4 30 Sep 2025",
+    "ipv6": True,
+    "http2_on": True,
+    "post_quantum": True,
+    "over_tls": True,
+    "settings": NGINX.defaults,
 }
 
 NASTY = {
@@ -90,8 +92,9 @@ def nginx_errors(tmp_path: Path, **files: str) -> list[str]:
 def test_nginx_understands_each_kind_of_site(
     site: dict[str, Any], ipv6: bool, tmp_path: Path
 ) -> None:
-    settings = {"__nginx_found": FOUND, "nginx_ipv6": ipv6, "nginx_sites": [site]}
-    settings |= {"nginx_real_ip_from": ["192.0.2.1"], "nginx_extra_http": "map $a $b {\n  1 2;\n}"}
+    server = {"nginx_real_ip_from": ["192.0.2.1"], "nginx_extra_http": "map $a $b {\n  1 2;\n}"}
+    found = FOUND | {"ipv6": ipv6, "settings": NGINX.defaults | server}
+    settings = {"__nginx_found": found, "nginx_sites": [site]}
     stream = {"name": "redis", "listen": "127.0.0.1:6380", "upstreams": ["unix:/run/redis.sock"]}
     sites = NGINX.value("__nginx_sites", **settings)
     streams = NGINX.value("__nginx_streams", nginx_streams=[stream])
@@ -134,24 +137,6 @@ def test_another_service_is_reached_below_its_path_only(
     assert re.findall(r"location (.+) \{\n(?:(?! *location).*\n)*?.*proxy_pass (.+);", text) == [
         written
     ]
-
-
-@pytest.mark.parametrize(
-    ("files", "sites", "expected"),
-    [
-        ([], [], False),
-        ([], [{"name": "a", "certificate": "/a.pem"}], True),
-        (["b.example.conf"], [{"name": "a"}], True),
-        (["a.conf"], [{"name": "a"}], False),
-        (["a.conf"], [{"name": "a", "state": "absent"}], False),
-    ],
-)
-def test_whether_nginx_listens_for_tls_follows_from_all_sites_of_the_server(
-    files: list[str], sites: list[dict[str, Any]], expected: bool
-) -> None:
-    lines = [f"/etc/nginx/sites-enabled/{name}" for name in files]
-    found = FOUND | {"stdout_lines": lines}
-    assert NGINX.value("__nginx_over_tls", __nginx_found=found, nginx_sites=sites) is expected
 
 
 def test_a_site_with_a_mistake_is_found_by_this_test_s_parser(tmp_path: Path) -> None:

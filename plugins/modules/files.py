@@ -178,11 +178,6 @@ backups:
   type: list
   elements: str
   returned: success
-notes:
-  description: What a dry run cannot know yet, in a sentence each.
-  type: list
-  elements: str
-  returned: success
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -255,6 +250,8 @@ def main():
                 backups = files.land()
     except Refused as problem:
         module.fail_json(msg=str(problem), invocation={})
+    for note in notes:
+        module.warn(note)
     changed = [str(item.path) for item in files.due]
     if changed and not module.check_mode:
         module.log(f"wrote {', '.join(changed)}")
@@ -262,7 +259,6 @@ def main():
         changed=bool(changed),
         changed_paths=changed,
         backups=backups,
-        notes=notes,
         diff=shown if module._diff else [],
         invocation={},
     )

@@ -1,7 +1,12 @@
 """What nginx survives, and what never becomes its configuration."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+import yaml
+
+(PLAY,) = yaml.safe_load((Path(__file__).parents[1] / "converge.yml").read_text())
+STREAMS = PLAY["vars"]["nginx_streams"]
 SITES = "/etc/nginx/sites-enabled"
 BAD = {"name": "bad", "server_names": ["bad.test"], "extra": "no_such on;"}
 
@@ -53,10 +58,37 @@ def test_a_port_that_another_service_has_on_another_address_is_free(host, ask, a
     address = host.check_output("hostname -I").split()[0]
     stream = {"name": "beside", "listen": f"{address}:9001", "upstreams": ["127.0.0.1:9001"]}
     try:
-        assert apply(nginx_sites=[], nginx_streams=[stream])[0] == 2
+        assert apply(nginx_streams=[*STREAMS, stream])[0] == 2
         assert ask("any", at=f"{address}:9001").seen["port"] == 9001
     finally:
-        assert apply(nginx_sites=[], nginx_streams=[stream | {"state": "absent"}])[0] == 2
+        # It is not listed any more.
+        assert apply()[0] == 2
+    assert not host.file(f"{SITES}/beside.stream").exists
+
+
+def test_two_owners_share_nginx_and_each_has_sites_of_its_own(host, ask, apply, eventually):
+    site = {"name": "theirs", "server_names": ["theirs.test"], "upstreams": ["127.0.0.1:9001"]}
+    blog = {"nginx_owner": "blog", "nginx_streams": []}
+    try:
+        assert apply(**blog, nginx_sites=[site])[0] == 2
+        eventually(lambda: ask("theirs.test").status == 200)
+        assert ask("app.test").status == 200
+        # What the one has set on the server, the other does not undo.
+        assert apply()[0] == 0
+        for wrong, word in (
+            ({"nginx_worker_processes": "3", "nginx_sites": [site]}, "nginx_worker_processes"),
+            ({"nginx_sites": [site | {"name": "app"}]}, "both have the site app"),
+            ({"nginx_sites": [site | {"server_names": ["app.test"]}]}, "both serve app.test"),
+        ):
+            changed, output = apply(**blog, **wrong)
+            assert changed is None
+            told = " ".join(output.split())
+            assert all(x in told for x in (word, "blog", "default")), told
+    finally:
+        assert apply(**blog, nginx_sites=[])[0] == 2
+    eventually(lambda: ask("theirs.test").status == 0)
+    assert ask("app.test").status == 200
+    host.check_output("rm /etc/carafe/nginx.d/blog.json")
 
 
 def test_a_file_broken_by_hand_is_not_loaded_and_the_next_run_says_why(host, ask, apply):
@@ -64,7 +96,7 @@ def test_a_file_broken_by_hand_is_not_loaded_and_the_next_run_says_why(host, ask
     try:
         assert host.run("systemctl reload nginx").rc != 0
         assert ask("app.test").status == 200
-        changed, output = apply(nginx_sites=[])
+        changed, output = apply()
         assert changed is None
         assert 'unknown directive "no_such"' in output
     finally:
@@ -94,7 +126,7 @@ def test_a_run_makes_up_for_a_reload_that_was_lost(host, ask, apply, eventually)
     finally:
         # As a run leaves it that was cut short between the file and the reload.
         host.check_output("cp /root/app.conf %s/", SITES)
-    assert apply(nginx_sites=[])[0] == 1
+    assert apply()[0] == 1
     eventually(lambda: ask("app.test").status == 200)
 
 

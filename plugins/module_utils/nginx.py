@@ -1,0 +1,264 @@
+"""What nginx on this server can do, what it has loaded, and which owner has which of its sites."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from . import claims
+
+CLAIMS = Path("/etc/carafe/nginx.d")
+ETC = Path("/etc/nginx")
+LOADED = Path("/run/nginx.loaded")
+UNITS = Path("/etc/systemd/system/nginx.service.d")
+DATA = Path("/var/lib/nginx")
+IPV6 = Path("/proc/net/if_inet6")
+RELEASE = Path("/etc/os-release")
+OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+# The first lines of a file that a run of the role has written.
+HEADER = re.compile(r"^# The (site|service) (\S+) of (\S+)\. ", re.M)
+
+
+class Refused(Exception):
+    """What keeps a configuration from being written or loaded, in a sentence or two."""
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+# --- what is there ---------------------------------------------------------------------------
+
+
+def abilities(check_mode: bool) -> dict[str, bool]:
+    """Return what this nginx knows. A dry run on a bare server goes by the release of Debian."""
+    try:
+        said = run("/usr/sbin/nginx", "-V").stderr
+        http2_on = version(r"nginx/([0-9.]+)", said) >= (1, 25, 1)
+        post_quantum = version(r"OpenSSL ([0-9.]+)", said) >= (3, 5)
+    except FileNotFoundError:
+        if not check_mode:
+            raise Refused(
+                "nginx is not installed. Let the role install it, by nginx_manage_packages: true,"
+                " or import its entry point install before."
+            ) from None
+        http2_on = post_quantum = version(r'VERSION_ID="?(\d+)', RELEASE.read_text()) >= (13,)
+    # A kernel without IPv6 has no such table, and nginx would not start if it were to use it.
+    return {"http2_on": http2_on, "post_quantum": post_quantum, "ipv6": IPV6.exists()}
+
+
+def version(pattern: str, text: str) -> tuple[int, ...]:
+    found = re.search(pattern, text)
+    return tuple(int(x) for x in found[1].split(".")) if found else (0,)
+
+
+def headers() -> dict[Path, tuple[str, str]]:
+    """Return name and owner of each file that a run of the role has written."""
+    found = {}
+    for pattern in ("*.conf", "*.stream"):
+        for path in (ETC / "sites-enabled").glob(pattern):
+            if path.is_file() and (header := HEADER.search(path.read_text(errors="replace"))):
+                found[path] = (header[2], header[3])
+    return found
+
+
+def over_tls(names: Iterable[str]) -> bool:
+    """Return whether a site is served over TLS that is not among these."""
+    return any(
+        "\n    ssl_certificate " in path.read_text(errors="replace")
+        for path in (ETC / "sites-enabled").glob("*.conf")
+        if path.is_file() and path.stem not in names
+    )
+
+
+# --- what owners claim -----------------------------------------------------------------------
+
+
+def claim(
+    sites: list[dict], streams: list[dict], settings: dict[str, Any], defaults: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what an owner has of this server. What is as by default is stated by nobody."""
+    return {
+        "settings": {k: v for k, v in settings.items() if v != defaults[k]},
+        "sites": {
+            site["name"]: {
+                "server_names": site["server_names"],
+                "ports": [site["listen"]] + [site["listen_tls"]] * bool(site["certificate"]),
+            }
+            for site in present(sites)
+        },
+        "streams": [stream["name"] for stream in present(streams)],
+    }
+
+
+def present(entries: list[dict]) -> list[dict]:
+    return [x for x in entries if x["state"] == "present"]
+
+
+def conflicts(everybody: dict[str, dict], owner: str, absent: Iterable[str] = ()) -> Iterator[str]:
+    """Yield what two owners state differently, or both have."""
+    yield from claims.conflicts({k: v["settings"] for k, v in everybody.items()}, CLAIMS)
+    mine = everybody[owner]
+    for other, theirs in everybody.items():
+        if other == owner:
+            continue
+        advice = (
+            f"Change it in the inventory of one of them, or remove {CLAIMS / other}.json where"
+            f" {other} is gone from the server."
+        )
+        for name in sorted({*mine["sites"], *absent} & theirs["sites"].keys()):
+            yield f"nginx_sites: {owner} and {other} both have the site {name}. {advice}"
+        for name in sorted({*mine["streams"]} & {*theirs["streams"]}):
+            yield f"nginx_streams: {owner} and {other} both have the service {name}. {advice}"
+        for name, port in sorted(served(mine) & served(theirs)):
+            yield f"nginx_sites: {owner} and {other} both serve {name} on port {port}. {advice}"
+
+
+def served(claim: dict[str, Any]) -> set[tuple[str, int]]:
+    sites = claim["sites"].values()
+    return {(name, port) for x in sites for name in x["server_names"] for port in x["ports"]}
+
+
+def recorded(owner: str) -> dict[str, Any]:
+    """Return the sites and streams that an owner had at the end of the last run."""
+    try:
+        return json.loads((CLAIMS / f"{owner}.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {"settings": {}, "sites": {}, "streams": []}
+
+
+def absent_paths(owner: str, sites: list[dict], streams: list[dict]) -> list[str]:
+    """Return all that belongs to what is to be absent, or is not listed any more."""
+    before = recorded(owner)
+    files = [path for path, (_, whose) in headers().items() if whose == owner]
+    gone_sites = {x["name"] for x in sites if x["state"] == "absent"}
+    gone_sites |= {*before["sites"], *(x.stem for x in files if x.suffix == ".conf")} - {
+        x["name"] for x in sites
+    }
+    gone_streams = {x["name"] for x in streams if x["state"] == "absent"}
+    gone_streams |= {*before["streams"], *(x.stem for x in files if x.suffix == ".stream")} - {
+        x["name"] for x in streams
+    }
+    # The file last, by which a run that was cut short is made up for.
+    return [
+        str(path)
+        for name in sorted(gone_sites)
+        for path in (
+            DATA / f"cache-{name}",
+            DATA / f"maintenance-{name}",
+            ETC / f"sites-enabled/{name}.conf",
+        )
+    ] + [str(ETC / f"sites-enabled/{name}.stream") for name in sorted(gone_streams)]
+
+
+# --- ports -----------------------------------------------------------------------------------
+
+
+def wanted_ports(sites: list[dict], streams: list[dict], extra: str, tls: bool) -> set[str]:
+    """Return all that nginx is to listen on by TCP, as its listen directives say it."""
+    wanted = {"80", *(["443"] if tls else [])}
+    for site in present(sites):
+        wanted |= {str(site["listen"]), *[str(site["listen_tls"])] * bool(site["certificate"])}
+        extra += f"\n{site['extra']}"
+    wanted |= {stream["listen"] for stream in present(streams) if not stream["udp"]}
+    return wanted | set(re.findall(r"(?m)^\s*listen\s+([^\s;]+)", extra))
+
+
+def taken_ports(wanted: set[str]) -> Iterator[str]:
+    """Yield the ports that another service has.
+
+    nginx would take them for its own: it would keep the old configuration, and not start again.
+    """
+    for line in run("/usr/bin/ss", "-Hltnp").stdout.splitlines():
+        columns = line.split()
+        place, who = columns[3], " ".join(columns[5:])
+        if '"nginx"' in who:
+            continue
+        for name in sorted(wanted):
+            mine, theirs = address(name), address(place)
+            if mine[1] == theirs[1] and (mine[0] == theirs[0] or "any" in (mine[0], theirs[0])):
+                yield (
+                    f"nginx is to listen on {name}: another service has this port,"
+                    f" {place} {who}. Change the port in nginx_sites or nginx_streams, or stop that"
+                    " service."
+                )
+
+
+def address(text: str) -> tuple[str, str]:
+    """Return address and port of what a socket, or a listen directive, is bound to."""
+    host, _, port = text.rpartition(":")
+    return ("any" if host in ("", "*", "0.0.0.0", "[::]") else host), port  # nosec B104
+
+
+# --- what is loaded --------------------------------------------------------------------------
+
+
+def newest(paths: Iterable[Path]) -> float:
+    """Return when one of these, or of what is in them, changed last; infinity if one is gone."""
+    latest = 0.0
+    try:
+        for path in paths:
+            latest = max(latest, path.lstat().st_mtime)
+            if path.is_dir() and not path.is_symlink():
+                latest = max(latest, newest(path.iterdir()))
+            elif path.exists():
+                latest = max(latest, path.stat().st_mtime)
+    except FileNotFoundError:
+        return float("inf")
+    return latest
+
+
+class Service:
+    """nginx as systemd runs it."""
+
+    def __init__(self, certificates: list[str]) -> None:
+        shown = run(
+            *("systemctl", "show", "nginx.service", "nginx-sandbox.service"),
+            "--property=ActiveState,UnitFileState,NeedDaemonReload",
+        ).stdout
+        self.active = "ActiveState=active" in shown.partition("\n\n")[0]
+        self.enabled = "UnitFileState=enabled" in shown.partition("\n\n")[0]
+        self.stale = "NeedDaemonReload=yes" in shown
+        try:
+            loaded = LOADED.stat().st_mtime
+        except FileNotFoundError:
+            loaded = 0.0
+        # Its package has started it, with none of the sandbox, and nobody is connected.
+        self.bare = self.active and not loaded and not self.connected()
+        # Asked of the server rather than of this run: what was cut short is made up for.
+        self.unloaded = newest([ETC, UNITS, *map(Path, certificates)]) > loaded
+
+    def due(self) -> list[str]:
+        """Return what is to be done, in words."""
+        steps = ["daemon-reload"] * self.stale + ["enable"] * (not self.enabled)
+        if self.bare or not self.active:
+            return [*steps, "restart" if self.bare else "start"]
+        return steps + ["reload"] * self.unloaded
+
+    def connected(self) -> bool:
+        return '"nginx"' in run("/usr/bin/ss", "-Htnp", "state", "established").stdout
+
+    def act(self) -> None:
+        # For its message: systemd would keep it in the journal.
+        self.call("/usr/sbin/nginx", "-t", "-q")
+        # Also where it does not ask for it: of a new folder of drop-ins, systemd knows nothing.
+        self.call("systemctl", "daemon-reload")
+        for step in self.due():
+            if step != "daemon-reload":
+                self.call("systemctl", step, "nginx.service")
+
+    def call(self, *command: str) -> None:
+        done = run(*command)
+        if not done.returncode:
+            return
+        said = done.stderr
+        if command[1] in ("start", "restart", "reload"):
+            said += run("journalctl", "--unit=nginx", "--lines=5", "--output=cat").stdout
+        lines = [x.strip() for x in said.splitlines() if x.strip()]
+        raise Refused(f"nginx serves what it has loaded before. {'; '.join(lines[-5:])}")

@@ -1,0 +1,135 @@
+#!/usr/bin/python
+"""Tell what a configuration of nginx on this server must go by."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: nginx_info
+short_description: Tell what a configuration of nginx on this server must go by
+description:
+  - >-
+    Says what nginx and the kernel can do, what other owners, such as other apps, have stated of
+    nginx on this server, and which sites of this owner's are to go.
+  - >-
+    Fails where two owners state a setting of the server differently, or have the same site, and
+    where another service has a port that nginx is to listen on. It changes nothing.
+author:
+  - The Carafe developers
+options:
+  owner:
+    description: Who configures nginx. What it has is recorded in C(/etc/carafe/nginx.d).
+    type: str
+    default: default
+  sites:
+    description: The owner's sites, with all their options.
+    type: list
+    elements: dict
+    default: []
+  streams:
+    description: The owner's streams, with all their options.
+    type: list
+    elements: dict
+    default: []
+  settings:
+    description: What the owner says of settings that the server has only once.
+    type: dict
+    required: true
+  defaults:
+    description: The same settings where nobody says anything.
+    type: dict
+    required: true
+attributes:
+  check_mode:
+    support: full
+    description: It changes nothing.
+"""
+
+EXAMPLES = r"""
+- name: Look at the server
+  carafe.stack.nginx_info:
+    owner: shop
+    settings: {nginx_worker_connections: 4096}
+    defaults: {nginx_worker_connections: 4096}
+  register: server
+"""
+
+RETURN = r"""
+settings:
+  description: The settings of the server that are in force, from all owners and the defaults.
+  type: dict
+  returned: success
+claim:
+  description: What this owner has of the server, to be recorded.
+  type: dict
+  returned: success
+absent:
+  description: Paths of what is to be absent.
+  type: list
+  elements: str
+  returned: success
+over_tls:
+  description: Whether any site, of any owner, is served over TLS.
+  type: bool
+  returned: success
+ipv6:
+  description: Whether the kernel has IPv6.
+  type: bool
+  returned: success
+http2_on:
+  description: Whether HTTP/2 is a directive of its own, as from nginx 1.25.1 on.
+  type: bool
+  returned: success
+post_quantum:
+  description: Whether OpenSSL knows X25519MLKEM768, as from 3.5 on.
+  type: bool
+  returned: success
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.carafe.stack.plugins.module_utils import claims, nginx
+
+
+def look(owner, sites, streams, settings, defaults, check_mode):
+    if not nginx.OWNER.fullmatch(owner):
+        raise nginx.Refused(
+            f"nginx_owner is {owner!r}, and needs letters, digits, '-', '_' and '.'."
+        )
+    found = nginx.abilities(check_mode)
+    mine = nginx.claim(sites, streams, settings, defaults)
+    everybody = claims.read(nginx.CLAIMS, owner, mine)
+    absent = [x["name"] for x in sites if x["state"] == "absent"]
+    for problem in nginx.conflicts(everybody, owner, absent):
+        raise nginx.Refused(problem)
+    stated = {k: v for theirs in everybody.values() for k, v in theirs["settings"].items()}
+    gone = nginx.absent_paths(owner, sites, streams)
+    known = {x["name"] for x in sites} | {nginx.Path(path).stem for path in gone}
+    tls = any(x["certificate"] for x in nginx.present(sites)) or nginx.over_tls(known)
+    in_force = {**defaults, **stated}
+    ports = nginx.wanted_ports(sites, streams, in_force.get("nginx_extra_http", ""), tls)
+    for problem in nginx.taken_ports(ports):
+        raise nginx.Refused(problem)
+    return {**found, "settings": in_force, "claim": mine, "absent": gone, "over_tls": tls}
+
+
+def main():
+    module = AnsibleModule(
+        {
+            "owner": {"type": "str", "default": "default"},
+            "sites": {"type": "list", "elements": "dict", "default": []},
+            "streams": {"type": "list", "elements": "dict", "default": []},
+            "settings": {"type": "dict", "required": True},
+            "defaults": {"type": "dict", "required": True},
+        },
+        supports_check_mode=True,
+        # Sites may be long, and hold what is not for the server's journal.
+        no_log=True,
+    )
+    try:
+        found = look(**module.params, check_mode=module.check_mode)
+    except (nginx.Refused, claims.Unreadable) as problem:
+        module.fail_json(msg=str(problem))
+    module.exit_json(changed=False, **found)
+
+
+if __name__ == "__main__":
+    main()

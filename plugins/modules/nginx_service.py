@@ -1,0 +1,79 @@
+#!/usr/bin/python
+"""Start nginx, or let it load what it has not loaded yet."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: nginx_service
+short_description: Start nginx, or let it load what it has not loaded yet
+description:
+  - >-
+    Asks the server rather than the run: nginx loads what is newer than what it has loaded. So a
+    reload that was lost with a run that was cut short is made up for.
+  - >-
+    Tests the whole configuration before, and fails with what nginx says of it, while nginx goes on
+    with the old one. It is restarted only where its package has started it and nobody is connected,
+    so that it gets its sandbox.
+author:
+  - The Carafe developers
+options:
+  owner:
+    description: Who configures nginx, as in M(carafe.stack.nginx_info).
+    type: str
+    default: default
+  certificates:
+    description: Files with certificates. nginx loads them anew when they are younger.
+    type: list
+    elements: path
+    default: []
+attributes:
+  check_mode:
+    support: full
+    description: Says what is due by the files that are on the server.
+"""
+
+EXAMPLES = r"""
+- name: Serve what is configured
+  carafe.stack.nginx_service:
+    certificates: [/etc/ssl/shop.pem]
+"""
+
+RETURN = r"""
+done:
+  description: What was due. One or more of C(daemon-reload), C(enable), C(start), C(restart) and
+    C(reload).
+  type: list
+  elements: str
+  returned: success
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.carafe.stack.plugins.module_utils import claims, nginx
+
+
+def main():
+    module = AnsibleModule(
+        {
+            "owner": {"type": "str", "default": "default"},
+            "certificates": {"type": "list", "elements": "path", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    owner = module.params["owner"]
+    try:
+        # Two owners may have written their files at the same time.
+        with claims.locked(nginx.CLAIMS, module.check_mode):
+            everybody = claims.read(nginx.CLAIMS, owner, nginx.recorded(owner))
+            for problem in nginx.conflicts(everybody, owner):
+                raise nginx.Refused(problem)
+            service = nginx.Service(module.params["certificates"])
+            due = service.due()
+            if due and not module.check_mode:
+                service.act()
+    except (nginx.Refused, claims.Unreadable) as problem:
+        module.fail_json(msg=str(problem))
+    module.exit_json(changed=bool(due), done=due)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""What nginx on a server must go by: what it can do, what others have there, what it has loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.carafe.stack.plugins.module_utils import nginx
+from ansible_collections.carafe.stack.plugins.modules import nginx_info
+from conftest import Role
+
+ROLE = Role("nginx")
+DEFAULTS = {"nginx_worker_connections": 4096, "nginx_extra_http": ""}
+SITE = {"name": "shop", "server_names": ["shop.test"]}
+STREAM = {"name": "redis", "listen": "127.0.0.1:6380"}
+
+
+class Server:
+    """The parts of a server that the module looks at."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sites = folder / "nginx/sites-enabled"
+        self.claims = folder / "claims"
+        self.version = "nginx version: nginx/1.26.3\nbuilt with OpenSSL 3.5.4 30 Sep 2025"
+        self.sockets = ""
+        self.sites.mkdir(parents=True)
+        self.claims.mkdir()
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        if command[0] == "/usr/sbin/nginx" and not self.version:
+            raise FileNotFoundError
+        return subprocess.CompletedProcess(command, 0, self.sockets, self.version)
+
+    def look(
+        self,
+        sites: list[dict] | None = None,
+        streams: list[dict] | None = None,
+        owner: str = "shop",
+        record: bool = True,
+        check_mode: bool = False,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Return what the module says, and leave what the role then leaves on the server."""
+        sites = ROLE.value("__nginx_sites", nginx_sites=sites or [])
+        streams = ROLE.value("__nginx_streams", nginx_streams=streams or [])
+        found = nginx_info.look(
+            owner, sites, streams, {**DEFAULTS, **settings}, DEFAULTS, check_mode
+        )
+        if record:
+            (self.claims / f"{owner}.json").write_text(json.dumps(found["claim"]))
+        return found
+
+    def gone(self, found: dict[str, Any]) -> list[str]:
+        return [Path(path).name for path in found["absent"]]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server(tmp_path)
+    monkeypatch.setattr(nginx, "ETC", tmp_path / "nginx")
+    monkeypatch.setattr(nginx, "CLAIMS", server.claims)
+    monkeypatch.setattr(nginx, "RELEASE", tmp_path / "os-release")
+    monkeypatch.setattr(nginx, "run", server.run)
+    return server
+
+
+@pytest.mark.parametrize(
+    ("version", "http2_on", "post_quantum"),
+    [
+        ("nginx/1.22.1\nbuilt with OpenSSL 3.0.16 11 Feb 2025", False, False),
+        ("nginx/1.25.1\nbuilt with OpenSSL 3.5.0 1 Jan 2025", True, True),
+    ],
+)
+def test_abilities_follow_from_the_versions(
+    server: Server, version: str, http2_on: bool, post_quantum: bool
+) -> None:
+    server.version = f"nginx version: {version}"
+    found = server.look()
+    assert (found["http2_on"], found["post_quantum"]) == (http2_on, post_quantum)
+
+
+def test_a_bare_server_is_told_in_one_line_and_a_dry_run_goes_by_debian_s_release(
+    server: Server, tmp_path: Path
+) -> None:
+    server.version = ""
+    with pytest.raises(nginx.Refused, match="nginx is not installed"):
+        server.look()
+    for release, expected in (("12", False), ("13", True)):
+        (tmp_path / "os-release").write_text(f'ID=debian\nVERSION_ID="{release}"\n')
+        assert server.look(check_mode=True)["http2_on"] is expected
+
+
+def test_what_one_owner_states_holds_for_all_and_a_default_is_stated_by_nobody(
+    server: Server,
+) -> None:
+    server.look(owner="blog", nginx_worker_connections=8192)
+    found = server.look(owner="shop")
+    assert found["settings"]["nginx_worker_connections"] == 8192
+    assert found["claim"]["settings"] == {}
+
+
+def test_what_two_owners_state_differently_is_refused_naming_both(server: Server) -> None:
+    server.look(owner="blog", nginx_worker_connections=8192)
+    with pytest.raises(nginx.Refused) as refused:
+        server.look(owner="shop", nginx_worker_connections=1024)
+    assert all(word in str(refused.value) for word in ("nginx_worker_connections", "blog", "shop"))
+    assert server.look(owner="shop", nginx_worker_connections=8192)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine", "problem"),
+    [
+        ([SITE], [SITE | {"server_names": ["a.test"]}], "both have the site shop"),
+        ([SITE], [{"name": "shop", "state": "absent"}], "both have the site shop"),
+        ([SITE | {"name": "b"}], [SITE], "both serve shop.test on port 80"),
+        (
+            [SITE | {"name": "b", "listen": 81, "listen_tls": 8443, "certificate": "/x"}],
+            [SITE | {"listen_tls": 8443, "certificate": "/y"}],
+            "both serve shop.test on port 8443",
+        ),
+    ],
+)
+def test_what_two_owners_have_is_refused_naming_both(
+    server: Server, theirs: list[dict], mine: list[dict], problem: str
+) -> None:
+    server.look(theirs, owner="blog")
+    with pytest.raises(nginx.Refused, match=f"nginx_sites: shop and blog {problem}"):
+        server.look(mine, owner="shop")
+
+
+def test_two_owners_may_serve_one_name_on_two_ports(server: Server) -> None:
+    server.look([SITE | {"name": "b", "listen": 81}], owner="blog")
+    assert server.look([SITE], owner="shop")
+
+
+def test_a_stream_of_two_owners_is_refused(server: Server) -> None:
+    server.look(streams=[STREAM], owner="blog")
+    with pytest.raises(nginx.Refused, match=r"nginx_streams: shop and blog both have .* redis"):
+        server.look(streams=[STREAM], owner="shop")
+
+
+def test_a_site_that_is_not_listed_any_more_goes_and_others_stay(server: Server) -> None:
+    (server.sites / "stranger.conf").write_text("server {}")
+    server.look([SITE | {"name": "theirs", "server_names": ["b.test"]}], owner="blog")
+    server.look([SITE, SITE | {"name": "www", "server_names": ["www.test"]}], streams=[STREAM])
+    gone = server.gone(server.look([SITE]))
+    assert gone == ["cache-www", "maintenance-www", "www.conf", "redis.stream"]
+    assert server.gone(server.look([SITE])) == []
+
+
+def test_a_site_of_a_run_that_was_cut_short_before_its_record_goes_too(server: Server) -> None:
+    for name, owner in (("late", "shop"), ("theirs", "blog")):
+        text = f"#\n# Ansible managed\n#\n# The site {name} of {owner}. Change it through it.\n"
+        (server.sites / f"{name}.conf").write_text(text)
+    (server.sites / "late.stream").write_text("# The service late of shop. Change it.\n")
+    gone = server.gone(server.look([SITE]))
+    assert gone == ["cache-late", "maintenance-late", "late.conf", "late.stream"]
+
+
+def test_the_header_that_is_looked_for_is_the_one_that_is_written() -> None:
+    found = {"settings": ROLE.defaults, "ipv6": True, "http2_on": True, "over_tls": False}
+    for template, variable, entry in (
+        ("site.conf.j2", "__nginx_site", ROLE.value("__nginx_sites", nginx_sites=[SITE])[0]),
+        ("stream.j2", "__nginx_stream", ROLE.value("__nginx_streams", nginx_streams=[STREAM])[0]),
+    ):
+        values = {variable: entry, "__nginx_found": found, "nginx_owner": "shop"}
+        text = ROLE.render(f"etc/nginx/sites-enabled/{template}", **values)
+        assert nginx.HEADER.search(text).groups()[1:] == (entry["name"], "shop")
+
+
+@pytest.mark.parametrize(
+    ("others", "sites", "expected"),
+    [
+        ([], [], False),
+        ([], [SITE | {"certificate": "/a.pem"}], True),
+        (["b.example"], [SITE], True),
+        (["shop"], [SITE], False),
+        (["shop"], [{"name": "shop", "state": "absent"}], False),
+    ],
+)
+def test_whether_nginx_listens_for_tls_follows_from_all_sites_of_the_server(
+    server: Server, others: list[str], sites: list[dict[str, Any]], expected: bool
+) -> None:
+    for name in others:
+        (server.sites / f"{name}.conf").write_text("server {\n    ssl_certificate /b.pem;\n}\n")
+    assert server.look(sites)["over_tls"] is expected
+
+
+SS = 'LISTEN 0 511 {} 0.0.0.0:* users:(("{}",pid=7,fd=6))'
+
+
+@pytest.mark.parametrize(
+    ("place", "sites", "streams", "name"),
+    [
+        ("0.0.0.0:80", [], [], "80"),
+        ("127.0.0.1:80", [SITE], [], "80"),
+        ("[::]:8080", [SITE | {"listen": 8080}], [], "8080"),
+        ("*:443", [SITE | {"certificate": "/a"}], [], "443"),
+        ("127.0.0.1:6380", [], [STREAM], "127.0.0.1:6380"),
+        ("0.0.0.0:6380", [], [STREAM], "127.0.0.1:6380"),
+        ("0.0.0.0:81", [SITE | {"extra": "listen 81;"}], [], "81"),
+    ],
+)
+def test_a_port_that_another_service_has_is_refused(
+    server: Server, place: str, sites: list[dict], streams: list[dict], name: str
+) -> None:
+    server.sockets = SS.format(place, "python3")
+    with pytest.raises(nginx.Refused) as refused:
+        server.look(sites, streams)
+    assert f"is to listen on {name}: another service has this port, {place}" in str(refused.value)
+    server.sockets = SS.format(place, "nginx")
+    assert server.look(sites, streams)
+
+
+@pytest.mark.parametrize(
+    ("place", "streams"),
+    [
+        ("192.0.2.1:6380", [STREAM]),
+        ("127.0.0.1:6380", [STREAM | {"udp": True}]),
+        ("0.0.0.0:443", []),
+        ("127.0.0.1:6380", [STREAM | {"state": "absent"}]),
+    ],
+)
+def test_a_port_on_another_address_or_of_another_kind_is_free(
+    server: Server, place: str, streams: list[dict]
+) -> None:
+    server.sockets = SS.format(place, "python3")
+    assert server.look(streams=streams)
+
+
+def test_an_owner_is_a_file_name(server: Server) -> None:
+    with pytest.raises(nginx.Refused, match=r"nginx_owner is '\.\./shop', and needs letters"):
+        server.look(owner="../shop")
+
+
+def test_a_record_that_cannot_be_read_is_told_in_one_line(server: Server) -> None:
+    (server.claims / "blog.json").write_text("{")
+    with pytest.raises(nginx.claims.Unreadable, match=r"blog\.json"):
+        server.look([SITE])
+    # One's own is written anew.
+    (server.claims / "shop.json").write_text("")
+    (server.claims / "blog.json").unlink()
+    assert server.look([SITE])
+
+
+@pytest.mark.parametrize(
+    ("change", "due"),
+    [
+        (None, []),
+        ("nginx/nginx.conf", ["reload"]),
+        ("nginx/sites-enabled/gone.conf", ["reload"]),
+        ("units/carafe.conf", ["reload"]),
+        ("cert.pem", ["reload"]),
+        # As its package has started it, with nobody connected.
+        ("loaded", ["restart"]),
+        ("shown: inactive", ["start"]),
+        ("shown: disabled", ["enable"]),
+        ("shown: stale", ["daemon-reload"]),
+    ],
+)
+def test_what_is_due_is_asked_of_the_server(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str | None, due: list
+) -> None:
+    (tmp_path / "units").mkdir()
+    for name in ("nginx/nginx.conf", "nginx/sites-enabled/gone.conf", "units/carafe.conf"):
+        (tmp_path / name).touch()
+    (tmp_path / "cert.pem").symlink_to("real.pem")
+    (tmp_path / "real.pem").touch()
+    (tmp_path / "loaded").touch()
+    for path in [x for x in tmp_path.rglob("*") if x.name != "loaded"]:
+        os.utime(path, (1, 1), follow_symlinks=False)
+    monkeypatch.setattr(nginx, "LOADED", tmp_path / "loaded")
+    monkeypatch.setattr(nginx, "UNITS", tmp_path / "units")
+    shown = ["ActiveState=active", "UnitFileState=enabled", "NeedDaemonReload=no"]
+    if change and change.startswith("shown"):
+        wrong = {"inactive": "active", "disabled": "enabled", "stale": "NeedDaemonReload=no"}
+        word = change.split()[1]
+        new = "NeedDaemonReload=yes" if word == "stale" else f"={word}"
+        old = wrong[word] if word == "stale" else f"={wrong[word]}"
+        shown = [line.replace(old, new) for line in shown]
+    elif change in ("nginx/sites-enabled/gone.conf", "loaded"):
+        (tmp_path / change).unlink()
+    elif change == "cert.pem":
+        # The link is as it was, and what it points to is another certificate.
+        (tmp_path / "real.pem").write_text("new")
+        os.utime(tmp_path / "real.pem", (2**33, 2**33))
+    elif change:
+        os.utime(tmp_path / change, (2**33, 2**33))
+    server.sockets = "\n".join(shown) + "\n\nActiveState=inactive\nUnitFileState=static\n"
+    if change == "nginx/sites-enabled/gone.conf":
+        os.utime(tmp_path / "nginx/sites-enabled", (2**33, 2**33))
+    assert nginx.Service([str(tmp_path / "cert.pem")]).due() == due
+
+
+def test_a_certificate_that_is_gone_is_due_so_that_nginx_says_so(
+    server: Server, tmp_path: Path
+) -> None:
+    assert nginx.newest([tmp_path / "gone.pem"]) == float("inf")
+
+
+def test_the_wiring_s_sites_take_an_entry_more_and_a_new_site() -> None:
+    default = {"name": "app", "server_names": ["a.test"], "static": [{"url": "/s/", "path": "/s"}]}
+    sites = ROLE.value(
+        "__nginx_sites",
+        nginx_default_sites=[default],
+        nginx_sites=[
+            {
+                "name": "app",
+                "server_names": ["www.a.test"],
+                "static": [{"url": "/m/", "path": "/m"}],
+                "client_max_body_size": "1g",
+                "headers": {"X-A": "1"},
+            },
+            {"name": "other", "server_names": ["b.test"]},
+        ],
+    )
+    assert [site["name"] for site in sites] == ["app", "other"]
+    assert sites[0]["server_names"] == ["a.test", "www.a.test"]
+    assert [x["url"] for x in sites[0]["static"]] == ["/s/", "/m/"]
+    assert (sites[0]["client_max_body_size"], sites[0]["headers"]) == ("1g", {"X-A": "1"})
+    assert sites[1]["client_max_body_size"] == "10m"
