@@ -168,6 +168,17 @@ def test_a_site_that_nobody_can_reach() -> None:
     assert "no server_names" in the_only(problems(nginx_sites=[site])).what
 
 
+def test_an_entry_that_adds_to_a_site_of_the_wiring_restates_nothing() -> None:
+    wired = {"name": "a", "server_names": ["one.test"]}
+    more = {"name": "a", "client_max_body_size": "1g"}
+    assert not problems(nginx_default_sites=[wired], nginx_sites=[more])
+    # Who restates does no harm either.
+    assert not problems(nginx_default_sites=[wired], nginx_sites=[wired | more])
+    other = {"name": "b", "server_names": ["one.test"]}
+    problem = the_only(problems(nginx_default_sites=[wired], nginx_sites=[other]))
+    assert "'one.test' on port 80 twice, in 'a' and 'b'" in problem.what
+
+
 @pytest.mark.parametrize(
     ("variable", "entry"),
     [

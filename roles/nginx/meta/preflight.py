@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
@@ -13,7 +13,6 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
     Server,
     check_file_names,
     check_twins,
-    entries,
     is_host_name,
 )
 
@@ -30,15 +29,31 @@ RANGES = {
 }
 
 
+def listed(server: Server, variable: str) -> list[Mapping[str, Any]]:
+    given = server.given.get(variable, server.values.get(variable)) or []
+    return [x for x in given if isinstance(x, Mapping) and "name" in x]
+
+
+def present_sites(server: Server) -> list[dict[str, Any]]:
+    """Return the sites as the role sees them: the user's merged over those of the wiring."""
+    merged: dict[str, dict[str, Any]] = {}
+    for entry in listed(server, "nginx_default_sites") + listed(server, "nginx_sites"):
+        site = merged.setdefault(entry["name"], {})
+        for key, value in entry.items():
+            if isinstance(value, list) and isinstance(site.get(key), list):
+                value = [x for x in site[key] if x not in value] + value
+            site[key] = value
+    return [site for site in merged.values() if site.get("state") != "absent"]
+
+
 def check_server_names(server: Server) -> Iterator[Problem]:
     """A wrong host name makes a site that nobody reaches."""
     # A mistake in a name of the app's is told as the app's.
     domains = server.values.get("app_domains") or []
-    for site in entries(server, "nginx_sites"):
-        if site.get("state") == "absent":
-            continue
+    wired = [site["name"] for site in listed(server, "nginx_default_sites")]
+    for site in present_sites(server):
         names = site.get("server_names") or []
-        if not names:
+        if not names and site["name"] not in wired:
             yield Problem(
                 "nginx_sites",
                 f"has the site {site['name']!r} with no server_names, so no request could reach it",
@@ -61,10 +76,9 @@ def check_names(server: Server) -> Iterator[Problem]:
 def check_places(server: Server) -> Iterator[Problem]:
     """Of two sites with one name on one port, nginx serves the first, and hardly says so."""
     places: dict[tuple[Any, str], list[str]] = defaultdict(list)
-    for site in entries(server, "nginx_sites"):
-        if site.get("state") != "absent":
-            for name in site.get("server_names") or []:
-                places[site.get("listen"), name.lower()].append(site["name"])
+    for site in present_sites(server):
+        for name in site.get("server_names") or []:
+            places[site.get("listen", 80), name.lower()].append(site["name"])
     for (port, name), sites in places.items():
         if len(sites) > 1:
             where = " and ".join(repr(site) for site in dict.fromkeys(sites))
