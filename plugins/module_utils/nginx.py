@@ -89,7 +89,11 @@ def claim(
         "sites": {
             site["name"]: {
                 "server_names": site["server_names"],
-                "ports": [site["listen"]] + [site["listen_tls"]] * bool(site["certificate"]),
+                "ports": [
+                    int(site[x])
+                    for x in ("listen", "listen_tls")
+                    if x == "listen" or site["certificate"]
+                ],
             }
             for site in present(sites)
         },
