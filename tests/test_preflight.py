@@ -33,7 +33,7 @@ GOOD: dict[str, Any] = {
     "postgres_databases": [{"name": 'it\'s a "name", ü', "owner": "guestbook-owner"}],
     "postgres_roles": [{"name": "guestbook"}, {"name": "guestbook-owner"}],
     "postgres_memory_mb": 1024,
-    "postgres_max_connections": 100,
+    "postgres_settings": {"max_connections": "100"},
     "gunicorn_workers": 2,
     "gunicorn_slots": 2,
     "gunicorn_threads": 4,
@@ -275,17 +275,23 @@ def test_a_server_of_nothing_but_the_app_promises_no_memory_to_postgres() -> Non
 
 def test_more_threads_than_connections() -> None:
     problem = the_only(problems(gunicorn_threads=25))
-    assert problem.variable == "postgres_max_connections"
+    assert problem.variable == "postgres_settings"
+    assert problem.what.startswith("has max_connections 100, of which 3 are kept")
     assert "may open 100" in problem.what
     assert "set it to 103 or more" in problem.command
 
 
 def test_as_many_threads_as_connections() -> None:
-    assert problems(gunicorn_threads=24, postgres_max_connections=99) == []
+    assert problems(gunicorn_threads=24, postgres_settings={"max_connections": 99}) == []
+
+
+def test_connections_that_nobody_limits_are_raised_by_the_role() -> None:
+    assert problems(gunicorn_threads=50, postgres_settings={}) == []
 
 
 def test_the_connections_of_all_app_servers_count_but_not_those_of_another_stack() -> None:
-    database = {"postgres_max_connections": 30, "stack_app": ["app1", "app2"]}
+    limit = {"postgres_settings": {"max_connections": 30}}
+    database = {**limit, "stack_app": ["app1", "app2"]}
     app = {"gunicorn_workers": 2, "gunicorn_slots": 2, "gunicorn_threads": 4}
     servers = [Server("db1", values=database)]
     servers += [Server(f"app{number}", values=app) for number in (1, 2, 3)]
@@ -711,17 +717,9 @@ def test_the_connections_of_all_apps_of_the_server_count() -> None:
     facts = {"ansible_local": OTHERS, "memtotal_mb": 4096}
     assert problems(facts=facts, gunicorn_threads=9) == []
     problem = the_only(problems(facts=facts, gunicorn_threads=10))
-    assert problem.variable == "postgres_max_connections"
+    assert problem.variable == "postgres_settings"
     assert "the apps may open 100" in problem.what
     assert "60 of the app shop" in problem.what
-
-
-def test_what_the_role_raises_by_itself_is_no_matter() -> None:
-    few = {"gunicorn_threads": 50, "postgres_connections": 200}
-    assert problems(**few) == []
-    problem = the_only(problems(**few, postgres_settings={"max_connections": 100}))
-    assert problem.variable == "postgres_settings"
-    assert "has max_connections 100" in problem.what
 
 
 # Which variable a mistake is in.

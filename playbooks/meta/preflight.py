@@ -195,16 +195,12 @@ def check_passwords(server: Server) -> Iterator[Problem]:
 def check_connections(servers: Sequence[Server]) -> Iterator[Problem]:
     """When all threads of all workers ask at once, each needs a connection."""
     for database in servers:
-        values = database.values
         # The role raises what is not stated to what all apps may open.
-        variable = (
-            "postgres_settings" if "postgres_connections" in values else "postgres_max_connections"
-        )
-        stated = values.get(variable)
-        allowed = stated.get("max_connections") if isinstance(stated, Mapping) else stated
-        if not str(allowed or "").isdigit():
+        settings = database.values.get("postgres_settings") or {}
+        allowed = str(settings.get("max_connections", ""))
+        if not allowed.isdigit():
             continue
-        stack = values.get("stack_app")
+        stack = database.values.get("stack_app")
         clients = [
             x
             for x in servers
@@ -222,11 +218,10 @@ def check_connections(servers: Sequence[Server]) -> Iterator[Problem]:
             ]
             parts += [f"{count} of the app {name}" for name, count in others.items() if count]
             yield Problem(
-                variable,
-                f"{'has max_connections' if variable == 'postgres_settings' else 'is'} {allowed},"
-                f" of which {RESERVED_CONNECTIONS} are kept for the superuser,"
-                f" but {'the apps' if any(others.values()) else 'the app'} may open {needed}:"
-                f" {' + '.join(parts)}",
+                "postgres_settings",
+                f"has max_connections {allowed}, of which {RESERVED_CONNECTIONS} are kept for the"
+                f" superuser, but {'the apps' if any(others.values()) else 'the app'} may open"
+                f" {needed}: {' + '.join(parts)}",
                 f"set it to {needed + RESERVED_CONNECTIONS} or more, or lower gunicorn_workers or"
                 " gunicorn_threads",
             )
