@@ -74,7 +74,7 @@ def claim(folder: Path, owner: str, data: Any, check: bool = False) -> bool:
 
 def text(data: Any) -> str:
     """Return a claim as its file has it, nothing for None."""
-    return "" if data is None else json.dumps(data, indent=2, sort_keys=True) + "\n"
+    return "" if data is None else json.dumps(data, indent=2) + "\n"
 
 
 def conflicts(
