@@ -1,0 +1,64 @@
+"""What a module says of its options, for ansible-doc, is what it takes."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+# Without those that an action does all of, whose files are their documentation alone.
+MODULES = sorted(
+    path.stem
+    for path in (ROOT / "plugins/modules").glob("*.py")
+    if "AnsibleModule(" in path.read_text()
+)
+SAID = ("type", "elements", "required", "default", "choices")
+
+
+class Captured(Exception):
+    """The arguments that a module would make an AnsibleModule of."""
+
+
+def spec_of(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
+    module = importlib.import_module(f"ansible_collections.carafe.stack.plugins.modules.{name}")
+
+    def capture(argument_spec: dict[str, Any], **arguments: Any) -> None:
+        raise Captured({"argument_spec": argument_spec, **arguments})
+
+    monkeypatch.setattr(module, "AnsibleModule", capture)
+    with pytest.raises(Captured) as captured:
+        module.main()
+    return module, captured.value.args[0]
+
+
+def shape(options: dict[str, Any], below: str) -> dict[str, Any]:
+    """Return what of a specification both forms of it say."""
+    return {
+        name: {key: option[key] for key in SAID if option.get(key) not in (None, False)}
+        | {"below": shape(option.get(below) or {}, below)}
+        for name, option in options.items()
+    }
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_takes_what_it_documents(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, arguments = spec_of(name, monkeypatch)
+    documented = yaml.safe_load(module.DOCUMENTATION)
+    assert documented["module"] == name
+    assert arguments.get("supports_check_mode") is True
+    taken = shape(arguments["argument_spec"], "options")
+    assert shape(documented["options"], "suboptions") == taken
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_shows_examples_and_what_it_returns(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _ = spec_of(name, monkeypatch)
+    (task, *_) = yaml.safe_load(module.EXAMPLES)
+    assert f"carafe.stack.{name}" in task
+    for returned in yaml.safe_load(module.RETURN).values():
+        assert {"description", "type", "returned"} <= returned.keys()
