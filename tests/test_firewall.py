@@ -1,194 +1,170 @@
-"""What the firewall refuses, whom it would lock out, and what it makes of ports and networks."""
+"""What the firewall refuses, whom it would lock out, and what it makes of what its owners claim."""
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import ROOT, Role, load_module
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.carafe.stack.plugins.module_utils import (
+    firewall,
+    firewall_rules,
+    programs,
+    ssh_peer,
+    takeback,
+)
+from ansible_collections.carafe.stack.plugins.modules import firewall as module
+from conftest import Role
 
-WANTED: dict[str, Any] = {
-    "firewall_allow": [],
-    "firewall_ssh_ports": [22],
-    "firewall_ssh_sources": [],
-    "firewall_ssh_unlimited": [],
-    "firewall_ssh_rate": 10,
-    "firewall_ssh_burst": 20,
-    "firewall_trusted_interfaces": [],
-    "firewall_revert_seconds": 60,
-}
 ENTRY: dict[str, Any] = {"ports": ["80"], "protocol": "tcp", "sources": [], "comment": ""}
-SSH = "SSH_CONNECTION=203.0.113.7 40022 192.0.2.1 22"
-SSH_V6 = "SSH_CONNECTION=2001:db8::7 40022 2001:db8::1 2222"
+V4 = ssh_peer.Peer("deploy", "203.0.113.7", "192.0.2.1", 22)
+V6 = ssh_peer.Peer("deploy", "2001:db8::7", "2001:db8::1", 2222)
+LOCAL = ssh_peer.Peer("deploy", "127.0.0.1", "127.0.0.1", 22)
+
+
+class Kernel:
+    """Stands in for nft, for systemd, and for whoever is connected by ssh."""
+
+    def __init__(self) -> None:
+        self.table = ""
+        self.services: list[tuple[str, ...]] = []
+        self.peer: ssh_peer.Peer | None = None
+
+    def nft(self, *options: str, text: str | None = None, check: bool = True) -> str:
+        if "-c" not in options and text is not None:
+            self.table = text
+        return self.table
+
+    def run(self, *words: str, **_: Any) -> str:
+        self.services.append(words)
+        return "ActiveState=active\nUnitFileState=enabled\nNeedDaemonReload=no\n"
 
 
 @pytest.fixture
-def see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module, on a server that nobody has reached by ssh."""
-    module = load_module(ROOT / "roles/firewall/files/see.py", "see")
-    monkeypatch.setattr(module, "PROC", tmp_path)
-    return module
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """A server with nft that nobody has reached by ssh."""
+    found = Kernel()
+    for name in ("CLAIMS", "CONFIRMED", "NFT", "LOADED", "LISTING", "UNIT", "RUN"):
+        monkeypatch.setattr(firewall, name, tmp_path / name)
+    firewall.NFT.touch()
+    change = takeback.TakeBack("firewall", tmp_path / "RUN/change.json", "firewall_revert_seconds")
+    monkeypatch.setattr(firewall, "CHANGE", change)
+    monkeypatch.setattr(firewall, "nft", found.nft)
+    monkeypatch.setattr(firewall, "run", found.run)
+    monkeypatch.setattr(takeback, "run", found.run)
+    monkeypatch.setattr(programs, "FOLDER", tmp_path / "programs")
+    monkeypatch.setattr(ssh_peer, "peer", lambda: found.peer)
+    return found
 
 
-def reached_by(proc: Path, *environs: str) -> None:
-    """Write what /proc says of this process and of those that started it, the nearest first."""
-    for number, environ in enumerate(environs):
-        folder = proc / (str(100 - number) if number else "self")
-        folder.mkdir()
-        (folder / "environ").write_bytes(environ.encode())
-        parent = 100 - number - 1 if number < len(environs) - 1 else 0
-        (folder / "status").write_text(f"Name:\tx\nPid:\t1\nPPid:\t{parent}\n")
+def arguments(**params: Any) -> dict[str, Any]:
+    """Return the arguments as the module has them: checked, and with those that are left out."""
+    checked = ArgumentSpecValidator(module.ARGUMENTS).validate(params)
+    assert not checked.error_messages
+    return checked.validated_parameters
 
 
-def seen(see: ModuleType, monkeypatch: pytest.MonkeyPatch, **wanted: Any) -> Any:
-    """Run the module as the role does."""
-    output = io.StringIO()
-    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(WANTED | wanted)))
-    monkeypatch.setattr(sys, "stdout", output)
-    see.main()
-    return json.loads(output.getvalue())
+def apply(owner: str, *ports: str, check: bool = False, **params: Any) -> dict[str, Any]:
+    """Apply what an owner claims, as one run does up to the new connection."""
+    allow = [{"ports": list(ports)}] if ports else []
+    return module.present(arguments(owner=owner, allow=allow, **params), check)
 
 
 @pytest.mark.parametrize(
     ("wanted", "problem"),
     [
-        ({"firewall_allow": [ENTRY | {"ports": ["https"]}]}, "firewall_allow has 'https'"),
-        ({"firewall_allow": [ENTRY | {"ports": ["0"]}]}, "firewall_allow has '0'"),
-        ({"firewall_allow": [ENTRY | {"ports": ["65536"]}]}, "firewall_allow has '65536'"),
-        ({"firewall_allow": [ENTRY | {"ports": ["90-80"]}]}, "firewall_allow has '90-80'"),
-        (
-            {"firewall_allow": [ENTRY | {"ports": ["80 } accept; #"]}]},
-            "firewall_allow has '80 } accept",
-        ),
-        ({"firewall_allow": [ENTRY | {"ports": []}]}, "an entry without ports"),
-        ({"firewall_allow": [ENTRY | {"protocol": "sctp"}]}, "the protocol 'sctp'"),
-        (
-            {"firewall_allow": [ENTRY | {"sources": ["example.com"]}]},
-            "firewall_allow has 'example.com'",
-        ),
+        ({"allow": [ENTRY | {"ports": ["https"]}]}, "firewall_allow has 'https'"),
+        ({"allow": [ENTRY | {"ports": ["0"]}]}, "firewall_allow has '0'"),
+        ({"allow": [ENTRY | {"ports": ["65536"]}]}, "firewall_allow has '65536'"),
+        ({"allow": [ENTRY | {"ports": ["90-80"]}]}, "firewall_allow has '90-80'"),
+        ({"allow": [ENTRY | {"ports": ["80 } accept; #"]}]}, "firewall_allow has '80 } accept"),
+        ({"allow": [ENTRY | {"ports": []}]}, "an entry without ports"),
+        ({"allow": [ENTRY | {"sources": ["example.com"]}]}, "firewall_allow has 'example.com'"),
         # Whoever writes that may mean the address, or the network.
-        ({"firewall_allow": [ENTRY | {"sources": ["192.0.2.7/24"]}]}, "has host bits set"),
-        ({"firewall_allow": [ENTRY | {"comment": 'a "b"'}]}, "no double quote"),
-        ({"firewall_allow": [ENTRY | {"comment": "a\nb"}]}, "no line break"),
-        ({"firewall_allow": [ENTRY | {"comment": "ü" * 61}]}, "120 bytes"),
-        ({"firewall_ssh_ports": []}, "firewall_ssh_ports is empty"),
-        ({"firewall_ssh_ports": [70000]}, "firewall_ssh_ports has '70000'"),
-        ({"firewall_ssh_sources": ["office"]}, "firewall_ssh_sources has 'office'"),
-        ({"firewall_ssh_unlimited": ["ci"]}, "firewall_ssh_unlimited has 'ci'"),
-        ({"firewall_ssh_rate": -1}, "firewall_ssh_rate"),
-        ({"firewall_ssh_burst": 1}, "firewall_ssh_burst"),
-        ({"firewall_revert_seconds": 5}, "firewall_revert_seconds"),
-        ({"firewall_trusted_interfaces": ['wg0" accept']}, "names no interface"),
-        ({"firewall_trusted_interfaces": ["*"]}, "names no interface"),
+        ({"allow": [ENTRY | {"sources": ["192.0.2.7/24"]}]}, "has host bits set"),
+        ({"allow": [ENTRY | {"comment": 'a "b"'}]}, "no double quote"),
+        ({"allow": [ENTRY | {"comment": "a\nb"}]}, "no line break"),
+        ({"allow": [ENTRY | {"comment": "ü" * 61}]}, "120 bytes"),
+        ({"ssh_ports": []}, "firewall_ssh_ports is empty"),
+        ({"ssh_ports": [70000]}, "firewall_ssh_ports has '70000'"),
+        ({"ssh_sources": ["office"]}, "firewall_ssh_sources has 'office'"),
+        ({"ssh_unlimited": ["ci"]}, "firewall_ssh_unlimited has 'ci'"),
+        ({"ssh_rate": -1}, "firewall_ssh_rate"),
+        ({"ssh_burst": 1}, "firewall_ssh_burst"),
+        ({"revert_seconds": 5}, "firewall_revert_seconds"),
+        ({"trusted_interfaces": ['wg0" accept']}, "names no interface"),
+        ({"trusted_interfaces": ["*"]}, "names no interface"),
     ],
     ids=lambda x: "" if isinstance(x, dict) else x,
 )
-def test_what_cannot_be_is_told(
-    see: ModuleType, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any], problem: str
+@pytest.mark.parametrize("check", [True, False], ids=["check", "apply"])
+def test_what_cannot_be_is_refused(
+    kernel: Kernel, wanted: dict[str, Any], problem: str, check: bool
 ) -> None:
-    (told,) = seen(see, monkeypatch, **wanted)["problems"]
-    assert problem in told
+    with pytest.raises(firewall_rules.Problem) as refused:
+        module.present(arguments(**wanted), check)
+    assert problem in str(refused.value)
+    assert kernel.table == ""
+    assert not firewall.CONFIRMED.exists()
 
 
 @pytest.mark.parametrize(
-    ("environs", "wanted", "refused"),
+    ("peer", "wanted", "refused"),
     [
-        ([SSH], {}, False),
-        ([SSH], {"firewall_ssh_ports": [2222]}, True),
-        ([SSH], {"firewall_ssh_ports": [2222, 22]}, False),
-        ([SSH], {"firewall_ssh_sources": ["203.0.113.0/24"]}, False),
-        ([SSH], {"firewall_ssh_sources": ["198.51.100.0/24"]}, True),
-        ([SSH], {"firewall_ssh_sources": ["2001:db8::/32"]}, True),
+        (V4, {}, False),
+        (V4, {"ssh_ports": [2222]}, True),
+        (V4, {"ssh_ports": [2222, 22]}, False),
+        (V4, {"ssh_sources": ["203.0.113.0/24"]}, False),
+        (V4, {"ssh_sources": ["198.51.100.0/24"]}, True),
+        (V4, {"ssh_sources": ["2001:db8::/32"]}, True),
+        (V4, {"ssh_sources": ["198.51.100.0/24"], "ssh_unlimited": ["203.0.113.7"]}, False),
+        (V4, {"ssh_ports": [2222], "allow": [ENTRY | {"ports": ["20-30"]}]}, False),
         (
-            [SSH],
-            {
-                "firewall_ssh_sources": ["198.51.100.0/24"],
-                "firewall_ssh_unlimited": ["203.0.113.7"],
-            },
-            False,
-        ),
-        (
-            [SSH],
-            {"firewall_ssh_ports": [2222], "firewall_allow": [ENTRY | {"ports": ["20-30"]}]},
-            False,
-        ),
-        (
-            [SSH],
-            {
-                "firewall_ssh_ports": [2222],
-                "firewall_allow": [ENTRY | {"ports": ["22"], "protocol": "udp"}],
-            },
+            V4,
+            {"ssh_ports": [2222], "allow": [ENTRY | {"ports": ["22"], "protocol": "udp"}]},
             True,
         ),
         (
-            [SSH],
+            V4,
             {
-                "firewall_ssh_ports": [2222],
-                "firewall_allow": [ENTRY | {"ports": ["22"], "sources": ["192.0.2.0/24"]}],
+                "ssh_ports": [2222],
+                "allow": [ENTRY | {"ports": ["22"], "sources": ["192.0.2.0/24"]}],
             },
             True,
         ),
-        ([SSH_V6], {}, True),
-        (
-            [SSH_V6],
-            {"firewall_ssh_ports": [2222], "firewall_ssh_sources": ["2001:db8::/64"]},
-            False,
-        ),
-        (
-            ["SSH_CONNECTION=::ffff:203.0.113.7 1 ::ffff:192.0.2.1 22"],
-            {"firewall_ssh_sources": ["203.0.113.7"]},
-            False,
-        ),
-        (
-            ["SSH_CONNECTION=fe80::9%eth0 1 fe80::1%eth0 22"],
-            {"firewall_ssh_sources": ["fe80::/10"]},
-            False,
-        ),
-        # sudo has dropped it.
-        (["SUDO_USER=deploy", "A=b", f"A=b\0{SSH}\0C=d"], {"firewall_ssh_ports": [2222]}, True),
-        # From one server on to the next: the nearest is how this one was reached.
-        (["A=b", SSH, SSH_V6], {}, False),
+        (V6, {}, True),
+        (V6, {"ssh_ports": [2222], "ssh_sources": ["2001:db8::/64"]}, False),
         # Not by ssh, or by a tunnel that ends on the server itself.
-        (["A=b"], {"firewall_ssh_ports": [2222]}, False),
-        (["SSH_CONNECTION=127.0.0.1 1 127.0.0.1 22"], {"firewall_ssh_ports": [2222]}, False),
-        (["MY_SSH_CONNECTION=203.0.113.7 1 192.0.2.1 22"], {"firewall_ssh_ports": [2222]}, False),
-        ([], {"firewall_ssh_ports": [2222]}, False),
+        (None, {"ssh_ports": [2222]}, False),
+        (LOCAL, {"ssh_ports": [2222]}, False),
     ],
 )
 def test_rules_that_would_lock_out_who_asks_for_them_are_refused(
-    see: ModuleType,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    environs: list[str],
-    wanted: dict[str, Any],
-    refused: bool,
+    kernel: Kernel, peer: ssh_peer.Peer | None, wanted: dict[str, Any], refused: bool
 ) -> None:
-    reached_by(tmp_path, *environs)
-    problems = seen(see, monkeypatch, **wanted)["problems"]
-    assert bool(problems) is refused
-    assert all("would lock you out" in x and "firewall_ssh_ports" in x for x in problems)
+    kernel.peer = peer
+    if not refused:
+        module.present(arguments(**wanted), check=True)
+        return
+    with pytest.raises(firewall_rules.Problem, match=r"would lock you out.*firewall_ssh_ports"):
+        module.present(arguments(**wanted), check=True)
 
 
 @pytest.mark.parametrize(
-    ("texts", "ports"),
+    ("texts", "rule"),
     [
-        (["443", "80"], "80, 443"),
-        ([80, 80], "80"),
+        (["443", "80"], "tcp dport { 80, 443 } accept"),
+        ([80, 80], "tcp dport { 80 } accept"),
         # nft refuses a set in which two ranges overlap.
-        (["8000-8010", "8005-8020", "8021"], "8000-8021"),
-        (["1-65535"], "1-65535"),
+        (["8000-8010", "8005-8020", "8021"], "tcp dport { 8000-8021 } accept"),
+        (["1-65535"], "tcp dport { 1-65535 } accept"),
     ],
 )
-def test_ports_become_a_set_that_nft_takes(
-    see: ModuleType, monkeypatch: pytest.MonkeyPatch, texts: list[str], ports: str
-) -> None:
-    found = seen(see, monkeypatch, firewall_allow=[ENTRY | {"ports": texts}])
-    assert found["allow"][0]["ports"] == ports
+def test_ports_become_a_set_that_nft_takes(texts: list[str], rule: str) -> None:
+    rules, _, _ = firewall_rules.entry(ENTRY | {"ports": texts})
+    assert rules == [rule]
 
 
 @pytest.mark.parametrize(
@@ -204,19 +180,162 @@ def test_ports_become_a_set_that_nft_takes(
         (["0.0.0.0/0"], ["ip saddr { 0.0.0.0/0 } "]),
     ],
 )
-def test_sources_become_one_rule_for_each_family(
-    see: ModuleType, monkeypatch: pytest.MonkeyPatch, texts: list[str], sources: list[str]
-) -> None:
-    found = seen(see, monkeypatch, firewall_allow=[ENTRY | {"sources": texts}])
-    assert found["allow"][0]["sources"] == sources
+def test_sources_become_one_rule_for_each_family(texts: list[str], sources: list[str]) -> None:
+    rules, _, _ = firewall_rules.entry(ENTRY | {"sources": texts, "comment": "x"})
+    assert rules == [f'{x}tcp dport {{ 80 }} accept comment "x"' for x in sources]
 
 
-def test_the_rules_change_no_table_but_their_own(
-    see: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = seen(see, monkeypatch, firewall_allow=[ENTRY], firewall_trusted_interfaces=["wg0"])
-    text = Role("firewall").render(
-        "etc/carafe-firewall.nft.j2", __firewall_look={"stdout": json.dumps(found)}
-    )
-    commands = [x for x in text.splitlines() if x and not x.startswith(("#", "\t", "}"))]
+def test_the_rules_change_no_table_but_their_own(kernel: Kernel) -> None:
+    apply("shop", "80", trusted_interfaces=["wg0"])
+    commands = [x for x in kernel.table.splitlines() if x and not x.startswith(("#", "\t", "}"))]
     assert commands == ["table inet carafe", "delete table inet carafe", "table inet carafe {"]
+
+
+def test_what_is_applied_counts_at_boot_once_it_is_confirmed(kernel: Kernel) -> None:
+    found = apply("shop", "80")
+    assert found["unconfirmed"]
+    assert "tcp dport { 80 }" in kernel.table
+    assert not firewall.CONFIRMED.exists()
+    assert not list(firewall.CLAIMS.glob("*.json"))
+    module.confirmed("shop")
+    assert firewall.CONFIRMED.read_text() == kernel.table
+    assert json.loads((firewall.CLAIMS / "shop.json").read_text()) == {
+        "firewall_allow": [ENTRY | {"ports": ["80"]}]
+    }
+    again = apply("shop", "80")
+    assert not again["changed"]
+    assert again["diff"] == again["due"] == []
+
+
+def test_what_is_not_confirmed_leaves_neither_rules_nor_a_claim(kernel: Kernel) -> None:
+    apply("shop", "80")
+    module.confirmed("shop")
+    before = kernel.table
+    apply("shop", "80", "443")
+    assert kernel.table != before
+    assert firewall.CHANGE.revert(firewall.restore)
+    assert kernel.table == before
+    assert not apply("shop", "80")["changed"]
+    with pytest.raises(takeback.NotConfirmed, match="too late"):
+        module.confirmed("shop")
+
+
+def test_a_dry_run_shows_the_rules_and_makes_nothing(kernel: Kernel, tmp_path: Path) -> None:
+    firewall.NFT.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    found = apply("shop", "80", check=True)
+    assert found["changed"]
+    assert not found["unconfirmed"]
+    assert "nft is not installed" in found["due"]
+    assert "tcp dport { 80 }" in found["diff"][0]["after"]
+    assert "program" in found["diff"][1]["prepared"]
+    assert sorted(tmp_path.rglob("*")) == before
+    assert kernel.table == ""
+
+
+def test_no_rules_without_nft(kernel: Kernel) -> None:
+    firewall.NFT.unlink()
+    with pytest.raises(firewall_rules.Problem, match="firewall_manage_packages"):
+        apply("shop", "80")
+
+
+def test_no_owner_closes_what_another_opened(kernel: Kernel) -> None:
+    for owner, port in (("shop", "80"), ("blog", "8080")):
+        apply(owner, port)
+        module.confirmed(owner)
+    assert "{ 80 }" in kernel.table
+    assert "{ 8080 }" in kernel.table
+    # The other one's run has nothing to do.
+    assert not apply("shop", "80")["changed"]
+    # Its own claim shrinks.
+    assert apply("shop")["changed"]
+    assert "{ 80 }" not in kernel.table
+    assert "{ 8080 }" in kernel.table
+
+
+def test_a_claim_that_comes_between_look_and_act_is_in_the_rules(kernel: Kernel) -> None:
+    looked = apply("shop", "80", check=True)
+    assert "{ 8080 }" not in looked["diff"][0]["after"]
+    apply("blog", "8080")
+    module.confirmed("blog")
+    apply("shop", "80")
+    module.confirmed("shop")
+    for port in ("80", "8080"):
+        assert f"{{ {port} }}" in kernel.table
+        assert f"{{ {port} }}" in firewall.CONFIRMED.read_text()
+
+
+def test_what_two_owners_let_in_is_one_rule(kernel: Kernel) -> None:
+    for owner in ("blog", "shop"):
+        apply(owner, "80")
+        module.confirmed(owner)
+    assert kernel.table.count("tcp dport { 80 }") == 1
+    assert apply("blog")["unconfirmed"]
+    assert kernel.table.count("tcp dport { 80 }") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("ssh_ports", [22, 2222], [22, 2223]),
+        ("ssh_sources", ["192.0.2.0/24"], ["192.0.2.7"]),
+        ("ssh_unlimited", ["192.0.2.0/24"], ["192.0.2.7"]),
+        ("ssh_rate", 5, 0),
+        ("ssh_burst", 5, 6),
+        ("trusted_interfaces", ["wg0"], ["wg1"]),
+    ],
+)
+def test_two_owners_cannot_state_what_the_server_has_once_differently(
+    kernel: Kernel, name: str, one: Any, other: Any
+) -> None:
+    apply("shop", **{name: one})
+    module.confirmed("shop")
+    before = kernel.table
+    with pytest.raises(firewall_rules.Problem, match=rf"firewall_{name} .*blog .*shop"):
+        apply("blog", "80", **{name: other})
+    assert kernel.table == before
+    # Who leaves it as it is by default states nothing, and gets what the other one states.
+    apply("blog", "80")
+    module.confirmed("blog")
+    assert not apply("shop", **{name: one})["changed"]
+    # In another order it is the same.
+    if isinstance(one, list):
+        assert not apply("shop", **{name: one[::-1]})["changed"]
+
+
+def test_the_claim_of_another_that_cannot_be_read_is_named(kernel: Kernel) -> None:
+    apply("shop", "80")
+    module.confirmed("shop")
+    (firewall.CLAIMS / "shop.json").write_text("")
+    with pytest.raises(module.claims.Unreadable, match=r"shop\.json"):
+        apply("blog", "8080")
+    # Its own run writes it again.
+    assert apply("shop", "80")["changed"]
+    assert not apply("shop", "80")["changed"]
+
+
+@pytest.mark.parametrize("harm", ["table", "CONFIRMED", "UNIT", "program"])
+def test_what_somebody_did_by_hand_is_due(kernel: Kernel, harm: str, tmp_path: Path) -> None:
+    apply("shop", "80")
+    module.confirmed("shop")
+    if harm == "table":
+        kernel.table = "table inet carafe {}"
+    elif harm == "program":
+        (tmp_path / "programs/firewall/__main__.py").unlink()
+    else:
+        getattr(firewall, harm).write_text("other")
+    assert apply("shop", "80", check=True)["changed"]
+    found = apply("shop", "80")
+    assert found["changed"]
+    # What lets in as before needs no proof.
+    assert found["unconfirmed"] is (harm in ("table", "CONFIRMED"))
+    if found["unconfirmed"]:
+        module.confirmed("shop")
+    assert not apply("shop", "80")["changed"]
+
+
+def test_the_module_has_the_defaults_of_the_role() -> None:
+    defaults = Role("firewall").defaults
+    for name, spec in module.ARGUMENTS.items():
+        if name != "state":
+            assert spec["default"] == defaults[f"firewall_{name}"], name

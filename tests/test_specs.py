@@ -58,7 +58,6 @@ def test_a_required_option_is_not_promised_a_default(role: Role) -> None:
 @pytest.mark.parametrize(
     ("role_name", "variable", "path"),
     [
-        ("firewall", "__firewall_allow_defaults", "firewall_allow"),
         ("nginx", "__nginx_site_defaults", "nginx_sites"),
         ("nginx", "__nginx_location_defaults", "nginx_sites.locations"),
         ("nginx", "__nginx_stream_defaults", "nginx_streams"),

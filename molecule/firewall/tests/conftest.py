@@ -1,14 +1,39 @@
 """What the tests of the firewall share."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+sys.path.append(str(Path(__file__).parents[3] / "collections"))
+from ansible_collections.carafe.stack.plugins.module_utils import firewall_rules
+
 VARIABLES = yaml.safe_load((Path(__file__).parents[1] / "converge.yml").read_text())[0]["vars"]
-SCRIPT = "/usr/bin/python3 /usr/local/lib/carafe-firewall.py"
+PROGRAM = "/usr/bin/python3 /usr/local/lib/carafe/firewall"
+CLAIMS = "/etc/carafe/firewall.d"
 RULES = "/etc/carafe-firewall.nft"
+# Runs some code on the server as the module does, with what the module shares with the program.
+LIBRARY = """
+import json, subprocess, sys
+sys.path.insert(0, "/usr/local/lib/carafe/firewall")
+from carafe import claims, files, firewall, takeback
+try:
+    with claims.locked(firewall.CLAIMS):
+        exec(sys.argv[1])
+except subprocess.CalledProcessError as error:
+    sys.exit(takeback.reason(error))
+"""
+APPLY = """
+claim = json.loads((firewall.CLAIMS / "default.json").read_text())
+firewall.apply(sys.stdin.read(), {}, "default", claim)
+"""
+CONFIRM = "firewall.confirm('default')"
+DUE = """
+found = [*firewall.due(sys.stdin.read()), *["the service"] * firewall.service_is_due()]
+print(*found, sep="\\n", end="")
+"""
 # One of the neighbour's addresses, and one of the server's.
 NEIGHBOUR = ("10.9.0.2", "10.9.0.1")
 # Lets nobody in, and lets nothing go on that is open.
@@ -57,14 +82,62 @@ def state(host):
 
 
 @pytest.fixture(scope="module")
-def due(host):
-    """Ask the script, as each run does, why these rules, or the confirmed, are not in force."""
+def library(host):
+    """Run code on the server, with a text as its standard input."""
+
+    def run(code, text=""):
+        command = ["docker", "exec", "--interactive", host.backend.name, "python3", "-c", LIBRARY]
+        return subprocess.run(
+            [*command, code], input=text, capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def due(host, library):
+    """Ask, as each run does, why these rules, or the confirmed, are not in force."""
 
     def ask(rules=None):
-        text = rules or host.check_output(f"cat {RULES}")
-        return host.check_output(f"{SCRIPT} due <<'END'\n{text}\nEND")
+        done = library(DUE, rules or host.file(RULES).content_string)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     return ask
+
+
+@pytest.fixture
+def apply(library):
+    """Apply rules, unconfirmed."""
+
+    def run(rules, seconds):
+        return library(APPLY.format(seconds), rules)
+
+    return run
+
+
+@pytest.fixture
+def confirm(library):
+    return lambda: library(CONFIRM)
+
+
+@pytest.fixture
+def in_force(apply, library):
+    """Have the rules that the role makes of some other variables, for one test."""
+
+    def run(**variables):
+        wanted = {name: variables.pop(name, x) for name, x in firewall_rules.DEFAULTS.items()}
+        allow = [
+            {"protocol": "tcp", "sources": [], "comment": ""} | entry
+            for entry in variables.pop("firewall_allow", VARIABLES["firewall_allow"])
+        ]
+        assert not variables
+        claim = firewall_rules.claim(allow, wanted)
+        done = apply(firewall_rules.compose({"default": claim}, None), 600)
+        assert done.returncode == 0, done.stderr
+
+    yield run
+    assert library("firewall.CHANGE.revert(firewall.restore)").returncode == 0
 
 
 @pytest.fixture
@@ -77,31 +150,12 @@ def role(converge):
     return run
 
 
-@pytest.fixture
-def apply(docker_name):
-    """Apply rules with the script, unconfirmed."""
-
-    def run(rules, seconds):
-        command = [
-            "docker",
-            "exec",
-            "--interactive",
-            docker_name,
-            *SCRIPT.split(),
-            "apply",
-            str(seconds),
-        ]
-        return subprocess.run(command, input=rules, capture_output=True, text=True, check=False)
-
-    return run
-
-
 @pytest.fixture(scope="module", autouse=True)
 def bring_back(host, converge):
     """Leave the server as converge.yml wants it, whatever a test has done to it."""
     yield
     host.run("nft delete table inet barrier")
-    host.run(f"{SCRIPT} revert")
+    host.run(f"rm -f {CLAIMS}/blog.json {CLAIMS}/old.json; {PROGRAM} revert")
     changed, output = converge(firewall_manage_packages=False)
     assert changed >= 0, output
 

@@ -1,0 +1,255 @@
+#!/usr/bin/python3
+"""Drop what comes in to a server, except what its apps let in."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: firewall
+short_description: Drop what comes in, except what is allowed, and never lock the operator out
+description:
+  - Brings the nftables table C(inet carafe) into force, and touches no other.
+  - Several owners, each an app for instance, may let things in on one server. What each one claims is kept in
+    C(/etc/carafe/firewall.d/), and the rules are composed of all claims.
+  - Rules are refused under which the ssh connection that the module came by could not have been opened.
+  - New rules are in force at once, and taken back after O(revert_seconds) unless they are confirmed by another call, which is
+    to come by a new connection. Until then neither they nor the claim are those of the next boot.
+author: The Carafe developers
+options:
+  state:
+    description:
+      - V(present) brings rules into force, V(confirmed) keeps those of the last call, now and at each boot, and V(planned)
+        only checks them and says what is due.
+    type: str
+    choices: [planned, present, confirmed]
+    default: present
+  owner:
+    description: Whose claim this is.
+    type: str
+    default: default
+  allow:
+    description: What this owner lets in, besides ssh. What leaves the list is closed, unless another owner lets it in.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      ports:
+        description: Ports, each a number or a range such as V(8000-8010).
+        type: list
+        elements: str
+        required: true
+      protocol:
+        description: Protocol of the ports.
+        type: str
+        choices: [tcp, udp]
+        default: tcp
+      sources:
+        description: Addresses and networks that may connect. Empty means anybody.
+        type: list
+        elements: str
+        default: []
+      comment:
+        description: What the ports are for. At most 120 bytes, with no double quote.
+        type: str
+        default: ""
+  ssh_ports:
+    description: Ports of ssh. This and what follows the server has once, so two owners cannot state it differently.
+    type: list
+    elements: int
+    default: [22]
+  ssh_sources:
+    description: Addresses and networks that may use ssh. Empty means anybody.
+    type: list
+    elements: str
+    default: []
+  ssh_unlimited:
+    description: Addresses and networks that may open as many ssh connections as they like.
+    type: list
+    elements: str
+    default: []
+  ssh_rate:
+    description: New ssh connections per minute that one source may open in the long run. V(0) means no limit.
+    type: int
+    default: 10
+  ssh_burst:
+    description: New ssh connections that one source may open at once.
+    type: int
+    default: 20
+  trusted_interfaces:
+    description: Names of network interfaces on which all that comes in is accepted.
+    type: list
+    elements: str
+    default: []
+  revert_seconds:
+    description: Seconds, 20 or more, after which rules are taken back unless they are confirmed.
+    type: int
+    default: 60
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+"""  # noqa: E501
+
+EXAMPLES = r"""
+- name: Let in the web
+  carafe.stack.firewall:
+    owner: shop
+    allow:
+      - ports: ["80", "443"]
+        comment: web
+  register: rules
+
+- name: Open a new connection
+  ansible.builtin.wait_for_connection:
+  vars:
+    ansible_ssh_extra_args: -S none
+  when: rules.unconfirmed
+
+- name: Keep the rules
+  carafe.stack.firewall:
+    owner: shop
+    state: confirmed
+  when: rules.unconfirmed
+"""
+
+RETURN = r"""
+due:
+  description: Why something was to be done, in a few words each. Empty when all is as it should be.
+  type: list
+  elements: str
+  returned: when O(state=present)
+unconfirmed:
+  description: Whether rules are in force that wait for their confirmation.
+  type: bool
+  returned: when O(state=present)
+"""
+
+import subprocess
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.carafe.stack.plugins.module_utils import (
+    claims,
+    files,
+    firewall,
+    programs,
+    ssh_peer,
+    takeback,
+)
+from ansible_collections.carafe.stack.plugins.module_utils.firewall_rules import (
+    DEFAULTS,
+    Problem,
+    claim,
+    compose,
+)
+
+ALLOW = {
+    "ports": {"type": "list", "elements": "str", "required": True},
+    "protocol": {"type": "str", "choices": ["tcp", "udp"], "default": "tcp"},
+    "sources": {"type": "list", "elements": "str", "default": []},
+    "comment": {"type": "str", "default": ""},
+}
+ARGUMENTS = {
+    "state": {"type": "str", "choices": ["planned", "present", "confirmed"], "default": "present"},
+    "owner": {"type": "str", "default": "default"},
+    "allow": {"type": "list", "elements": "dict", "default": [], "options": ALLOW},
+    "ssh_ports": {"type": "list", "elements": "int", "default": [22]},
+    "ssh_sources": {"type": "list", "elements": "str", "default": []},
+    "ssh_unlimited": {"type": "list", "elements": "str", "default": []},
+    "ssh_rate": {"type": "int", "default": 10},
+    "ssh_burst": {"type": "int", "default": 20},
+    "trusted_interfaces": {"type": "list", "elements": "str", "default": []},
+    "revert_seconds": {"type": "int", "default": 60},
+}
+# Of this module's own text, so that they travel with it.
+PROGRAM = [x.__name__.rpartition(".")[2] for x in (firewall, takeback, claims, files)]
+
+
+def rules_of_all(owner: str, mine: dict) -> str:
+    """Return the rules that all owners together want at this moment."""
+    everybody = claims.read(firewall.CLAIMS, owner, mine)
+    if conflicts := claims.conflicts(everybody, firewall.CLAIMS, DEFAULTS):
+        raise Problem(" ".join(conflicts))
+    return compose(everybody, ssh_peer.peer())
+
+
+def present(params: dict, check: bool) -> dict:
+    """Bring the rules into force; return what was due for that, and what changed."""
+    owner = params["owner"]
+    mine = claim(params["allow"], {x: params[x.removeprefix("firewall_")] for x in DEFAULTS})
+    if params["revert_seconds"] < 20:
+        raise Problem(
+            "firewall_revert_seconds must be 20 or more: a new connection takes its time."
+        )
+    with firewall.CHANGE.alone(firewall.CLAIMS, owner, check):
+        rules = rules_of_all(owner, mine)
+        if not check and not firewall.NFT.exists():
+            raise Problem(
+                "There is no nft. Install nftables, or leave firewall_manage_packages at true."
+            )
+        confirmed = files.read(firewall.CONFIRMED) or ""
+        service = firewall.service_is_due()
+        due = list(firewall.due(rules))
+        unconfirmed = bool(due)
+        reasons = {
+            f"{owner} claims something else": claims.claim(
+                firewall.CLAIMS, owner, mine, check=True
+            ),
+            f"{firewall.SERVICE} is not as it should be": service,
+            "the program that takes rules back is another": programs.install(
+                "firewall", PROGRAM, check
+            ),
+        }
+        due += [reason for reason, holds in reasons.items() if holds]
+        if unconfirmed and not check:
+            firewall.apply(rules, params["revert_seconds"], owner, mine)
+        elif not check:
+            claims.claim(firewall.CLAIMS, owner, mine)
+    # It takes the lock of the claims itself. Where rules wait, their confirmation comes first.
+    if service and not unconfirmed and not check:
+        firewall.enable()
+    header = {"before_header": str(firewall.CONFIRMED), "after_header": str(firewall.CONFIRMED)}
+    diff = [{"before": confirmed, "after": rules, **header}] if confirmed != rules else []
+    diff += [{"prepared": "".join(f"{reason}\n" for reason in due)}] if due else []
+    return {
+        "changed": bool(due),
+        "due": due,
+        "unconfirmed": unconfirmed and not check,
+        "diff": diff,
+    }
+
+
+def confirmed(owner: str) -> dict:
+    with claims.locked(firewall.CLAIMS):
+        firewall.confirm(owner)
+    firewall.enable()
+    return {"changed": True}
+
+
+def main() -> None:
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    state, owner = module.params["state"], module.params["owner"]
+    try:
+        match state:
+            case "planned":
+                found = present(module.params, check=True)
+                module.exit_json(changed=False, due=found["due"], unconfirmed=False)
+            case "present":
+                module.exit_json(**present(module.params, module.check_mode))
+            case "confirmed":
+                module.exit_json(**({"changed": True} if module.check_mode else confirmed(owner)))
+    except Problem as problem:
+        module.fail_json(
+            msg=f"{problem} Nothing was changed. Correct it in group_vars and run the playbook"
+            " again."
+        )
+    except (claims.Unreadable, takeback.NotConfirmed) as problem:
+        module.fail_json(msg=str(problem))
+    except subprocess.CalledProcessError as error:
+        module.fail_json(
+            msg=f"{takeback.reason(error)}. The rules from before are in force. Correct what it"
+            " names, and run the playbook again."
+        )
+
+
+if __name__ == "__main__":
+    main()
