@@ -212,6 +212,7 @@ def test_a_wrong_setting_is_explained_and_the_server_stays_safe(
     eventually(lambda: admin("SHOW work_mem") == "7MB")
 
 
+@pytest.mark.either_release
 @pytest.mark.parametrize("file", ["conf.d/carafe.conf", "pg_hba.conf"])
 def test_a_lost_reload_is_made_up_for(role, admin, host, file):
     before = admin("SELECT pg_conf_load_time()")
@@ -221,6 +222,7 @@ def test_a_lost_reload_is_made_up_for(role, admin, host, file):
     assert admin("SELECT pg_conf_load_time()") != before
 
 
+@pytest.mark.newest_release
 def test_a_failure_of_the_contents_is_explained_without_a_password(role, host):
     changed, output = role(
         "-vvv",
@@ -237,6 +239,7 @@ def test_a_failure_of_the_contents_is_explained_without_a_password(role, host):
     assert "sécret" not in journal
 
 
+@pytest.mark.newest_release
 def test_a_corrected_run_goes_on_where_the_failed_one_stopped(role, admin):
     changed, output = role(
         postgres_roles=[{"name": "fresh", "password": "S3cr3t-never-shown"}],
