@@ -221,6 +221,7 @@ def problems_in(said: str) -> list[str]:
         {"gunicorn_workers": "four"},
         {"stack_https": "no"},
         {"certificates_source": "letsencrypt"},
+        {"stack_name": "shops"},
     ],
     ids=str,
 )

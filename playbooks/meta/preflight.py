@@ -89,6 +89,13 @@ def check_distribution(server: Server) -> Iterator[Problem]:
 # What several roles say of one server.
 
 
+def check_stack_name(server: Server) -> Iterator[Problem]:
+    name, groups = server.values.get("stack_name"), server.raw.get("groups")
+    if groups and name not in groups:
+        known = ", ".join(sorted(x for x in groups if x != "ungrouped"))
+        yield Problem("stack_name", f"is {name!r}, which is none of the groups {known}")
+
+
 def check_server_roles(server: Server) -> Iterator[Problem]:
     roles = sorted(x.name for x in ROLES.iterdir() if (x / "tasks").is_dir())
     for name in server.values.get("stack_server_roles") or []:
@@ -236,6 +243,7 @@ def number(kept: Mapping[str, Any], name: str) -> int:
 CHECKS = (
     check_contact,
     check_distribution,
+    check_stack_name,
     check_server_roles,
     check_certificates,
     check_memory,
