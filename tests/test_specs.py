@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.errors import AnsibleError
 from conftest import ROLES, ROOT, Role, load_yaml
 
 KNOWN = {name for role in ROLES for name in Role(role).options}
@@ -178,3 +179,30 @@ def test_facts_are_read_as_facts(role: Role) -> None:
     text = "\n".join(sources(role).values())
     facts = r"ansible_(?:distribution|memtotal|processor|os_family|hostname|default_ipv4)\w*"
     assert not re.findall(rf"\b{facts}", text)
+
+
+def derived(role: Role, variables: dict[str, Any]) -> dict[str, str]:
+    """Return what a role makes of its variables, a text and the number that it holds being one."""
+    folder = role.path / "templates"
+    files = [str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file()]
+    found = {}
+    for name in (*role.defaults, *role.vars, *files):
+        take = role.render if name in files else role.value
+        try:
+            found[name] = re.sub(r"['\"](-?\d+)['\"]", r"\1", str(take(name, **variables)))
+        except AnsibleError as error:
+            # What needs an answer of a server is undefined either way.
+            found[name] = type(error).__name__
+    return found
+
+
+def test_a_number_may_come_as_a_text(role: Role) -> None:
+    """As it does with -e on the command line."""
+    needed = {k: "x" for k, spec in role.options.items() if spec.get("required")}
+    of_numbers = [k for k, x in role.options.items() if "int" in (x["type"], x.get("elements"))]
+    numbers = {k: role.value(k, **needed) for k in of_numbers if k in role.defaults}
+    texts = {k: list(map(str, v)) if isinstance(v, list) else str(v) for k, v in numbers.items()}
+    never = {name for name in role.vars if "lookup(" in str(role.vars[name])}
+    made = derived(role, {**needed, **texts})
+    expected = derived(role, {**needed, **numbers})
+    assert {k: v for k, v in made.items() if k not in never and v != expected[k]} == {}
