@@ -165,3 +165,26 @@ def test_a_restart_that_fails_goes_back_to_the_former_values(
     has = config.parse_settings(server.settings_file.read_text())
     assert has == {"jit": "off", "listen_addresses": ""}
     assert config.claim_of(folder, "shop") == {"a": 1}
+
+
+class DownServer(FakeServer):
+    """A server that does not start at all."""
+
+    def properties(self) -> dict[str, str]:
+        return {"NeedDaemonReload": "no", "UnitFileState": "enabled", "ActiveState": "failed"}
+
+    def systemctl(self, *arguments: str) -> None:
+        assert arguments == ("start", "--no-block")
+
+    def wait(self) -> None:
+        raise server_of.Failure("PostgreSQL does not run.")
+
+
+def test_a_claim_with_which_a_server_does_not_start_is_not_left_for_others(
+    folder: Path, tmp_path: Path
+) -> None:
+    folder.mkdir()
+    claims_of.claim(folder, "shop", {"a": 2, "former": {"a": 1}})
+    with pytest.raises(server_of.Failure, match="does not run"):
+        postgresql_cluster.start(DownServer(tmp_path), check=False)
+    assert config.claim_of(folder, "shop") == {"a": 1}

@@ -189,5 +189,5 @@ def session_now(check: bool = False) -> Session | None:
     """Return a session with the server, or None where it lets nobody in at this moment."""
     try:
         return Session(check) if psycopg2 is not None else None
-    except psycopg2.OperationalError:
+    except (psycopg2.OperationalError, KeyError):  # KeyError: there is no user postgres either
         return None

@@ -93,14 +93,20 @@ def start(server: Server, check: bool) -> tuple[list[str], Session | None]:
         if not check:
             # Debian's pg_ctlcluster looks every half a second; wait() sees it sooner.
             server.systemctl("start", "--no-block")
-    return changes, session_now() if check else server.wait()
+    if check:
+        return changes, session_now()
+    try:
+        return changes, server.wait()
+    except Failure:
+        postgresql_config.settle(postgresql_config.FOLDER, works=False)
+        raise
 
 
-def restart(server: Server, pending: dict[str, str]) -> None:
+def restart(server: Server, pending: dict[str, str]) -> Session:
     """Restart the server for settings that wait for it, or go back to the ones that it ran with."""
     try:
         server.systemctl("restart")
-        server.wait()
+        return server.wait()
     except Failure:
         journal = server.journal()
         values = postgresql_config.parse_settings(read(server.settings_file) or "") | pending
@@ -136,8 +142,7 @@ def apply(
     if pending and allow_restart:
         changes.append(f"restart PostgreSQL for {', '.join(pending)}")
         if not check:
-            restart(server, pending)
-            session, pending = server.wait(), {}
+            session, pending = restart(server, pending), {}
     elif stale and not is_new:
         changes.append("have PostgreSQL read its files anew")
         if not check:

@@ -139,7 +139,7 @@ from ansible_collections.carafe.stack.plugins.module_utils.postgresql_server imp
     session_now,
 )
 
-METHODS = ("peer", "scram-sha-256", "cert", "reject", "ident", "ldap", "gss", "radius", "pam")
+METHODS = ["peer", "scram-sha-256", "cert", "reject", "ident", "ldap", "gss", "radius", "pam"]
 RULE = {
     "type": {
         "type": "str",
@@ -149,11 +149,7 @@ RULE = {
     "database": {"type": "str", "required": True},
     "user": {"type": "str", "required": True},
     "address": {"type": "str"},
-    "method": {
-        "type": "str",
-        "required": True,
-        "choices": [*METHODS],
-    },
+    "method": {"type": "str", "required": True, "choices": METHODS},
     "options": {"type": "str", "default": ""},
 }
 ARGUMENTS = {
@@ -192,8 +188,8 @@ def refuse_settings(server: Server, text: str) -> None:
         Path(file.name).chmod(0o644)
         said = server.ask_program("work_mem", Path(file.name))
     if said.returncode:
-        said_of = said.stderr.replace(file.name, "carafe.conf")
-        reasons = [re.sub(r"^.*?(?:LOG|ERROR|FATAL): +", "", line) for line in said_of.splitlines()]
+        lines = said.stderr.replace(file.name, "carafe.conf").splitlines()
+        reasons = [re.sub(r"^.*?(?:LOG|ERROR|FATAL): +", "", line) for line in lines]
         # The last line only says that there were some.
         reasons = [reason for reason in reasons if "contains errors" not in reason]
         raise Failure(
