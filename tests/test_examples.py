@@ -174,13 +174,6 @@ def test_an_app_can_be_deployed_and_is_served_over_tls(example: Example, project
     assert all(entry["path"].startswith(current) for entry in site.get("static", []))
 
 
-WIRING = (ROOT / "playbooks/group_vars/all/nginx.yml").read_text()
-
-
-@pytest.mark.xfail(
-    "nginx_default_sites" not in WIRING,
-    reason="the wiring's list of sites is replaced, not added to",
-)
 @on_a_server
 @of_kind("variables")
 def test_further_variables_pass_the_preflight(example: Example, project: Project) -> None:
