@@ -90,9 +90,8 @@ def claim(
             site["name"]: {
                 "server_names": site["server_names"],
                 "ports": [
-                    int(site[x])
-                    for x in ("listen", "listen_tls")
-                    if x == "listen" or site["certificate"]
+                    int(site["listen"]),
+                    *[int(site["listen_tls"])] * bool(site["certificate"]),
                 ],
             }
             for site in present(sites)
