@@ -8,5 +8,5 @@ RANGES = {
     "firewall_revert_seconds": (20, None),
     "firewall_ssh_burst": (5, None),
     "firewall_ssh_ports": PORT,
-    "firewall_ssh_rate": (1, None),
+    "firewall_ssh_rate": (0, None),
 }
