@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,39 @@ def test_jails_that_fail2ban_refuses_never_get_there(
         with pytest.raises(fail2ban.Failure, match="jail sshd: nonsense Correct it"):
             fail2ban.write("text", dry)
     assert not (tmp_path / "jails").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "table", "changed", "verbs"),
+    [
+        ("active enabled no", True, False, []),
+        ("active enabled yes", True, False, ["daemon-reload"]),
+        ("active enabled no", True, True, ["daemon-reload", "reload"]),
+        ("active enabled no", False, True, ["daemon-reload", "restart"]),
+        # Also where systemd has not noticed the drop-in.
+        ("inactive disabled no", True, True, ["daemon-reload", "enable", "start"]),
+        ("failed enabled yes", True, False, ["daemon-reload", "start"]),
+    ],
+)
+def test_systemd_is_asked_for_what_is_due(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+    table: bool,
+    changed: bool,
+    verbs: list[str],
+) -> None:
+    names = ("ActiveState", "UnitFileState", "NeedDaemonReload")
+    shown = "\n".join(map("=".join, zip(names, state.split(), strict=True)))
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        # Somebody is banned, and the kernel's table may be gone.
+        text = shown if command[0] == "systemctl" else "[{'sshd': ['192.0.2.1']}]"
+        return subprocess.CompletedProcess(command, int(command[0] == "nft" and not table), text)
+
+    monkeypatch.setattr(fail2ban, "run", run)
+    for name in ("CONFIGURATION", "DROP_IN"):
+        monkeypatch.setattr(fail2ban, name, tmp_path / name)
+    (tmp_path / "loaded").touch()
+    monkeypatch.setattr(fail2ban, "LOADED", tmp_path / "loaded")
+    assert fail2ban.due(changed) == verbs

@@ -155,7 +155,7 @@ def due(changed: bool) -> list[str]:
     names = ("ActiveState", "UnitFileState", "NeedDaemonReload")
     shown = run("systemctl", "show", "--property", ",".join(names), UNIT).stdout.splitlines()
     state = dict(line.split("=", 1) for line in shown)
-    verbs = ["daemon-reload"] if state["NeedDaemonReload"] != "no" else []
+    verbs = []
     if state["UnitFileState"] != "enabled":
         verbs.append("enable")
     if state["ActiveState"] != "active":
@@ -165,6 +165,9 @@ def due(changed: bool) -> list[str]:
         verbs.append("restart")
     elif changed or is_newer((CONFIGURATION, DROP_IN), LOADED):
         verbs.append("reload")
+    # Debian 12's systemd does not see that a unit has got its first drop-in, and says no.
+    if verbs or state["NeedDaemonReload"] != "no":
+        verbs.insert(0, "daemon-reload")
     return verbs
 
 
