@@ -248,18 +248,18 @@ def test_a_jail_by_hand_is_left_alone(role, host, jails):
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        ("[sshd]\nfilter = nosuch\n", "Unable to read the filter 'nosuch'"),
-        ("[sshd]\nbackend = systemd\njournalmatch = nonsense\n", "Invalid match"),
-        ("[sshd]\nfilter = wrong\n", "Unable to compile regular expression"),
-        ("[sshd]\nignoreip = 10.0.0.0/99\n", "10.0.0.0/99"),
+        ("filter = nosuch", "Unable to read the filter 'nosuch'"),
+        ("filter = sshd\nbackend = systemd\njournalmatch = nonsense", "Invalid match"),
+        ("filter = wrong", "Unable to compile regular expression"),
+        ("filter = sshd\nbackend = systemd\nignoreip = 10.0.0.0/99", "10.0.0.0/99"),
     ],
     ids=["filter", "journal", "regex", "network"],
 )
 def test_jails_are_tried_before_they_are_loaded(host, lines, reason):
     wrong = "[Definition]\nfailregex = ^(<ADDR>\n"
     host.check_output("printf %s >/etc/fail2ban/filter.d/wrong.conf", wrong)
-    enabled = lines.replace("]\n", "]\nenabled = true\n")
-    host.check_output("{ cat %s; printf %s; } >/root/tried", OWN, enabled.replace("%", "%%"))
+    jail = f"[tried]\nenabled = true\n{lines}\n"
+    host.check_output("{ cat %s; printf %s; } >/root/tried", OWN, jail)
     tried = host.run("/usr/bin/python3 /usr/local/lib/fail2ban-try.py /root/tried")
     assert tried.rc != 0
     assert reason in tried.stderr
