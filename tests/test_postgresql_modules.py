@@ -127,7 +127,9 @@ class FakeServer:
     def __init__(self, folder: Path, never: bool = False):
         self.settings_file = folder / "carafe.conf"
         self.settings_file.write_text(
-            config.settings_text({"jit": "off", "listen_addresses": "192.0.2.1"})
+            config.settings_text(
+                {"jit": "off", "listen_addresses": "192.0.2.1", "shared_buffers": "9TB"}
+            )
         )
         self.never = never
 
@@ -153,18 +155,19 @@ def test_a_restart_that_fails_goes_back_to_the_former_values(
         postgresql_cluster, "write", lambda path, text, *rest: path.write_text(text)
     )
     folder.mkdir()
-    claims_of.claim(folder, "shop", {"listen_addresses": ["192.0.2.1"], "former": {"a": 1}})
+    former = {"settings": {"Shared_Buffers": "64MB"}}
+    claims_of.claim(folder, "shop", {"settings": {"shared_buffers": "9TB"}, "former": former})
     server = FakeServer(tmp_path, never)
     with pytest.raises(server_of.Failure) as failure:
-        postgresql_cluster.restart(server, {"listen_addresses": ""})
+        postgresql_cluster.restart(server, {"listen_addresses": "", "shared_buffers": "65536kB"})
     said = str(failure.value)
-    assert said.startswith("PostgreSQL did not start with the new values of listen_addresses")
+    assert said.startswith("PostgreSQL did not start with the new values of listen_addresses, ")
     assert outcome in said
     assert "postgres_listen_addresses in group_vars" in said
     assert said.endswith("could not bind")
     has = config.parse_settings(server.settings_file.read_text())
-    assert has == {"jit": "off", "listen_addresses": ""}
-    assert config.claim_of(folder, "shop") == {"a": 1}
+    assert has == {"jit": "off", "listen_addresses": "", "shared_buffers": "64MB"}
+    assert config.claim_of(folder, "shop") == former
 
 
 class DownServer(FakeServer):

@@ -67,6 +67,10 @@ def stated_once(everybody: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
     }
 
 
+def stated_settings(everybody: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {k.lower(): v for data in everybody.values() for k, v in data["settings"].items()}
+
+
 def settings(
     everybody: Mapping[str, Mapping[str, Any]], measured: Mapping[str, int], has_connections: int
 ) -> dict[str, str]:
@@ -74,7 +78,7 @@ def settings(
 
     Those are never made fewer: that takes a restart, and another owner's next run one more.
     """
-    stated = {k.lower(): v for data in everybody.values() for k, v in data["settings"].items()}
+    stated = stated_settings(everybody)
     memory_mb, cores = (
         next((data[name] for data in everybody.values() if name in data), measured[name])
         for name in ONCE
@@ -111,7 +115,8 @@ def tuned(memory_mb: int, cores: int, connections: int) -> dict[str, Any]:
         "effective_cache_size": f"{memory * 3 // 4}kB",
         "maintenance_work_mem": f"{min(memory // 16, 2097152)}kB",
         "work_mem": f"{max((memory - shared) // (max(connections, 1) * 3) // gather, 64)}kB",
-        "wal_buffers": f"{min(shared * 3 // 100, 16384)}kB",
+        # In whole pages, as the server has it.
+        "wal_buffers": f"{min(shared * 3 // 100, 16384) // 8 * 8}kB",
         "min_wal_size": "1GB",
         "max_wal_size": "4GB",
         "checkpoint_completion_target": 0.9,

@@ -22,7 +22,7 @@ SILENCE, RECOVERY = 30, 600
 
 # One row that tells what the running server thinks of the files on its disk. PostgreSQL calls a
 # wrong value and one that waits for a restart by the same words; only the second makes
-# pending_restart true.
+# pending_restart true. Sizes are in kB, as tuned() has them.
 STATE = """
 SELECT
   ARRAY(
@@ -34,7 +34,10 @@ SELECT
     FROM pg_hba_file_rules WHERE error IS NOT NULL),
   (SELECT max((pg_stat_file(file)).modification) > pg_conf_load_time()
     FROM unnest(ARRAY[current_setting('hba_file'), {settings}]) AS file),
-  (SELECT coalesce(json_object_agg(name, current_setting(name)), '{{}}')
+  (SELECT coalesce(json_object_agg(name, CASE unit
+      WHEN 'kB' THEN setting || 'kB'
+      WHEN '8kB' THEN setting::bigint * 8 || 'kB'
+      ELSE current_setting(name) END), '{{}}')
     FROM pg_settings WHERE pending_restart)
 """
 

@@ -109,10 +109,13 @@ def restart(server: Server, pending: dict[str, str]) -> Session:
         return server.wait()
     except Failure:
         journal = server.journal()
+        postgresql_config.settle(postgresql_config.FOLDER, works=False)
         values = postgresql_config.parse_settings(read(server.settings_file) or "") | pending
+        # As who stated them wrote them: the next run is to find what it would write.
+        stated = postgresql_config.stated_settings(claims.read(postgresql_config.FOLDER, "", None))
+        values |= {name: str(stated[name]) for name in pending if name in stated}
         text = postgresql_config.settings_text(dict(sorted(values.items())))
         write(server.settings_file, text, 0o644, "root", "postgres")
-        postgresql_config.settle(postgresql_config.FOLDER, works=False)
         outcome = "runs with the former ones again"
         try:
             server.systemctl("restart")
