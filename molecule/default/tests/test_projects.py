@@ -1,0 +1,205 @@
+"""A third app from a project of its own, which has the built collection and nothing of the clone.
+
+Its people and those of the first two apps know nothing of each other, and run at the same time.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+from testinfra.host import Host
+
+REPOSITORY = Path(__file__).parents[3]
+SCENARIO = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+# Ten lines at most.
+SHOP = """
+app_name: shop
+app_domains: [shop.test]
+app_path: app
+app_static: {/static/: tiny/static}
+certificates_source: ca
+"""
+
+
+class Project:
+    """A folder with an inventory, in which somebody else has installed the collection."""
+
+    def __init__(self, folder: Path, host: dict[str, object]):
+        self.folder = folder
+        inventory = folder / "inventory/prod"
+        (inventory / "group_vars/prod").mkdir(parents=True)
+        servers = {"prod": {"hosts": {"server": host}, "vars": {"ansible_group_priority": 10}}}
+        servers |= {group: {"hosts": {"server": {}}} for group in ("db", "app", "web")}
+        (inventory / "hosts.yml").write_text(yaml.safe_dump(servers))
+        (inventory / "group_vars/prod/main.yml").write_text(SHOP)
+        code = REPOSITORY / "molecule/app/files/tiny"
+        subprocess.run(["cp", "-r", code, folder / "app"], check=True)
+        # Nothing of the clone's settings.
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "MOLECULE"))},
+            "ANSIBLE_HOME": str(folder / "home"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_HOST_KEY_CHECKING": "false",
+        }
+        self.do("ansible-galaxy", "collection", "build", "--output-path", folder, REPOSITORY)
+        (archive,) = folder.glob("carafe-stack-*.tar.gz")
+        self.do("ansible-galaxy", "collection", "install", "--offline", archive)
+
+    def do(self, program: str, *words: str | Path) -> str:
+        done = subprocess.run(
+            [BIN / program, *words],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def run(self, playbook: str, *options: str) -> str:
+        return self.do(
+            "ansible-playbook", f"carafe.stack.{playbook}", "-i", "inventory/prod", *options
+        )
+
+
+@pytest.fixture(scope="module")
+def project(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    name = host.check_output("hostname")
+    instances = yaml.safe_load(Path(os.environ["MOLECULE_INSTANCE_CONFIG"]).read_text())
+    (mine,) = (x for x in instances if x["instance"] == name)
+    return Project(
+        tmp_path_factory.mktemp("project"),
+        {
+            "ansible_host": mine["address"],
+            "ansible_port": mine["port"],
+            "ansible_user": mine["user"],
+            "ansible_ssh_private_key_file": mine["identity_file"],
+            "ansible_become_password": mine["become_pass"],
+        },
+    )
+
+
+@pytest.fixture
+def clone(host: Host) -> Callable[..., subprocess.Popen[str]]:
+    """Begin a run of the clone's playbook for one of its own apps."""
+    plays = {x["vars"].get("app_name", "guestbook"): x["vars"] for x in yaml.safe_load(CONVERGE)}
+
+    def begin(app: str, playbook: str, **variables: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [
+                *(BIN / "ansible-playbook", REPOSITORY / playbook),
+                *("--inventory", Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent),
+                *("--limit", host.check_output("hostname")),
+                *(
+                    "--extra-vars",
+                    yaml.safe_dump(plays[app] | variables, default_flow_style=True, width=9999),
+                ),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
+        )
+
+    return begin
+
+
+CONVERGE = (SCENARIO / "converge.yml").read_text()
+
+
+class Visitors:
+    """Visitors of the first two apps, who count what is no whole, good answer."""
+
+    def __init__(self, site: Callable[..., requests.Response]):
+        self.site, self.done = site, threading.Event()
+        self.answers = 0
+        self.failures: list[str] = []
+        names = ("localhost", "neighbour.test") * 2
+        self.threads = [threading.Thread(target=self.visit, args=[name]) for name in names]
+
+    def visit(self, name: str) -> None:
+        while not self.done.is_set():
+            try:
+                answer = self.site("/", host=name)
+                if answer.status_code != 200:
+                    self.failures.append(f"{name}: {answer.status_code}")
+            except requests.RequestException as error:
+                self.failures.append(f"{name}: {error!r}")
+            self.answers += 1
+
+    def __enter__(self) -> "Visitors":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def rules(host: Host) -> str:
+    return host.check_output("nft --stateless list table inet carafe")
+
+
+def began(host: Host, unit: str) -> str:
+    return host.check_output("systemctl show --value --property=ActiveEnterTimestamp %s", unit)
+
+
+def test_three_apps_from_two_projects(
+    host: Host,
+    project: Project,
+    clone: Callable[..., subprocess.Popen[str]],
+    site: Callable[..., requests.Response],
+) -> None:
+    """The third comes while the second is released, and no request of the first two is lost."""
+    postgresql = host.check_output(
+        "systemctl list-units --plain --no-legend 'postgresql@*' | cut -d' ' -f1"
+    )
+    before, ports = began(host, postgresql), rules(host)
+    project.run("vault")
+    with Visitors(site) as visitors:
+        other = clone("neighbour", "playbooks/deploy.yml", app_environment={"WORD": "another"})
+        project.run("site")
+        said, _ = other.communicate()
+    assert other.returncode == 0, said
+    assert visitors.failures == []
+    assert visitors.answers > 100
+    assert site("/", host="shop.test").status_code == 200
+    assert site("/static/style.0123456789.css", host="shop.test").status_code == 200
+    assert began(host, postgresql) == before
+    assert rules(host) == ports
+    # It keeps nothing in a database, so there is none.
+    assert "shop" not in host.check_output(
+        "runuser -u postgres -- psql -XAtc 'SELECT datname FROM pg_database'"
+    )
+
+
+def test_second_runs_change_nothing(
+    project: Project, clone: Callable[..., subprocess.Popen[str]]
+) -> None:
+    assert "changed=0" in project.run("site").rpartition("PLAY RECAP")[2]
+    run = clone("neighbour", "site.yml", app_environment={"WORD": "another"})
+    said, _ = run.communicate()
+    assert run.returncode == 0, said
+    assert "changed=0" in said.rpartition("PLAY RECAP")[2]
+
+
+def test_the_collection_releases_and_goes_back(
+    project: Project, site: Callable[..., requests.Response]
+) -> None:
+    code = project.folder / "app/wsgi.py"
+    code.write_text(code.read_text() + "\n# another release\n")
+    project.run("deploy")
+    assert site("/", host="shop.test").status_code == 200
+    project.run("rollback")
+    assert site("/", host="shop.test").status_code == 200
+    assert "serves" in project.run("releases")
