@@ -105,6 +105,23 @@ def check_server_roles(server: Server) -> Iterator[Problem]:
             )
 
 
+def check_database(server: Server) -> Iterator[Problem]:
+    """A variable says that the app has a database, and a group where it is."""
+    kind = server.values.get("stack_database")
+    if kind and not re.fullmatch(r"[a-z][a-z0-9]*(\+[a-z][a-z0-9_]*)?", kind):
+        yield Problem(
+            "stack_database",
+            f"is {kind!r}, but is to be how the URL of the app's database begins: postgresql, or"
+            " postgresql+psycopg",
+        )
+    elif kind and server.values.get("stack_db") == []:
+        yield Problem(
+            "stack_database",
+            f"is {kind!r}, and no server is in the group db, where the database would be",
+            "put a server into the group db of the inventory, or leave stack_database out",
+        )
+
+
 def check_certificates(server: Server) -> Iterator[Problem]:
     """Whoever leaves a certificate out by mistake serves passwords over plain http."""
     if not server.values.get("stack_https"):
@@ -245,6 +262,7 @@ CHECKS = (
     check_distribution,
     check_stack_name,
     check_server_roles,
+    check_database,
     check_certificates,
     check_memory,
     check_issue,
