@@ -10,20 +10,42 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Role, load_module
+import yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.carafe.stack.plugins.module_utils import (
+    programs,
+    ssh_peer,
+    sshd,
+    sshd_settings,
+    takeback,
+)
+from ansible_collections.carafe.stack.plugins.modules import sshd as module
+from conftest import Role
 
-ROLE = Role("sshd")
-ssh = load_module(ROLE.path / "files/root/usr/local/lib/carafe-sshd.py", "carafe_sshd")
 ME = pwd.getpwuid(os.getuid()).pw_name
 CANDIDATE = "/tmp/candidate"
-TEMPLATE = "etc/ssh/sshd_config.d/00-carafe.conf.j2"
+PEER = ssh_peer.Peer(ME, "192.0.2.7", "192.0.2.1", 22)
+
+
+def arguments(**params: Any) -> dict[str, Any]:
+    """Return the arguments as the module has them: checked, and with those that are left out."""
+    checked = ArgumentSpecValidator(module.ARGUMENTS).validate(params)
+    assert not checked.error_messages
+    return checked.validated_parameters
+
+
+def render(monkeypatch: pytest.MonkeyPatch, **params: Any) -> str:
+    """Return the text of the settings where sshd is not installed."""
+    monkeypatch.setattr(sshd, "SSHD", Path("/nowhere"))
+    claim = sshd_settings.claim(arguments(**params))
+    return sshd_settings.render(sshd_settings.merged([claim]), None)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand in for /etc/ssh, with two files of others in sshd_config.d."""
-    monkeypatch.setattr(ssh, "MAIN", tmp_path / "sshd_config")
-    monkeypatch.setattr(ssh, "DROP_IN", tmp_path / "sshd_config.d/00-carafe.conf")
+    monkeypatch.setattr(sshd, "MAIN", tmp_path / "sshd_config")
+    monkeypatch.setattr(sshd, "DROP_IN", tmp_path / "sshd_config.d/00-carafe.conf")
     (tmp_path / "sshd_config.d").mkdir()
     for name in ("00-a.conf", "50-b.conf", "other"):
         (tmp_path / "sshd_config.d" / name).touch()
@@ -43,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_new_file_is_read_where_sshd_will_read_it(folder: Path, line: str, there: bool) -> None:
     if there:
         (folder / "sshd_config.d/00-carafe.conf").touch()
-    text, found = ssh.included(f"UsePAM yes\n{line.format(folder)}\nPort 22\n", CANDIDATE)
+    text, found = sshd_settings.included(f"UsePAM yes\n{line.format(folder)}\nPort 22\n", CANDIDATE)
     d = folder / "sshd_config.d"
     lines = ["UsePAM yes", *(f"Include {x}" for x in (d / "00-a.conf", CANDIDATE, d / "50-b.conf"))]
     assert found
@@ -52,7 +74,7 @@ def test_the_new_file_is_read_where_sshd_will_read_it(folder: Path, line: str, t
 
 @pytest.mark.parametrize("line", ["#Include sshd_config.d/*.conf", "Include sshd_config.d/50*"])
 def test_a_file_that_sshd_would_not_read_is_noticed(folder: Path, line: str) -> None:
-    text, found = ssh.included(f"{line}\n", CANDIDATE)
+    text, found = sshd_settings.included(f"{line}\n", CANDIDATE)
     assert not found
     assert CANDIDATE not in text
 
@@ -75,7 +97,7 @@ def test_a_file_that_sshd_would_not_read_is_noticed(folder: Path, line: str) -> 
     ],
 )
 def test_a_pattern_means_whom_sshd_takes_it_for(pattern: str, matches: bool) -> None:
-    assert ssh.matches(pattern, "deploy", "192.0.2.7") is matches
+    assert sshd_settings.matches(pattern, "deploy", "192.0.2.7") is matches
 
 
 OPEN: dict[str, Any] = {
@@ -106,9 +128,8 @@ OPEN: dict[str, Any] = {
 def test_who_could_not_come_back_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, Any], told: str | None
 ) -> None:
-    who = {"user": ME, "client": "192.0.2.7", "server": "192.0.2.1", "port": "22"}
-    monkeypatch.setattr(ssh, "key_files", lambda *_: [tmp_path / "keys"])
-    problems = " ".join(ssh.locked_out(OPEN | settings, who))
+    monkeypatch.setattr(sshd_settings, "key_files", lambda *_: [tmp_path / "keys"])
+    problems = " ".join(sshd_settings.locked_out(OPEN | settings, PEER))
     assert (told in problems) if told else not problems
 
 
@@ -126,8 +147,10 @@ def test_who_could_not_come_back_is_told(
 def test_root_stays_out_only_where_another_way_is_proven(
     monkeypatch: pytest.MonkeyPatch, wanted: str, user: str | None, before: str, expected: str
 ) -> None:
-    monkeypatch.setattr(ssh, "effective", lambda _: {"permitrootlogin": {before}})
-    assert ssh.root_login(wanted, {"user": user} if user else None) == expected
+    monkeypatch.setattr(sshd, "SSHD", Path("/"))
+    monkeypatch.setattr(sshd_settings, "effective", lambda _: {"permitrootlogin": {before}})
+    peer = ssh_peer.Peer(user, "192.0.2.7", "192.0.2.1", 22) if user else None
+    assert sshd_settings.root_login(wanted, peer) == expected
 
 
 @pytest.mark.parametrize(
@@ -141,8 +164,10 @@ def test_root_stays_out_only_where_another_way_is_proven(
         ([], []),
     ],
 )
-def test_settings_come_first_and_as_sshd_writes_them(value: Any, lines: list[str]) -> None:
-    text = ROLE.render(TEMPLATE, sshd_settings={"Word": value})
+def test_settings_come_first_and_as_sshd_writes_them(
+    monkeypatch: pytest.MonkeyPatch, value: Any, lines: list[str]
+) -> None:
+    text = render(monkeypatch, settings={"Word": value})
     written = [x for x in text.splitlines() if x and not x.startswith("#")]
     assert written[: len(lines)] == lines
     assert written[len(lines)] == "Port 22"
@@ -179,13 +204,14 @@ def test_what_is_not_as_it_should_be_is_due(
     lacks: tuple[str, ...],
     told: str | None,
 ) -> None:
-    for name in ("DROP_IN", "MODULI", "RSA_KEY", "ED25519_KEY", "PENDING"):
-        monkeypatch.setattr(ssh, name, tmp_path / name)
-        if name not in ("PENDING", *lacks):
+    monkeypatch.setattr(sshd, "CHANGE", takeback.TakeBack("sshd", tmp_path / "pending", ""))
+    for name in ("DROP_IN", "MODULI", "RSA_KEY", "ED25519_KEY"):
+        monkeypatch.setattr(sshd, name, tmp_path / name)
+        if name not in lacks:
             (tmp_path / name).write_text("text")
             (tmp_path / name).chmod(0o600)
-    monkeypatch.setattr(ssh, "bits", lambda path: 4096 if path.exists() else 0)
-    found = list(ssh.due("text", {"rsa_bits": 4096}, RUNNING | service, socket))
+    monkeypatch.setattr(sshd, "bits", lambda path: 4096 if path.exists() else 0)
+    found = list(sshd_settings.due("text", 4096, RUNNING | service, socket))
     if os.getuid():
         # On a server it is root's.
         found = [x for x in found if not x.endswith("is another")]
@@ -196,9 +222,98 @@ def test_what_is_not_as_it_should_be_is_due(
 def test_settings_that_nobody_has_confirmed_are_due(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ssh, "PENDING", tmp_path)
-    found = list(ssh.due("", {"rsa_bits": 1}, RUNNING, set()))
+    change = takeback.TakeBack("sshd", tmp_path / "pending", "")
+    change.record.write_text('{"former": null}')
+    monkeypatch.setattr(sshd, "CHANGE", change)
+    found = list(sshd_settings.due("", 1, RUNNING, set()))
     assert "settings wait for their confirmation" in found
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """A server whose sshd takes all settings. Returns what is run there."""
+    for name in ("CLAIMS", "DROP_IN", "MODULI", "RSA_KEY", "ED25519_KEY", "SSHD", "BOOT_UNIT"):
+        monkeypatch.setattr(sshd, name, tmp_path / name)
+        if name in ("MODULI", "RSA_KEY", "ED25519_KEY", "SSHD"):
+            (tmp_path / name).touch()
+    change = takeback.TakeBack("sshd", tmp_path / "run/pending.json", "sshd_confirm_seconds")
+    monkeypatch.setattr(sshd, "CHANGE", change)
+    monkeypatch.setattr(programs, "FOLDER", tmp_path / "programs")
+    commands: list[tuple[str, ...]] = []
+
+    def run(*words: str, **_: Any) -> str:
+        commands.append(words)
+        return "curve25519-sha256\n"
+
+    for code in (sshd, sshd_settings, takeback):
+        monkeypatch.setattr(code, "run", run)
+    monkeypatch.setattr(sshd, "units", lambda: (RUNNING | {"MainPID": "1"}, set()))
+    monkeypatch.setattr(sshd, "bits", lambda path: 4096)
+    monkeypatch.setattr(sshd_settings, "problems", lambda *_: [])
+    monkeypatch.setattr(module, "problems", lambda *_: [])
+    monkeypatch.setattr(ssh_peer, "peer", lambda: PEER)
+    return commands
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="on a server the file is root's")
+def test_what_is_applied_stays_once_it_is_confirmed(server: list[tuple[str, ...]]) -> None:
+    found = module.present(arguments(owner="shop", max_auth_tries=5), check=False)
+    assert found["changed"]
+    assert found["unconfirmed"]
+    assert "MaxAuthTries 5\n" in sshd.DROP_IN.read_text()
+    assert sshd.DROP_IN.stat().st_mode & 0o777 == 0o600
+    timer = next(n for n, x in enumerate(server) if x[0] == "systemd-run")
+    assert timer < server.index(("systemctl", "restart", "ssh.service"))
+    assert not list(sshd.CLAIMS.glob("*.json"))
+    module.confirmed(arguments(owner="shop"))
+    assert json.loads((sshd.CLAIMS / "shop.json").read_text()) == {"sshd_max_auth_tries": 5}
+    again = module.present(arguments(owner="shop", max_auth_tries=5), check=False)
+    assert again == {"changed": False, "due": [], "unconfirmed": False, "diff": []}
+    # An owner that states nothing leaves it as the other one has it.
+    found = module.present(arguments(owner="blog"), check=False)
+    assert not found["unconfirmed"]
+
+
+def test_what_is_taken_back_leaves_neither_settings_nor_a_claim(
+    server: list[tuple[str, ...]],
+) -> None:
+    module.present(arguments(max_auth_tries=5), check=False)
+    assert module.reverted(arguments()) == {"changed": True}
+    assert not sshd.DROP_IN.exists()
+    assert not list(sshd.CLAIMS.glob("*.json"))
+    assert module.reverted(arguments()) == {"changed": False}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "name"),
+    [
+        ({"ports": [22, 2222]}, {"ports": [22, 2223]}, "sshd_ports"),
+        ({"settings": {"MaxSessions": 4}}, {"settings": {"MaxSessions": 5}}, "MaxSessions"),
+        ({"permit_root_login": "keys"}, {"permit_root_login": "never"}, "sshd_permit_root_login"),
+    ],
+)
+def test_two_owners_cannot_state_settings_differently(
+    server: list[tuple[str, ...]], one: dict[str, Any], other: dict[str, Any], name: str
+) -> None:
+    module.present(arguments(owner="shop", **one), check=False)
+    module.confirmed(arguments(owner="shop", same_connection=True))
+    before = sshd.DROP_IN.read_text()
+    with pytest.raises(module.Refused, match=f"{name} .* blog .* shop"):
+        module.present(arguments(owner="blog", **other), check=False)
+    assert sshd.DROP_IN.read_text() == before
+
+
+def test_a_dry_run_shows_the_settings_where_sshd_is_not_installed(
+    server: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    sshd.SSHD.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    found = module.present(arguments(), check=True)
+    assert found["due"][0] == "sshd is not installed"
+    assert "PasswordAuthentication no" in found["diff"][0]["after"]
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(module.Refused, match="sshd_manage_packages"):
+        module.present(arguments(), check=False)
 
 
 @pytest.mark.parametrize(
@@ -213,33 +328,35 @@ def test_settings_that_nobody_has_confirmed_are_due(
     ids=["new", "number-again", "old", "local", "no-ssh"],
 )
 def test_only_a_new_connection_confirms(
+    server: list[tuple[str, ...]],
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
     armed: str | None,
     now: str | None,
     same: bool,
     confirmed: bool,
 ) -> None:
-    pending = tmp_path / "pending.json"
-    pending.write_text(json.dumps({"former": None, "session": armed}))
-    monkeypatch.setattr(ssh, "PENDING", pending)
-    monkeypatch.setattr(ssh, "session", lambda: (now, None))
-    monkeypatch.setattr(ssh, "disarm", lambda: None)
-    with contextlib.nullcontext() if confirmed else pytest.raises(SystemExit, match="old conn"):
-        ssh.confirm(same)
-    assert pending.exists() is not confirmed
-
-
-@pytest.mark.parametrize("check", [True, False])
-def test_a_server_without_sshd_is_fine_in_a_dry_run_only(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, check: bool
-) -> None:
-    monkeypatch.setattr(ssh, "SSHD", tmp_path / "sshd")
-    looked = ssh.look({"check": check})
-    assert bool(looked["problems"]) is not check
-    assert not looked["due"]
+    sshd.CHANGE.arm("default", 60, None, claim={}, session=armed)
+    monkeypatch.setattr(sshd, "session", lambda: now)
+    refused = pytest.raises(takeback.NotConfirmed, match="old conn")
+    with contextlib.nullcontext() if confirmed else refused:
+        module.confirmed(arguments(same_connection=same))
+    assert sshd.CHANGE.record.exists() is not confirmed
 
 
 @pytest.mark.parametrize("name", ["RSA_KEY", "ED25519_KEY", "MODULI"])
-def test_the_files_that_are_made_are_those_in_use(name: str) -> None:
-    assert f" {getattr(ssh, name)}\n" in ROLE.render(TEMPLATE)
+def test_the_files_that_are_made_are_those_in_use(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert f" {getattr(sshd, name)}\n" in render(monkeypatch)
+
+
+def test_the_module_documents_what_it_takes_and_has_the_defaults_of_the_role() -> None:
+    documented = yaml.safe_load(module.DOCUMENTATION)["options"]
+    defaults = Role("sshd").defaults
+    for name, spec in module.ARGUMENTS.items():
+        for key in ("type", "default", "choices", "elements"):
+            assert documented[name].get(key) == spec.get(key), (name, key)
+        if name not in ("state", "same_connection"):
+            assert spec["default"] == defaults[f"sshd_{name}"], name
+    for name, value in sshd_settings.DEFAULTS.items():
+        assert module.ARGUMENTS[name]["default"] == value

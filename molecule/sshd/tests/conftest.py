@@ -1,6 +1,8 @@
 """What the tests of sshd share."""
 
+import json
 import os
+import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,20 @@ import yaml
 from testinfra.host import Host
 
 DROP_IN = "/etc/ssh/sshd_config.d/00-carafe.conf"
+PENDING = "/var/lib/carafe-sshd/pending.json"
+# Looks as the module does, without the time that Ansible takes.
+LOOK = """
+import json, sys
+sys.path.insert(0, "/opt/library")
+from carafe import ssh_peer, sshd, sshd_settings
+params = {**sshd_settings.DEFAULTS, "settings": {}, **json.load(sys.stdin)}
+wanted = sshd_settings.merged([sshd_settings.claim(params)])
+who, units = ssh_peer.peer(), sshd.units()
+text = sshd_settings.render(wanted, who)
+problems = list(sshd_settings.problems(text, who, *units))
+due = list(sshd_settings.due(text, wanted["rsa_host_key_bits"], *units))
+json.dump({"problems": problems, "due": due}, sys.stdout)
+"""
 
 
 @pytest.fixture
@@ -56,6 +72,42 @@ def login(ssh: Callable[..., list[str]]) -> Callable[..., subprocess.CompletedPr
         )
 
     return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library(host: Host) -> Callable[[str], str]:
+    """Run code on the server that uses what the module shares with the program."""
+    host.check_output("mkdir -p /opt/library")
+    folder = Path(__file__).parents[3] / "plugins/module_utils"
+    subprocess.run(
+        ["docker", "cp", "--quiet", f"{folder}/.", f"{host.backend.name}:/opt/library/carafe"],
+        check=True,
+    )
+
+    def run(code: str) -> str:
+        start = "import sys; sys.path.insert(0, '/opt/library'); from carafe import sshd;"
+        return host.check_output("python3 -c %s", f"{start} {code}")
+
+    return run
+
+
+@pytest.fixture
+def look(ssh: Callable[..., list[str]]) -> Callable[..., dict[str, list[str]]]:
+    """Ask, as each run does, what is due for some variables, and what is wrong with them."""
+
+    def ask(user: str = "deploy", **params: object) -> dict[str, list[str]]:
+        command = f"sudo -n python3 -c {shlex.quote(LOOK)}"
+        done = subprocess.run(
+            ssh(command, user=user),
+            input=json.dumps(params),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return ask
 
 
 @pytest.fixture
