@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import programs
+from ansible_collections.carafe.stack.plugins.modules import firewall, sshd
 from conftest import ROOT
 
 MODULE = """
@@ -111,3 +113,11 @@ def test_a_program_is_made_however_its_module_travels(
     assert "changed=1 " in done.stdout, done.stdout + done.stderr
     said = subprocess.check_output([sys.executable, tmp_path / "made/tried", "a", "b"], text=True)
     assert said == "write carafe.programs a b\n"
+
+
+@pytest.mark.parametrize("module", [firewall, sshd], ids=["firewall", "sshd"])
+def test_a_program_has_all_that_it_imports(folder: Path, module: ModuleType) -> None:
+    programs.install("tried", module.PROGRAM)
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import carafe.{module.PROGRAM[0]}"
+    # Isolated, as on a server that has no Ansible.
+    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
