@@ -92,14 +92,20 @@ def library(host: Host) -> Callable[[str], str]:
 
 
 @pytest.fixture
-def look(ssh: Callable[..., list[str]]) -> Callable[..., dict[str, list[str]]]:
+def look(docker_name: str, ssh: Callable[..., list[str]]) -> Callable[..., dict[str, list[str]]]:
     """Ask, as each run does, what is due for some variables, and what is wrong with them."""
 
+    instances = yaml.safe_load(Path(os.environ["MOLECULE_INSTANCE_CONFIG"]).read_text())
+    (key,) = (x["identity_file"] for x in instances if x["container"] == docker_name)
+    password = Path(key).with_name("become_password").read_text()
+
     def ask(user: str = "deploy", **params: object) -> dict[str, list[str]]:
-        command = f"sudo -n python3 -c {shlex.quote(LOOK)}"
+        # For a user who needs no password, sudo would leave it to the program.
+        sudo = "" if user == "root" else "sudo -S -p '' "
+        command = f"{sudo}python3 -c {shlex.quote(LOOK)}"
         done = subprocess.run(
             ssh(command, user=user),
-            input=json.dumps(params),
+            input=f"{password}\n" * bool(sudo) + json.dumps(params),
             capture_output=True,
             text=True,
             check=False,
