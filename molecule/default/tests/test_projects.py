@@ -148,7 +148,7 @@ class Visitors:
 
 
 def rules(host: Host) -> str:
-    return host.check_output("nft --stateless list table inet carafe")
+    return host.check_output("nft --stateless --terse list table inet carafe")
 
 
 def began(host: Host, unit: str) -> str:
