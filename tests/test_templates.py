@@ -323,3 +323,16 @@ def test_folders_are_lines_of_tmpfiles_d() -> None:
     assert modes["/srv/shop/shared/media/uploads"] == ["0750", "shop", "shop"]
     # The app cannot write where its code is.
     assert modes["/srv/shop/releases"][1] == "shop-deploy"
+
+
+def test_the_server_keeps_what_an_app_takes_of_it() -> None:
+    text = APP.render(
+        "etc/tmpfiles.d/app.conf.j2",
+        app_name="shop",
+        app_secret_key="x",
+        app_claims={"memory_mb": "{{ 2 * 120 }}"},
+    )
+    (line,) = (x for x in text.splitlines() if x.startswith("f+ /etc/carafe/shop.fact "))
+    kept = json.loads(line.split(maxsplit=6)[6])
+    # Numbers, or the preflight of another app would not count them.
+    assert kept == {"environment": "prod", "memory_mb": 240}
