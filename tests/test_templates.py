@@ -330,7 +330,7 @@ def test_the_server_keeps_what_an_app_takes_of_it() -> None:
         "etc/tmpfiles.d/app.conf.j2",
         app_name="shop",
         app_secret_key="x",
-        app_claims={"memory_mb": "{{ 2 * 120 }}"},
+        app_claims={"memory_mb": 240},
     )
     (line,) = (x for x in text.splitlines() if x.startswith("f+ /etc/carafe/shop.fact "))
     kept = json.loads(line.split(maxsplit=6)[6])
