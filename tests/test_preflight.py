@@ -530,7 +530,7 @@ def test_a_task_file_that_is_not_there(hooks: Callable[..., list[Any]], tmp_path
         ),
         ({"before_switch": 5}, "has in before_switch 5, and a list is meant"),
         ({"before_switch": None}, "has in before_switch nothing, and a list is meant"),
-        ("true", "is the text 'true', and a mapping of names to values is meant"),
+        ("true", "is a text, and a mapping of names to values is meant"),
     ],
 )
 def test_hooks_of_the_wrong_form(value: Any, why: str) -> None:
@@ -571,7 +571,7 @@ def check(name: str, value: Any, spec: dict[str, Any] | None = None) -> list[Pro
             "has in server_names of 'shop' the text 'shop.test', and a list is meant:"
             ' ["shop.test"]',
         ),
-        ("app_environment", "A=b", "is the text 'A=b', and a mapping of names to values is meant"),
+        ("app_environment", "A=b", "is a text, and a mapping of names to values is meant"),
         (
             "stack_https",
             "no",
@@ -602,7 +602,7 @@ def check(name: str, value: Any, spec: dict[str, Any] | None = None) -> list[Pro
         ("app_name", ["shop"], "is a list, and a text is meant"),
         ("app_source", "svn", "is 'svn', which is none of local, git, package"),
         ("nginx_sites", [{"name": "a", "liste": 1}], "has 'a' liste, and knows only name, state,"),
-        ("nginx_sites", ["a"], "has in entry 1 the text 'a', and a mapping of names to values"),
+        ("nginx_sites", ["a"], "has in entry 1 a text, and a mapping of names to values"),
         ("app_secret_key_fallbacks", "hush", "is a text, and a list is meant"),
     ],
 )

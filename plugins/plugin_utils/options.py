@@ -104,6 +104,9 @@ def read_stack(loader: Any) -> Taker:
 # One value.
 
 
+YAML_KINDS = {str: "a text", (list, tuple): "a list", bool: "true or false"}
+
+
 def shown(name: str, value: Any) -> str:
     return "a text" if SECRET.search(name) else f"the text {value!r}"
 
@@ -115,8 +118,11 @@ def wrong(name: str, at: str, value: Any, kind: str, choices: Any) -> Iterator[t
         is_text = shown(name, value) if isinstance(value, str) else repr(value)
         yield f"{at} {is_text}, and a list is meant{f': {meant}' if meant else ''}", meant
     elif kind == "dict" and not isinstance(value, Mapping):
-        is_text = shown(name, value) if isinstance(value, str) else repr(value)
-        yield f"{at} {is_text}, and a mapping of names to values is meant", ""
+        # Never as it is: what is to be a mapping may be an environment, and hold secrets.
+        is_kind = next(
+            (word for kinds, word in YAML_KINDS.items() if isinstance(value, kinds)), "a number"
+        )
+        yield f"{at} {is_kind}, and a mapping of names to values is meant", ""
     elif kind == "bool" and not isinstance(value, bool):
         # Ansible takes a text that says false for true, wherever it is not asked to convert it.
         if not (isinstance(value, str) and value.lower() in TRUE):
