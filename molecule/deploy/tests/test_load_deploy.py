@@ -97,5 +97,5 @@ def test_broken_release(
     assert f"APP_RELEASE={before}" in host.check_output(f"tr '\\0' ' ' </proc/{worker}/environ")
     tables = host.check_output("runuser -u ledger -- psql -XAtc '\\dt' ledger")
     assert "half" not in tables
-    load.go_on(400)
+    load.go_on(400, after=ended)
     assert {answer.release for answer in load.answers if answer.due > ended} == {before}
