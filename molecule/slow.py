@@ -29,6 +29,8 @@ from pathlib import Path
 EVERY = 0.05  # seconds
 TIMEOUT = 10  # seconds
 RATE = 500  # new slow connections a second
+SPARE = 1.05  # more slow connections than are wanted, since some break off on a busy machine
+PATIENCE = 60  # seconds for all of them to be there
 MODES = {"headers": "-H", "body": "-B"}
 ESTABLISHED = "01"
 
@@ -59,17 +61,20 @@ def ask(url):
         connection.close()
 
 
-def probe(url, seconds, port):
-    """Be the healthy client: its latencies in seconds, its failures, and the most connections."""
+def probe(url, seconds, port, slow=0):
+    """Be the healthy client: its latencies in seconds, its failures, and the most connections.
+
+    For ``seconds``, and longer where the ``slow`` connections are not all there by then.
+    """
     latencies, reasons, most = [], collections.Counter(), 0
     began = due = time.monotonic()
-    while due < began + seconds:
+    while due < began + seconds or (most < slow and due < began + PATIENCE):
         time.sleep(max(0, due - time.monotonic()))
         reason = ask(url)
         latencies.append(time.monotonic() - due)
         if reason:
             reasons[reason] += 1
-        if len(latencies) % 20 == 0:
+        if len(latencies) % 10 == 0:
             most = max(most, connections(port))
         due += EVERY
     return sorted(latencies), reasons, most
@@ -90,14 +95,14 @@ def measure(mode, url, count=1000, seconds=12):
     before, *_ = probe(parts, 3, port)
     slow = subprocess.Popen(
         [
-            *("slowhttptest", MODES[mode], "-u", url, "-c", str(count), "-r", str(RATE)),
+            *("slowhttptest", MODES[mode], "-u", url, "-c", str(int(SPARE * count)), "-r", str(RATE)),
             # Something every five seconds, so that none of them is idle.
-            *("-i", "5", "-l", str(seconds), "-p", str(TIMEOUT)),
+            *("-i", "5", "-l", str(seconds + PATIENCE), "-p", str(TIMEOUT)),
         ],
         stdout=subprocess.DEVNULL,
     )
     try:
-        latencies, reasons, most = probe(parts, seconds, port)
+        latencies, reasons, most = probe(parts, seconds, port, count)
     finally:
         slow.terminate()
         slow.wait()
