@@ -161,7 +161,8 @@ def serving(server: Server) -> dict[str, float]:
     # The same workers and threads as the two slots together, asked without nginx.
     server.inside(
         "systemd-run --quiet --unit bench-direct --uid guestbook /srv/guestbook/bin/run python"
-        " -m gunicorn --config /etc/gunicorn/guestbook.conf.py --workers 2 --bind 127.0.0.1:8001"
+        " -m gunicorn --config /srv/guestbook/serving/gunicorn.conf.py --workers 2"
+        " --bind 127.0.0.1:8001"
     )
     time.sleep(3)
     page = "/static/app.css"

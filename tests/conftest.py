@@ -112,3 +112,15 @@ def ansible_environment() -> dict[str, str]:
         # The tests stand in for servers with this very interpreter.
         "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
     }
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the command of the program that runs the slots, as it lies on a server."""
+    from ansible_collections.carafe.stack.plugins.module_utils import programs
+
+    folder = tmp_path_factory.mktemp("programs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "FOLDER", folder)
+        programs.install("gunicorn-slots", ["slots", "processes", "supervisord", "unix_http"])
+    return [sys.executable, str(folder / "gunicorn-slots")]

@@ -67,7 +67,7 @@ def test_only_what_users_need_travels(archive: Path) -> None:
 def test_a_role_runs_from_the_collection(elsewhere: dict[str, str], tmp_path: Path) -> None:
     done = run("ansible-playbook", "--check", "play.yml", environment=elsewhere, folder=tmp_path)
     assert done.startswith("0 "), done
-    assert "gunicorn : configure | Write what the slots run" in done
+    assert "gunicorn : configure | Write what the slots need" in done
     assert "changed=0" not in done
 
 

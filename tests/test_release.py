@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
-import io
+import grp
 import json
+import multiprocessing
 import os
 import pwd
-import signal
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
-from conftest import ROOT, load_module
+from ansible_collections.carafe.stack.plugins.module_utils import (
+    files,
+    release_settings,
+    release_steps,
+)
+from ansible_collections.carafe.stack.plugins.module_utils.release_state import Failure, Locked
+from ansible_collections.carafe.stack.plugins.modules import release as module
 
-RELEASE = ROOT / "roles/app/files/release.py"
-DEPLOYMENT = ("unpack", "build", "load", "migrate", "probe", "switch", "finish")
-ROLLBACK = ("choose", "probe", "switch", "finish")
-LOCKED = 75
+GATE = ["build", "load", "migrate", "probe", "switch"]
+RUN_1 = {"id": "run-1", "by": "ann@desk", "machine": "desk", "pid": "1", "what": "deployment of"}
+RUN_2 = RUN_1 | {"id": "run-2", "by": "bob"}
+VARIABLES = {
+    "environment": {"GREETING": "hello", "FLASK_SECRET_KEY": '"key-1"'},
+    "migrate": {},
+    "install": {},
+    "secrets": ["key-1"],
+}
 
 # Stands in for runuser and setpriv: the tests are one user.
 BECOME = '#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n'
 RUN = """#!/bin/sh
+release=$(basename $(readlink ROOT/serving || echo none))
 while getopts r:m option; do case $option in r) release=$OPTARG ;; m) ;; esac; done
 shift $((OPTIND - 1))
-cd "$release" && exec "$@"
+set -a
+. ROOT/settings/$release/environment
+. ROOT/settings/$release/secrets
+set +a
+cd "ROOT/releases/$release" && exec "$@"
 """
 # A database that knows one number, the migration it is at, and code that knows its own.
 ALEMBIC = """#!/bin/sh
@@ -39,23 +54,6 @@ case $1 in
   history) echo "0001 -> 0002 (head), second"; echo "<base> -> 0001, first" ;;
   upgrade) cp head ROOT/database ;;
   downgrade) echo "$2" >ROOT/database ;;
-esac
-"""
-# A supervisord of one process, which fails at its start where its release has a file "bad".
-SUPERVISORCTL = """#!/bin/sh
-cd ROOT
-case $1 in
-  status)
-    if [ "$2" != 'worker:*' ]; then echo "${2%:*}: ERROR (no such group)"
-    elif [ -e pid ]; then echo "worker:worker_0   RUNNING   pid $(cat pid), uptime 0:00:01"
-    else echo "worker:worker_0   BACKOFF   Exited too quickly"; fi ;;
-  restart)
-    [ ! -e pid ] || kill "$(cat pid)"
-    rm -f pid
-    [ -e current/bad ] && exit 1
-    APP_RELEASE=$(basename $(readlink current)) sleep 300 >/dev/null 2>&1 </dev/null &
-    echo $! >pid ;;
-  tail) echo "cannot import bad" ;;
 esac
 """
 SERVER = """
@@ -75,335 +73,420 @@ class App:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for folder in ("bin", "releases", "venvs", "archives", "logs"):
-            (root / folder).mkdir()
+        (root / "bin").mkdir()
         texts = {"runuser": BECOME, "setpriv": BECOME, "run": RUN, "alembic": ALEMBIC}
-        texts["supervisorctl"] = SUPERVISORCTL
         for name, text in texts.items():
             (root / "bin" / name).write_text(text.replace("ROOT", str(root)))
             (root / "bin" / name).chmod(0o755)
         (root / "database").write_text("0001\n")
-        (root / "environment").touch()
 
-    def book(self, release: str, **changes: Any) -> dict[str, Any]:
+    def facts(self, release: str, **changes: Any) -> dict[str, Any]:
         user, folder = getpass.getuser(), self.root / "releases" / release
         venv = self.root / "venvs" / changes.get("venv", "venv-1")
         alembic = f"{self.root}/bin/alembic"
+        probe = f"exec {sys.executable} -c '{SERVER.replace('STATUS', '200')}'"
+        commands = {"load": "true", "migrate": f"{alembic} upgrade", "probe": probe}
         return {
             "name": "carafe-test-app",
             "root": str(self.root),
             "release": release,
+            "asked": "",
             "revision": f"v-{release}",
-            "check": False,
-            "run": {
-                "id": "run-1",
-                "by": "ann@desk",
-                "machine": "desk",
-                "pid": "1",
-                "what": "deployment of",
-            },
+            "run": RUN_1,
             "break_lock": False,
             "user": user,
             "deploy_user": user,
             "run_command": f"{self.root}/bin/run",
             "venv": "venv-1",
+            "shared": [],
+            "place": {},
+            "files": {"gunicorn.conf.py": "workers = 1\n"},
+            "variables": VARIABLES | changes.pop("variables", {}),
             "unpack": f"mkdir {folder}; cd {folder}; echo {changes.pop('head', '0001')} >head;"
             f" ln -s ../../venvs/{venv.name} .venv; mkdir static",
-            "install_file": "",
-            "build_venv": f"mkdir -p {venv}; touch {venv}/.complete",
+            "build_venv": f"mkdir -p {venv}/bin; cp /bin/true {venv}/bin/python",
             "finish": f"echo {release} >static/app.{release:0>8}.css; echo x >static/{release}.txt;"
             " find static -type f >.static",
-            "boot_command": "true",
-            "migrate_command": f"{alembic} upgrade",
+            "commands": commands | changes.pop("commands", {}),
+            "migrate_here": True,
             "alembic": alembic,
             "migrations": "",
-            "probe_command": f"exec {sys.executable} -c '{SERVER.replace('STATUS', '200')}'",
-            "health_path": "/",
-            "health_host": "localhost",
-            "health_timeout": 20,
+            "health": {"path": "", "host": "localhost", "timeout": 20} | changes.pop("health", {}),
+            "limits": {"step": 20, "build": 20, "migrate": 20} | changes.pop("limits", {}),
             "hooks": {},
-            "environment_file": f"{self.root}/environment",
             "workers": [],
             "schedules": [],
             "hashed": "[.][0-9a-f]{8,}[.]",
             "keep": 3,
             "trouble": "",
             "elsewhere": "",
-            "switched": False,
             **changes,
         }
 
-    def step(self, name: str, release: str, **changes: Any) -> subprocess.CompletedProcess[str]:
-        """Take one step, in this process: starting Python takes longer than most steps."""
-        book = io.StringIO(json.dumps(self.book(release, **changes)))
-        code, out, err = 0, io.StringIO(), io.StringIO()
-        with (
-            mock.patch.object(sys, "argv", ["release.py", name]),
-            mock.patch.object(sys, "stdin", book),
-            mock.patch.dict(os.environ, PATH=f"{self.root}/bin:/usr/bin:/bin", HOME="/elsewhere"),
-            contextlib.redirect_stdout(out),
-        ):
-            try:
-                load_module(RELEASE, "release").main()
-            except SystemExit as end:
-                code = end.code if isinstance(end.code, int) else 1
-                err.write(f"{end.code}\n")
-        return subprocess.CompletedProcess(name, code, out.getvalue(), err.getvalue())
+    def step(
+        self, name: str, release: str, *steps: str, check: bool = False, **changes: Any
+    ) -> dict[str, Any]:
+        """Take one step, in this process, as the module does."""
+        app = release_steps.Release(self.facts(release, **changes), check)
+        path = f"{self.root}/bin:/usr/bin:/bin"
+        with mock.patch.dict(os.environ, PATH=path, HOME="/elsewhere"):
+            module.run(app, {"step": name, "steps": list(steps)})
+        return app.output
 
-    def go(
-        self, steps: tuple[str, ...], release: str, **changes: Any
-    ) -> subprocess.CompletedProcess[str]:
-        """Take the steps, to the end or the first that fails."""
+    def gate(self, plan: list[dict[str, Any]], release: str, **changes: Any) -> None:
+        for trip in plan:
+            self.step("gate", release, *trip["steps"], **changes)
+
+    def deploy(self, release: str, **changes: Any) -> dict[str, Any]:
+        begun = self.step("begin", release, **changes)
+        self.gate(begun["plan"], release, **changes)
+        return self.step("finish", release, **changes) if begun["plan"] else begun
+
+    def fail(self, release: str, **changes: Any) -> str:
+        """Deploy a release that fails, and return what the run says."""
+        with pytest.raises(Failure) as failure:
+            self.deploy(release, **changes)
+        return str(failure.value)
+
+    def rollback(self, asked: str = "", **changes: Any) -> dict[str, Any]:
+        changes = {"run": RUN_1 | {"what": "rollback to"}, **changes}
+        chosen = self.step("choose", "", asked=asked, **changes)
+        self.gate(chosen["plan"], chosen["release"], **changes)
+        if chosen["plan"]:
+            self.step("finish", chosen["release"], **changes)
+        return chosen
+
+    def part(self, count: int, release: str, **changes: Any) -> None:
+        """Begin a deployment, and take only so many steps of it."""
+        steps = ["begin", *GATE, "finish"][:count]
         for name in steps:
-            done = self.step(name, release, **changes)
-            if done.returncode:
-                break
-            if name == "choose":
-                release = json.loads(done.stdout)["release"]
-        return done
-
-    def deploy(self, release: str, **changes: Any) -> subprocess.CompletedProcess[str]:
-        return self.go(DEPLOYMENT, release, **changes)
-
-    def rollback(self, release: str = "", **changes: Any) -> subprocess.CompletedProcess[str]:
-        run = self.book("")["run"] | {"what": "rollback to"}
-        return self.go(ROLLBACK, release, run=run, **changes)
+            if name in GATE:
+                self.step("gate", release, name, **changes)
+            else:
+                self.step(name, release, **changes)
 
     @property
     def serving(self) -> str:
-        return (self.root / "current").readlink().name
+        return (self.root / "serving").readlink().name
 
     @property
     def books(self) -> dict[str, Any]:
-        return json.loads((self.root / "releases.json").read_text())
+        return json.loads((self.root / "state/releases.json").read_text())
 
     @property
     def audit(self) -> list[str]:
-        return (self.root / "releases.log").read_text().splitlines()
+        return (self.root / "state/releases.log").read_text().splitlines()
 
     @property
     def locked(self) -> bool:
-        return (self.root / "lock.json").exists()
+        return (self.root / "state/lock.json").exists()
+
+    def tree(self) -> list[str]:
+        return sorted(str(path) for path in self.root.rglob("*"))
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> App:
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
+    monkeypatch.setattr(release_settings, "accounts", lambda app, check: [])
+    monkeypatch.setattr(release_settings, "UNITS", tmp_path / "units")
+    monkeypatch.setattr(release_settings, "PROGRAMS", tmp_path / "programs")
+    folders, user = release_settings.folders, getpass.getuser()
+    group = grp.getgrgid(os.getgid()).gr_name
+    monkeypatch.setattr(
+        release_settings,
+        "folders",
+        lambda app: {path: (mode, user, group) for path, (mode, _, _) in folders(app).items()},
+    )
+    # Whoever the group of a user is, here it is this one's.
+    monkeypatch.setattr(files, "group_id", lambda name: -1)
     return App(tmp_path)
 
 
-def ok(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def test_release_that_passes_serves_and_is_booked(app: App) -> None:
-    took = ok(app.deploy("a"))["took"]
-    assert [line.split()[0] for line in took] == [*DEPLOYMENT[1:], "in"]
+def test_release_that_passes_serves_and_is_written_down(app: App) -> None:
+    took = app.deploy("a")["took"]
+    assert [line.split()[0] for line in took] == ["begin", *GATE, "finish", "in"]
     assert app.serving == "a"
+    assert (app.root / "current/head").exists()
     assert app.books["a"].items() >= {"revision": "v-a", "by": "ann@desk", "head": "0001"}.items()
     assert "deployment of a  ok" in app.audit[-1]
     assert not app.locked
-    assert ok(app.step("see", "a"))["live"]
-    assert not ok(app.step("see", "b"))["live"]
+    assert app.step("begin", "a")["live"]
+    assert not app.step("begin", "b", check=True)["live"]
 
 
-def test_hooks_of_the_build_have_what_dependencies_are_installed_with(
-    app: App, tmp_path: Path
-) -> None:
-    file = tmp_path / "install.environment"
-    file.write_text("PIP_INDEX_URL='https://me:a b$c@index.test'\n")
-    hook = """test "$PIP_INDEX_URL" = 'https://me:a b$c@index.test'"""
-    ok(app.deploy("a", install_file=str(file), hooks={"before_build": [hook]}))
-    assert app.deploy("b", hooks={"before_build": [hook]}).returncode == 1
+def test_dependencies_are_installed_with_variables_of_their_own(app: App) -> None:
+    secret = "https://me:a b$c@index.test"
+    hook = f"""test "$PIP_INDEX_URL" = '{secret}'"""
+    variables = {"install": {"PIP_INDEX_URL": secret}}
+    app.deploy("a", variables=variables, hooks={"before_build": [hook]})
+    assert "PIP_INDEX_URL: parameter not set" in app.fail("b", hooks={"before_build": [hook]})
 
 
-@pytest.mark.parametrize(
-    ("step", "spoiled"),
-    [
-        ("build", {"build_venv": "echo no such package; exit 3"}),
-        ("build", {"finish": "echo no such asset; exit 3"}),
-        ("build", {"hooks": {"after_build": ["echo no such hook; exit 3"]}}),
-        ("load", {"boot_command": "echo no such module; exit 3"}),
-        ("migrate", {"migrate_command": "echo no such table; exit 3"}),
-        ("probe", {"probe_command": "echo no such port; exit 3"}),
-        ("probe", {"probe_command": f"exec {sys.executable} -c '{SERVER.replace('STATUS', '500')}'",
-                   "health_timeout": 2}),
-        ("switch", {"hooks": {"before_switch": ["echo no such hook; exit 3"]}}),
-        ("switch", {"hooks": {"after_switch": ["echo no such hook; exit 3"]}}),
-    ],
-)  # fmt: skip
-def test_release_that_fails_is_broken_and_the_old_one_serves(
+UNWELL = f"exec {sys.executable} -c '{SERVER.replace('STATUS', '500')}'"
+# What fails at which step.
+SPOILED = [
+    ("build", {"build_venv": "echo no such package; exit 3"}),
+    ("build", {"finish": "echo no such asset; exit 3"}),
+    ("build", {"hooks": {"after_build": ["echo no such hook; exit 3"]}}),
+    ("load", {"commands": {"load": "echo no such module; exit 3"}}),
+    ("migrate", {"commands": {"migrate": "echo no such table; exit 3"}}),
+    ("probe", {"commands": {"probe": "echo no such port; exit 3"}}),
+    ("probe", {"commands": {"probe": UNWELL}, "health": {"timeout": 2}}),
+    ("switch", {"hooks": {"before_switch": ["echo no such hook; exit 3"]}}),
+    ("switch", {"hooks": {"after_switch": ["echo no such hook; exit 3"]}}),
+]
+
+
+@pytest.mark.parametrize(("step", "spoiled"), SPOILED)
+def test_release_that_fails_is_broken_and_the_old_one_serves_with_its_own_settings(
     app: App, step: str, spoiled: dict[str, Any]
 ) -> None:
-    ok(app.deploy("a"))
-    done = app.deploy("b", **spoiled)
-    assert done.returncode == 1
-    assert f"b failed at the step {step}" in done.stderr
-    assert "no such" in done.stderr or "answered 500" in done.stderr
-    assert "a serves" in done.stderr
+    app.deploy("a")
+    before = serving_settings(app)
+    changed = {
+        "variables": {"environment": {"GREETING": "other"}},
+        "files": {"gunicorn.conf.py": "workers = 9\n"},
+        "schedules": [{"name": "tick", "command": "true", "when": "daily", "timeout": 9}],
+    }
+    said = app.fail("b", venv="venv-2", **changed, **spoiled)
+    assert said.startswith(f"b failed at the step {step}")
+    assert "no such" in said or "answered 500" in said
+    assert "a serves" in said
     assert app.serving == "a"
+    # What a slot, a worker or the server would start with.
+    assert serving_settings(app) == before
     assert app.books["b"]["broken"].startswith(step)
     assert f"failed at {step}" in app.audit[-1]
     assert not app.locked
-    ok(app.deploy("b"))
+    app.deploy("b")
     assert app.serving == "b"
     assert "broken" not in app.books["b"]
 
 
+def serving_settings(app: App) -> dict[str, str]:
+    folder = (app.root / "serving").resolve()
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file() and "code" not in path.parts
+    }
+
+
+def test_named_health_path_must_exist(app: App) -> None:
+    probe = f"exec {sys.executable} -c '{SERVER.replace('STATUS', '404')}'"
+    app.deploy("a", commands={"probe": probe})
+    assert "healthz answered 404" in app.fail(
+        "b", commands={"probe": probe}, health={"path": "/healthz", "timeout": 1}
+    )
+
+
+def test_guessed_health_path_is_told(app: App) -> None:
+    probe = f"exec {sys.executable} -c '{SERVER.replace('STATUS', '404')}'"
+    app.step("begin", "a")
+    told = app.step("gate", "a", "build", "probe", commands={"probe": probe})["health"]
+    assert "/ answered 404" in told
+
+
 def test_probe_has_its_users_home(app: App) -> None:
-    probe = f"echo $HOME >{app.root}/home; {app.book('')['probe_command']}"
-    ok(app.deploy("a", probe_command=probe))
+    probe = f"echo $HOME >{app.root}/home; {app.facts('')['commands']['probe']}"
+    app.deploy("a", commands={"probe": probe})
     assert (app.root / "home").read_text().strip() == pwd.getpwnam(getpass.getuser()).pw_dir
 
 
-def test_second_run_stops_at_once_and_is_told_who_works(app: App) -> None:
-    ok(app.go(("unpack", "build"), "a"))
-    for step in ("see", "build", "choose"):
-        done = app.step(step, "b", run={"id": "run-2", "by": "bob", "what": "deployment of"})
-        assert done.returncode == LOCKED
-        lock = json.loads(done.stdout)["lock"]
+# The lock.
+
+
+def test_second_run_stops_at_once_is_told_who_works_and_writes_nothing(app: App) -> None:
+    app.part(2, "a")
+    before = app.tree()
+    for step in ("begin", "choose"):
+        with pytest.raises(Locked) as refused:
+            app.step(step, "b", run=RUN_2)
+        lock, says = refused.value.lock, str(refused.value)
         assert lock["pid"] == "1"
-        assert "ann@desk holds the lock" in lock["says"]
-        assert "deployment of a" in lock["says"]
-        assert "last step, build" in lock["says"]
-    ok(app.go(DEPLOYMENT[2:], "a"))
+        assert "ann@desk holds the lock" in says
+        assert "deployment of a" in says
+        assert "last step, build" in says
+    assert app.tree() == before
+    for name in GATE[1:]:
+        app.step("gate", "a", name)
+    app.step("finish", "a")
     assert app.serving == "a"
 
 
 def test_of_runs_at_the_same_time_one_gets_the_lock(app: App) -> None:
-    ok(app.step("unpack", "a"))
-    command = [sys.executable, RELEASE, "build"]
-    processes = []
-    for number in range(6):
-        book = app.book("a")
-        book["run"]["id"] = f"run-{number}"
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            env={"PATH": f"{app.root}/bin:/usr/bin:/bin"},
-        )  # fmt: skip
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(book).encode())
-        process.stdin.close()
-        processes.append(process)
-    assert sorted(process.wait() for process in processes) == [0] + [LOCKED] * 5
+    app.deploy("a")
+    fork = multiprocessing.get_context("fork")
+    results = fork.Queue()
+
+    def begin(number: int) -> None:
+        try:
+            app.step("begin", "b", run=RUN_1 | {"id": f"run-{number}"})
+            results.put("begun")
+        except Locked:
+            results.put("refused")
+
+    runs = [fork.Process(target=begin, args=[number]) for number in range(6)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert sorted(results.get() for _ in runs) == ["begun"] + ["refused"] * 5
 
 
 def test_lock_of_a_dead_run_can_be_broken_and_the_dead_stays_dead(app: App) -> None:
-    ok(app.go(DEPLOYMENT[:4], "a"))
-    second = {"id": "run-2", "by": "bob", "what": "deployment of"}
-    ok(app.deploy("a", run=second, break_lock=True))
+    app.part(4, "a")
+    app.deploy("a", run=RUN_2, break_lock=True)
     assert any("bob  broke the lock of ann@desk" in line for line in app.audit)
-    ok(app.go(("unpack", "build"), "b", run=second))
-    done = app.step("load", "b")
-    assert done.returncode == 1
-    assert "lost the lock" in done.stderr
-    assert "bob" in done.stderr
+    app.part(2, "b", run=RUN_2)
+    with pytest.raises(Failure, match=r"lost the lock .* to bob"):
+        app.step("gate", "b", "load")
 
 
-@pytest.mark.parametrize("steps", range(1, len(DEPLOYMENT)))
+@pytest.mark.parametrize("steps", range(1, 7))
 def test_run_cut_short_after_any_step_is_made_up_for(app: App, steps: int) -> None:
-    ok(app.deploy("a"))
-    ok(app.go(DEPLOYMENT[:steps], "b"))
-    ok(app.deploy("b", run=app.book("")["run"] | {"id": "run-2"}, break_lock=True))
+    app.deploy("a")
+    app.part(steps, "b")
+    app.deploy("b", run=RUN_2, break_lock=True)
     assert app.serving == "b"
-    assert ok(app.step("see", "b"))["live"]
+    assert app.step("begin", "b")["live"]
     assert app.books["b"].keys() == app.books["a"].keys() | {"from"}
+
+
+def test_what_was_cut_short_after_the_switch_is_not_what_a_failure_goes_back_to(app: App) -> None:
+    app.deploy("a")
+    app.part(6, "b")
+    assert app.serving == "b"
+    app.step("begin", "c", run=RUN_2, break_lock=True)
+    app.step("gate", "c", "build", "switch", run=RUN_2)
+    trouble = {"run": RUN_2, "trouble": "slot 0 is not healthy"}
+    assert app.step("take_back", "c", **trouble)["to"] == "a"
+    assert app.serving == "a"
+
+
+# Back.
 
 
 def test_rollback_goes_to_the_release_before_and_further(app: App) -> None:
     for release in "abc":
-        ok(app.deploy(release))
+        app.deploy(release)
     for release in "ba":
-        ok(app.rollback())
+        app.rollback()
         assert app.serving == release
-    done = app.rollback()
-    assert done.returncode == 1
-    assert (
-        "There is no older release to go back to. These are whole and have served: c, b"
-        in done.stderr
-    )
-    ok(app.rollback("c"))
+    with pytest.raises(Failure, match=r"no older release .* whole and have served: c, b"):
+        app.rollback()
+    app.rollback("c")
     assert app.serving == "c"
 
 
+def test_rollback_knows_a_release_by_the_part_of_its_id_that_tells_the_code(app: App) -> None:
+    app.deploy("aaaa-1111")
+    app.deploy("bbbb-1111")
+    app.rollback("aaaa")
+    assert app.serving == "aaaa-1111"
+
+
 def test_rollback_does_not_go_to_what_was_gone_back_from(app: App) -> None:
-    ok(app.deploy("a"))
-    ok(app.deploy("b"))
-    ok(app.rollback())
-    ok(app.deploy("c"))
-    ok(app.rollback())
+    app.deploy("a")
+    app.deploy("b")
+    app.rollback()
+    app.deploy("c")
+    app.rollback()
     assert app.serving == "a"
 
 
 def test_rollback_skips_what_is_broken(app: App) -> None:
-    ok(app.deploy("a"))
-    assert app.deploy("b", boot_command="false").returncode == 1
-    ok(app.deploy("c"))
-    ok(app.rollback())
+    app.deploy("a")
+    app.fail("b", commands={"load": "false"})
+    app.deploy("c")
+    app.rollback()
     assert app.serving == "a"
+
+
+def test_rollback_has_its_own_settings_and_the_secrets_of_now(app: App) -> None:
+    old = {"GREETING": "old", "FLASK_SECRET_KEY": '"key-1"', "URL": "x://key-1@db", "GONE": "key-1"}
+    new = {"GREETING": "new", "FLASK_SECRET_KEY": '"key-2"', "URL": "x://socket"}
+    app.deploy("a", variables={"environment": old})
+    app.deploy("b", variables={"environment": new, "secrets": ["key-2"]})
+    app.rollback()
+    folder = app.root / "serving"
+    environment = release_settings.from_text((folder / "environment").read_text())
+    secrets = release_settings.from_text((folder / "secrets").read_text())
+    assert environment == {"GREETING": "old"}
+    # What was secret is as it is now: another one, no secret any more, and not there any more.
+    assert secrets == {"FLASK_SECRET_KEY": '"key-2"', "URL": "x://socket"}
 
 
 def test_slots_that_do_not_get_well_bring_the_old_release_back(app: App) -> None:
-    ok(app.deploy("a"))
-    ok(app.go(DEPLOYMENT[:-1], "b"))
-    assert ok(app.step("back", "b", trouble="slot 1 is not healthy", switched=True))["to"] == "a"
+    app.deploy("a")
+    app.part(6, "b")
+    trouble = {"trouble": "slot 1 is not healthy\nits log"}
+    assert app.step("take_back", "b", **trouble)["to"] == "a"
     assert app.serving == "a"
-    done = app.step("undone", "b", trouble="slot 1 is not healthy")
-    assert done.returncode == 1
-    assert "slot 1 is not healthy" in done.stderr
+    with pytest.raises(Failure, match="b failed at the step slots: slot 1 is not healthy"):
+        app.step("taken_back", "b", **trouble)
     assert app.books["b"]["broken"] == "slots: slot 1 is not healthy"
     assert not app.locked
 
 
-@pytest.mark.parametrize("steps", range(2, len(DEPLOYMENT) + 1))
+def test_very_first_release_that_fails_in_the_slots_never_starts_again(app: App) -> None:
+    app.part(6, "a")
+    assert app.step("take_back", "a", trouble="slot 0 is not healthy")["to"] == "nothing"
+    assert not (app.root / "serving").is_symlink()
+    with pytest.raises(Failure, match="nothing serves yet"):
+        app.step("taken_back", "a", trouble="slot 0 is not healthy")
+
+
+@pytest.mark.parametrize("steps", range(2, 8))
 def test_release_that_fails_elsewhere_is_given_up_here(app: App, steps: int) -> None:
-    ok(app.deploy("a"))
-    ok(app.go(DEPLOYMENT[:steps], "b"))
-    switched = "switch" in DEPLOYMENT[:steps]
-    changes = {"elsewhere": "other", "trouble": "not healthy\nits log", "switched": switched}
-    assert ok(app.step("back", "b", **changes))["to"] == ("a" if switched else "")
-    done = app.step("undone", "b", **changes)
-    assert done.returncode == 1
-    assert "deployment of b is given up here, since it failed on other: not healthy" in done.stderr
-    assert "its log" not in done.stderr
+    app.deploy("a")
+    app.part(steps, "b", run=RUN_2)
+    changes = {"run": RUN_2, "elsewhere": "other", "trouble": "not healthy\nits log"}
+    assert app.step("take_back", "b", **changes)["to"] == ("a" if steps > 5 else "")
+    with pytest.raises(Failure) as failure:
+        app.step("taken_back", "b", **changes)
+    said = str(failure.value)
+    assert "deployment of b is given up here, since it failed on other: not healthy" in said
+    assert "its log" not in said
     assert app.serving == "a"
     assert app.books["b"]["broken"] == "other: not healthy"
     assert "failed on other" in app.audit[-1]
     assert not app.locked
-    ok(app.deploy("b"))
+    app.deploy("b")
     assert app.serving == "b"
 
 
 def test_release_that_served_well_here_before_stays_when_it_fails_elsewhere(app: App) -> None:
-    ok(app.deploy("a"))
-    changes = {"elsewhere": "other", "trouble": "not healthy"}
-    assert ok(app.step("back", "a", **changes))["to"] == ""
-    assert app.step("undone", "a", **changes).returncode == 1
+    app.deploy("a")
+    changes = {"run": RUN_2, "elsewhere": "other", "trouble": "not healthy"}
+    assert app.step("take_back", "a", **changes)["to"] == ""
+    with pytest.raises(Failure):
+        app.step("taken_back", "a", **changes)
     assert app.serving == "a"
     assert "broken" not in app.books["a"]
 
 
 def test_rollback_that_is_refused_elsewhere_leaves_nothing_behind(app: App) -> None:
-    ok(app.deploy("a"))
-    ok(app.deploy("b"))
+    app.deploy("a")
+    app.deploy("b")
     changes = {"elsewhere": "other", "trouble": "These migrations lie between"}
-    run = app.book("")["run"] | {"what": "rollback to"}
-    ok(app.step("choose", "", run=run))
-    ok(app.step("back", "a", run=run, **changes))
-    done = app.step("undone", "a", run=run, **changes)
-    assert "rollback to a is given up here, since it failed on other: These" in done.stderr
+    run = RUN_2 | {"what": "rollback to"}
+    app.step("choose", "", run=run)
+    app.step("take_back", "a", run=run, **changes)
+    with pytest.raises(Failure, match="rollback to a is given up here, since it failed on other"):
+        app.step("taken_back", "a", run=run, **changes)
     assert "broken" not in app.books["a"]
     assert not app.locked
 
 
 def test_step_that_failed_has_taken_itself_back(app: App) -> None:
-    ok(app.deploy("a"))
-    why = app.deploy("b", probe_command="false").stderr
+    app.deploy("a")
+    why = app.fail("b", run=RUN_2, commands={"probe": "false"})
     audit = app.audit
-    assert ok(app.step("back", "b", trouble=why))["to"] == ""
-    done = app.step("undone", "b", trouble=why)
-    assert done.returncode == 1
-    assert done.stderr.strip() == why.splitlines()[0]
+    assert app.step("take_back", "b", run=RUN_2, trouble=why)["to"] == ""
+    with pytest.raises(Failure) as failure:
+        app.step("taken_back", "b", run=RUN_2, trouble=why)
+    assert str(failure.value) == why.splitlines()[0]
     assert app.audit == audit
 
 
@@ -411,36 +494,35 @@ def test_step_that_failed_has_taken_itself_back(app: App) -> None:
 
 
 def test_rollback_across_a_migration_is_refused_until_told(app: App) -> None:
-    ok(app.deploy("a"))
-    ok(app.deploy("b", head="0002"))
-    done = app.rollback()
-    assert done.returncode == 1
-    assert "0001 -> 0002 (head), second" in done.stderr
-    assert "<base>" not in done.stderr
-    assert "app_rollback_migrations=downgrade" in done.stderr
+    app.deploy("a")
+    app.deploy("b", head="0002")
+    with pytest.raises(Failure) as failure:
+        app.rollback()
+    assert "0001 -> 0002 (head), second" in str(failure.value)
+    assert "<base>" not in str(failure.value)
+    assert "app_rollback_migrations=downgrade" in str(failure.value)
     assert app.serving == "b"
     assert not app.locked
 
 
 def test_rollback_keeps_the_schema_when_told(app: App) -> None:
-    ok(app.deploy("a"))
-    ok(app.deploy("b", head="0002"))
-    ok(app.rollback(migrations="keep"))
+    app.deploy("a")
+    app.deploy("b", head="0002")
+    app.rollback(migrations="keep")
     assert app.serving == "a"
     assert (app.root / "database").read_text() == "0002\n"
 
 
 @pytest.mark.parametrize("healthy", [True, False])
 def test_rollback_undoes_migrations_when_told(app: App, healthy: bool) -> None:
-    ok(app.deploy("a"))
-    ok(app.deploy("b", head="0002"))
-    run = app.book("")["run"] | {"what": "rollback to"}
-    changes = {"run": run, "migrations": "downgrade"}
-    if not healthy:
-        changes["probe_command"] = "false"
-    assert ok(app.step("choose", "", **changes))["downgrade"] == "0001"
-    done = app.go(("downgrade", "probe", "switch", "finish"), "a", **changes)
-    assert (done.returncode == 0) is healthy
+    app.deploy("a")
+    app.deploy("b", head="0002")
+    changes: dict[str, Any] = {"migrations": "downgrade"}
+    if healthy:
+        assert app.rollback(**changes)["downgrade"] == "0001"
+    else:
+        with pytest.raises(Failure):
+            app.rollback(commands={"probe": "false"}, **changes)
     # What was undone in vain is done again.
     assert (app.root / "database").read_text() == ("0001\n" if healthy else "0002\n")
     assert app.serving == ("a" if healthy else "b")
@@ -448,10 +530,10 @@ def test_rollback_undoes_migrations_when_told(app: App, healthy: bool) -> None:
 
 
 def test_failure_after_a_migration_says_what_is_ahead(app: App) -> None:
-    ok(app.deploy("a"))
-    done = app.deploy("b", head="0002", probe_command="false")
-    assert "ahead of the code that serves" in done.stderr
-    assert "0001 -> 0002 (head), second" in done.stderr
+    app.deploy("a")
+    said = app.fail("b", head="0002", commands={"probe": "false"})
+    assert "ahead of the code that serves" in said
+    assert "0001 -> 0002 (head), second" in said
 
 
 # What stays, what goes.
@@ -465,34 +547,37 @@ def test_static_files_of_the_last_two_releases_stay(app: App) -> None:
         return {f"app.{release:0>8}.css" for release in releases}
 
     for release in "abcd":
-        ok(app.deploy(release))
+        app.deploy(release)
     assert static() == hashed("bcd") | {"d.txt"}
-    ok(app.rollback())
+    app.rollback()
     assert static() >= hashed("bcd")
 
 
 def test_old_releases_go_and_what_is_needed_stays(app: App) -> None:
     for number, release in enumerate("abcde", 1):
-        ok(app.deploy(release, venv=f"venv-{number}", keep=2))
-    assert {path.name for path in (app.root / "releases").iterdir()} == {"d", "e"}
+        app.deploy(release, venv=f"venv-{number}", keep=2)
+    for kind in ("releases", "settings"):
+        assert {path.name for path in (app.root / kind).iterdir()} == {"d", "e"}
     assert {path.name for path in (app.root / "venvs").iterdir()} == {"venv-4", "venv-5"}
+    assert {path.name for path in (app.root / "state/venvs").iterdir()} == {"venv-4", "venv-5"}
+    assert {path.name for path in (app.root / "state/built").iterdir()} == {"d", "e"}
     assert app.books.keys() == {"d", "e"}
-    ok(app.rollback(keep=1))
+    app.rollback(keep=1)
     assert app.serving == "d"
     assert (app.root / "releases/d").exists()
 
 
 def test_broken_releases_are_kept_but_not_all(app: App) -> None:
     for number in range(4):
-        assert app.deploy(f"x{number}", boot_command="false").returncode == 1
-    ok(app.deploy("a"))
+        app.fail(f"x{number}", commands={"load": "false"})
+    app.deploy("a")
     assert {path.name for path in (app.root / "releases").iterdir()} == {"a", "x2", "x3"}
 
 
 def test_list_shows_what_serves_and_what_is_broken(app: App) -> None:
-    ok(app.deploy("a"))
-    assert app.deploy("b", boot_command="false").returncode == 1
-    table = ok(app.step("listing", ""))["table"]
+    app.deploy("a")
+    app.fail("b", commands={"load": "false"})
+    table = app.step("list", "")["table"]
     assert table[0].split() == ["release", "revision", "when", "by", "migration"]
     rows = {line.split()[0]: line for line in table[1:]}
     assert rows["a"].endswith("serves")
@@ -501,171 +586,216 @@ def test_list_shows_what_serves_and_what_is_broken(app: App) -> None:
     assert "broken, at load" in rows["b"]
 
 
-def test_hooks_run_in_the_release_at_their_step(app: App) -> None:
-    points = [
-        f"{when}_{what}"
-        for what in ("build", "migrate", "switch", "finish")
-        for when in ("before", "after")
-    ]
-    hooks = {point: [f'echo "{point} $(basename $PWD)" >>{app.root}/hooks'] for point in points}
-    ok(app.deploy("a", hooks=hooks))
-    assert (app.root / "hooks").read_text().splitlines() == [f"{point} a" for point in points]
+# Hooks.
 
-
+POINTS = [
+    f"{when}_{what}"
+    for what in ("build", "migrate", "switch", "finish")
+    for when in ("before", "after")
+]
 FILE = {"tasks": "x.yml"}
+
+
+def test_hooks_run_in_the_release_at_their_step(app: App) -> None:
+    hooks = {point: [f'echo "{point} $(basename $PWD)" >>{app.root}/hooks'] for point in POINTS}
+    app.deploy("a", hooks=hooks)
+    assert (app.root / "hooks").read_text().splitlines() == [f"{point} a" for point in POINTS]
+
+
+def test_without_task_files_the_gate_is_one_trip_and_else_one_more_for_each_point(app: App) -> None:
+    assert app.step("begin", "a")["plan"] == [{"steps": GATE, "point": ""}]
+    hooks = {point: [FILE] for point in POINTS}
+    plan = app.step("begin", "a", hooks=hooks, run=RUN_2, break_lock=True)["plan"]
+    assert [trip["point"] for trip in plan] == POINTS[:6]
+    steps = [step for trip in plan for step in trip["steps"]]
+    assert steps == ["venv", *GATE]
 
 
 def test_commands_beside_task_files_are_left_to_the_tasks(app: App) -> None:
     hooks = {"before_switch": [f"touch {app.root}/hooked", FILE], "after_switch": ["true"]}
-    ok(app.deploy("a", hooks=hooks))
+    app.deploy("a", hooks=hooks)
     assert not (app.root / "hooked").exists()
-    ok(app.go(DEPLOYMENT[:5], "b"))
-    ok(app.step("hook", "b", point="before_switch", command=hooks["before_switch"][0]))
+    app.part(5, "b")
+    app.step("hook", "b", point="before_switch", command=hooks["before_switch"][0])
     assert (app.root / "hooked").exists()
 
 
-def test_hook_before_the_build_has_the_lock_and_the_dependencies(app: App) -> None:
+def test_hook_before_the_build_has_the_dependencies(app: App) -> None:
     hooks = {"before_build": [FILE], "after_build": [FILE]}
-    ok(app.step("unpack", "a"))
-    for command in ("", f"test -e {app.root}/venvs/venv-1/.complete"):
-        ok(app.step("hook", "a", point="before_build", command=command))
-        assert app.locked
-    other = {"id": "run-2", "by": "bob", "what": "deployment of"}
-    for step in ("hook", "build"):
-        done = app.step(step, "a", run=other, point="before_build", command="")
-        assert done.returncode == LOCKED
-    ok(app.step("build", "a", hooks=hooks))
+    app.step("begin", "a", hooks=hooks)
+    app.step("gate", "a", "venv", hooks=hooks)
+    test = f"test -x {app.root}/venvs/venv-1/bin/python"
+    app.step("hook", "a", point="before_build", command=test)
+    app.step("gate", "a", "build", hooks=hooks)
     # What comes after the build is part of it.
-    assert not ok(app.step("see", "a", break_lock=True))["built"]
-    took = ok(app.go(DEPLOYMENT[2:], "a", hooks=hooks))["took"]
-    assert [x.split()[0] for x in took[:4]] == ["build", "before_build", "before_build", "build"]
-    assert ok(app.step("see", "a"))["built"]
+    assert not app.step("begin", "a", check=True, break_lock=True)["built"]
+    app.step("gate", "a", *GATE[1:], hooks=hooks)
+    app.step("finish", "a", hooks=hooks)
+    assert app.step("begin", "a")["built"]
 
 
 @pytest.mark.parametrize(
-    ("point", "switched"),
-    [("before_migrate", False), ("after_switch", True), ("before_finish", True)],
+    ("point", "steps"), [("before_migrate", 3), ("after_switch", 6), ("before_finish", 6)]
 )
-def test_hook_that_fails_is_a_release_that_fails(app: App, point: str, switched: bool) -> None:
-    ok(app.deploy("a"))
-    ok(app.go(DEPLOYMENT[: 6 if switched else 3], "b"))
-    done = app.step("hook", "b", point=point, command="echo no such page; exit 3")
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"{point}: exit status 3")
-    changes = {"trouble": done.stderr.strip(), "switched": switched}
-    assert ok(app.step("back", "b", **changes))["to"] == ("a" if switched else "")
-    done = app.step("undone", "b", **changes)
-    assert f"b failed at the step {point}: exit status 3" in done.stderr
-    assert "no such page" in done.stderr
+def test_hook_that_fails_is_a_release_that_fails(app: App, point: str, steps: int) -> None:
+    app.deploy("a")
+    app.part(steps, "b")
+    with pytest.raises(Failure, match="exit status 3"):
+        app.step("hook", "b", point=point, command="echo no such page; exit 3")
+    changes = {"trouble": f"{point}: exit status 3"}
+    assert app.step("take_back", "b", **changes)["to"] == ("a" if steps == 6 else "")
+    with pytest.raises(Failure) as failure:
+        app.step("taken_back", "b", **changes)
+    assert f"b failed at the step {point}: exit status 3" in str(failure.value)
+    assert "no such page" in str(failure.value)
     assert app.books["b"]["broken"].startswith(f"{point}: exit status 3")
     assert app.serving == "a"
     assert not app.locked
 
 
 def test_slots_that_fail_after_a_hook_are_told_from_it(app: App) -> None:
-    ok(app.deploy("a"))
-    ok(app.go(DEPLOYMENT[:6], "b"))
-    ok(app.step("hook", "b", point="after_switch", command="true"))
-    ok(app.step("back", "b", trouble="slot 1 is not healthy", switched=True))
+    app.deploy("a")
+    app.part(6, "b")
+    app.step("hook", "b", point="after_switch", command="true")
+    app.step("take_back", "b", trouble="slot 1 is not healthy")
     assert app.books["b"]["broken"] == "slots: slot 1 is not healthy"
 
 
 def test_hook_that_fails_at_the_very_end_leaves_the_release_serving(app: App) -> None:
-    ok(app.deploy("a"))
-    end = ok(app.deploy("b", hooks={"after_finish": ["echo no such page; exit 3"]}))
-    assert end["failed"].startswith("after_finish: exit status 3; see")
+    app.deploy("a")
+    end = app.deploy("b", hooks={"after_finish": ["echo no such page; exit 3"]})
+    assert end["after_finish"].startswith("after_finish: exit status 3; see")
     assert app.serving == "b"
     assert "broken" not in app.books["b"]
     assert not app.locked
-    # As one of several entries, which tasks run.
-    done = app.step("hook", "b", point="after_finish", command="exit 3")
-    assert done.stderr.startswith("after_finish: exit status 3; see")
 
 
-def test_dry_run_changes_nothing(app: App) -> None:
-    ok(app.deploy("a"))
-    before = sorted(str(path) for path in app.root.rglob("*"))
-    ok(app.step("see", "b", check=True))
-    ok(app.step("choose", "a", check=True))
-    assert sorted(str(path) for path in app.root.rglob("*")) == before
+# Dry runs.
 
 
-def test_bare_server_has_no_release(tmp_path: Path) -> None:
-    app = App(tmp_path)
-    assert not ok(app.step("see", "a", root=f"{tmp_path}/nowhere"))["live"]
+def test_dry_run_changes_nothing_and_says_what_it_would_write(app: App) -> None:
+    app.deploy("a")
+    before = app.tree()
+    variables = {"environment": {"GREETING": "a secret greeting", "NEW": "x"}}
+    told = app.step("begin", "b", check=True, variables=variables)
+    assert "settings/b/environment: GREETING is changed" in told["diff"]
+    assert "NEW is new" in told["diff"]
+    assert "a secret greeting" not in told["diff"]
+    app.step("choose", "", asked="a", check=True)
+    assert app.tree() == before
 
 
-@pytest.fixture
-def worker(app: App) -> Iterator[Callable[[], str]]:
-    """Get the process of the app's worker, which ends with the test."""
-
-    def pid() -> str:
-        file = app.root / "pid"
-        return file.read_text().strip() if file.exists() else ""
-
-    yield pid
-    if pid():
-        os.kill(int(pid()), signal.SIGTERM)
-
-
-def restarted(app: App, release: str, **changes: Any) -> dict[str, str]:
-    return ok(app.step("workers", release, workers=["worker"], **changes))["restarted"]
-
-
-def test_worker_moves_to_what_serves_and_then_stays(app: App, worker: Callable[[], str]) -> None:
-    ok(app.deploy("a"))
-    assert restarted(app, "a") == {"worker": "it is BACKOFF"}
-    before = worker()
-    assert restarted(app, "a") == {}
-    assert worker() == before
-    ok(app.deploy("b"))
-    assert restarted(app, "b", check=True) == {"worker": "it runs another release"}
-    assert worker() == before
-    assert restarted(app, "b") == {"worker": "it runs another release"}
-    assert worker() != before
-
-
-def test_worker_gets_a_changed_environment(app: App, worker: Callable[[], str]) -> None:
-    ok(app.deploy("a"))
-    restarted(app, "a")
-    before = worker()
-    time.sleep(0.05)
-    (app.root / "environment").touch()
-    assert restarted(app, "a") == {"worker": "its environment has changed"}
-    assert worker() != before
-
-
-def test_worker_that_does_not_come_up_says_why_and_leaves_the_lock(
-    app: App, worker: Callable[[], str]
-) -> None:
-    ok(app.deploy("a"))
-    restarted(app, "a")
-    for step in DEPLOYMENT[:-1]:
-        ok(app.step(step, "b"))
-    (app.root / "current/bad").touch()
-    failed = app.step("workers", "b", workers=["worker"])
-    assert failed.returncode == 1
-    assert "the worker worker: it is BACKOFF" in failed.stderr
-    assert "cannot import bad" in failed.stderr
-    assert app.locked
-    ok(app.step("back", "b", trouble="the worker worker", switched=True))
-    assert restarted(app, "b") == {"worker": "it is BACKOFF"}
-    done = app.step("undone", "b", trouble="the worker worker", switched=True)
-    assert "b failed at the step workers: the worker worker" in done.stderr
-    assert app.serving == "a"
-    assert not app.locked
-
-
-def test_worker_that_supervisord_does_not_know_yet_is_left_to_it(app: App) -> None:
-    ok(app.deploy("a"))
-    told = ok(app.step("workers", "a", workers=["new"]))
-    assert told["restarted"] == {}
-    assert told["unknown"] == ["new"]
+def test_bare_server_has_no_release(app: App, tmp_path: Path) -> None:
+    told = app.step("begin", "a", root=f"{tmp_path}/nowhere", check=True)
+    assert not told["live"]
+    assert f"{tmp_path}/nowhere" in told["place"]
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_schedule_with_a_time_that_is_none_stops_before_anything(app: App) -> None:
-    schedules = [{"name": "cleanup", "when": "every now and then"}]
-    failed = app.step("see", "a", schedules=schedules)
-    assert failed.returncode == 1
-    assert "app_schedules: cleanup" in failed.stderr
-    ok(app.step("see", "a", schedules=[{"name": "cleanup", "when": "Mon *-*-* 03:00"}]))
+    schedule = {"name": "cleanup", "command": "true", "when": "every now and then", "timeout": 9}
+    with pytest.raises(Failure, match="app_schedules: cleanup has a time"):
+        app.step("begin", "a", schedules=[schedule])
+    assert not app.locked
+    app.step("begin", "a", schedules=[schedule | {"when": "Mon *-*-* 03:00"}])
+
+
+# What heals.
+
+
+@pytest.mark.parametrize("harm", ["folder", "python", "files"])
+def test_virtual_environment_that_is_gone_or_half_there_is_built_anew(app: App, harm: str) -> None:
+    build = "for x in 1 2 3; do touch ROOT/venvs/venv-1/$x; done".replace("ROOT", str(app.root))
+    build_venv = f"{app.facts('')['build_venv']}; {build}"
+    app.deploy("a", build_venv=build_venv)
+    folder = app.root / "venvs/venv-1"
+    match harm:
+        case "folder":
+            shutil.rmtree(folder)
+        case "python":
+            (folder / "bin/python").unlink()
+        case "files":
+            (folder / "2").unlink()
+    assert not app.step("begin", "a", check=True)["live"]
+    app.deploy("a", build_venv=build_venv)
+    assert (folder / "2").exists()
+    assert app.step("begin", "a")["live"]
+
+
+def test_settings_that_were_changed_on_the_server_are_not_what_serves(app: App) -> None:
+    app.deploy("a")
+    (app.root / "serving/environment").write_text("GREETING=other\n")
+    assert not app.step("begin", "a", check=True)["live"]
+    app.deploy("a")
+    assert "hello" in (app.root / "serving/environment").read_text()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}'])
+def test_damaged_history_is_named_and_made_anew_once_removed(app: App, text: str) -> None:
+    for release in "abc":
+        app.deploy(release)
+    path = app.root / "state/releases.json"
+    path.write_text(text)
+    for changes in ({}, {"break_lock": True}):
+        with pytest.raises(Failure, match=r"releases\.json is damaged: .* Remove it"):
+            app.step("begin", "d", **changes)
+    path.unlink()
+    app.deploy("d", keep=9)
+    assert {x.name for x in (app.root / "releases").iterdir()} == set("abcd")
+    app.rollback()
+    assert app.serving == "c"
+
+
+def test_history_that_is_lost_with_all_else_that_is_known_costs_no_release(app: App) -> None:
+    for release in "abc":
+        app.deploy(release)
+    shutil.rmtree(app.root / "state")
+    app.deploy("d", keep=9)
+    assert {x.name for x in (app.root / "releases").iterdir()} == set("abcd")
+    app.rollback("a")
+    assert app.serving == "a"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_damaged_lock_is_told_and_can_be_broken(app: App, text: str) -> None:
+    app.deploy("a")
+    (app.root / "state/lock.json").write_text(text)
+    with pytest.raises(Failure, match=r"lock\.json"):
+        app.step("begin", "b")
+    app.deploy("b", break_lock=True)
+    assert app.serving == "b"
+    assert not app.locked
+
+
+def test_step_that_never_ends_is_ended(app: App) -> None:
+    app.deploy("a")
+    said = app.fail("b", commands={"load": "sleep 300 & sleep 300"}, limits={"step": 1})
+    assert "it did not end within 1 s, app_step_timeout" in said
+    assert app.serving == "a"
+
+
+def test_what_a_step_leaves_running_does_not_hold_it_up(app: App) -> None:
+    began = time.monotonic()
+    app.deploy("a", commands={"load": f"sleep 30 & echo $! >{app.root}/left"})
+    assert time.monotonic() - began < 20
+    subprocess.run(["kill", (app.root / "left").read_text().strip()], check=True)
+
+
+def test_full_disk_after_the_switch_takes_back_what_can_be_taken_back(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.deploy("a")
+    app.part(6, "b")
+    before = app.tree()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "write", full)
+    trouble = {"trouble": "No space left on device"}
+    assert app.step("take_back", "b", **trouble)["to"] == "a"
+    with pytest.raises(Failure, match="No space left on device; a serves"):
+        app.step("taken_back", "b", **trouble)
+    assert app.serving == "a"
+    assert not app.locked
+    assert set(app.tree()) <= set(before)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import subprocess
 import sys
 import threading
 import time
-import xmlrpc.client
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, load_module
+from ansible_collections.carafe.stack.plugins.module_utils import slots, supervisord
+from conftest import ROOT
 
-SLOTS = ROOT / "roles/gunicorn/files/slots.py"
 # Stands in for gunicorn: serves on both of its sockets, with the status that it found at its start,
 # and ends a request that it has begun before it goes.
 SERVER = """
@@ -63,8 +63,8 @@ signal.sigwait({signal.SIGTERM})
 class App:
     """Two slots under a supervisord of their own."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, program: list[str]):
+        self.folder, self.program = folder, program
         self.config = folder / "slots.json"
         for name in ("releases/1", "venv", "private"):
             (folder / name).mkdir(parents=True)
@@ -78,15 +78,12 @@ class App:
         (folder / "environment").write_text("A=1\n")
         settings = {
             "program": "shop",
-            "slots": 2,
             "directory": f"{folder}/current",
             "venv": f"{folder}/venv",
             "command": [sys.executable, f"{folder}/server.py"],
             "private_directory": f"{folder}/private",
             "files": [f"{folder}/environment"],
-            "health_path": "/",
-            "health_host": "localhost",
-            "health_timeout": 2,
+            "health": {"path": "", "host": "localhost", "timeout": 2},
         }
         self.config.write_text(json.dumps(settings))
         (folder / "supervisord.conf").write_text(
@@ -102,7 +99,7 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 [supervisorctl]
 serverurl=unix://{folder}/s.sock
 [fcgi-program:shop]
-command={sys.executable} {SLOTS} start {self.config} %(process_num)d
+command={" ".join(program)} start {self.config} %(process_num)d
 process_name=%(program_name)s_%(process_num)d
 numprocs=2
 socket=unix://{folder}/app.sock
@@ -137,17 +134,21 @@ stdout_logfile={folder}/slot_%(process_num)d.log
         return self.control("pid", "shop:shop_0", "shop:shop_1").split()
 
     def roll(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """Roll in a process of its own, since two of them wait for each other."""
         start = (
-            f"import sys; sys.path.insert(0, {str(SLOTS.parent)!r}); import slots;"
-            f" slots.SUPERVISOR_SOCKET = {str(self.folder / 's.sock')!r}; slots.main()"
+            "import pathlib;"
+            "from ansible_collections.carafe.stack.plugins.module_utils import slots, supervisord;"
+            f"supervisord.SOCKET = {str(self.folder / 's.sock')!r};"
+            f"slots.LOCKS = pathlib.Path({str(self.folder)!r}); slots.main()"
         )
-        command = [sys.executable, "-B", "-c", start, "roll", *options, str(self.config)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30)
+        command = [sys.executable, "-c", start, "roll", *options, str(self.config)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "collections")}
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
 
 
 @pytest.fixture(scope="module")
-def supervised(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    app = App(tmp_path_factory.mktemp("roll"))
+def supervised(tmp_path_factory: pytest.TempPathFactory, program: list[str]) -> Iterator[App]:
+    app = App(tmp_path_factory.mktemp("roll"), program)
     command = [sys.executable, "-m", "supervisor.supervisord", "-c"]
     with (
         (app.folder / "out").open("w") as out,
@@ -237,11 +238,11 @@ def test_a_slot_that_was_stopped_is_started(app: App) -> None:
 
 # supervisord loses a signal for a child that it has forked and that is not the program yet: half of
 # the time on an idle machine.
-def test_a_slot_that_has_just_been_spawned_is_stopped_and_not_killed(app: App) -> None:
-    slots = load_module(SLOTS, "slots")
-    slots.SUPERVISOR_SOCKET = str(app.folder / "s.sock")
-    rpc = xmlrpc.client.ServerProxy("http://localhost", transport=slots.SupervisorTransport())
-    slot = slots.Slot(rpc.supervisor, json.loads(app.config.read_text()), 1)
+def test_a_slot_that_has_just_been_spawned_is_stopped_and_not_killed(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisord, "SOCKET", str(app.folder / "s.sock"))
+    slot = slots.Slot(supervisord.connect(), slots.load(app.config), "shop_1")
     for _ in range(8):
         slot.stop()
         slot.rpc.startProcess(slot.process, False)

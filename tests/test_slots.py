@@ -5,19 +5,19 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import ROOT, load_module
+from ansible_collections.carafe.stack.plugins.module_utils import processes, slots, unix_http
 
-SLOTS = ROOT / "roles/gunicorn/files/slots.py"
 # Stands in for gunicorn: tells what it got, and answers once on each socket.
 STUB = """
 import json, os, socket, sys
@@ -29,6 +29,7 @@ print(json.dumps({
     "inheritable": [os.get_inheritable(s.fileno()) for s in sockets],
     "fingerprint": os.environ["GUNICORN_SLOT_FINGERPRINT"],
     "arguments": sys.argv[1:],
+    "directory": os.getcwd(),
 }), flush=True)
 for s in sockets:
     client, _ = s.accept()
@@ -37,75 +38,74 @@ for s in sockets:
 """
 
 
-@pytest.fixture(scope="module")
-def slots() -> ModuleType:
-    return load_module(SLOTS, "slots")
-
-
 @pytest.fixture
-def config(tmp_path: Path) -> dict[str, Any]:
-    release = tmp_path / "releases/1"
-    release.mkdir(parents=True)
-    (tmp_path / "current").symlink_to("releases/1")
-    (tmp_path / "venv").mkdir()
-    (tmp_path / "private").mkdir()
-    (tmp_path / "conf.py").write_text("workers = 1\n")
-    (tmp_path / "environment").write_text("A=1\n")
+def settings(tmp_path: Path) -> dict[str, Any]:
+    for folder in ("releases/1", "settings/1", "venv", "private"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "serving").symlink_to("settings/1")
+    (tmp_path / "settings/1/code").symlink_to("../../releases/1")
+    (tmp_path / "settings/1/conf.py").write_text("workers = 1\n")
+    (tmp_path / "settings/1/environment").write_text("A=1\n")
+    (tmp_path / "run").touch()
     return {
         "program": "shop",
-        "slots": 2,
-        "directory": str(tmp_path / "current"),
+        "directory": "code",
         "venv": str(tmp_path / "venv"),
-        "command": [sys.executable, "-c", STUB, "--config", "x y"],
+        "command": [sys.executable, "-c", STUB, "--config", "{settings}/x y"],
         "private_directory": str(tmp_path / "private"),
-        "files": [str(tmp_path / "conf.py"), str(tmp_path / "environment")],
-        "health_path": "/healthz",
-        "health_host": "shop.example.com",
-        "health_timeout": 5,
+        "files": ["conf.py", "environment", str(tmp_path / "run")],
+        "health": {"path": "/healthz", "host": "shop.example.com", "timeout": 5},
     }
 
 
-def test_what_a_slot_runs_has_one_fingerprint(slots: ModuleType, config: dict[str, Any]) -> None:
-    assert slots.fingerprint(config) == slots.fingerprint(dict(config))
+@pytest.fixture
+def path(tmp_path: Path, settings: dict[str, Any]) -> Path:
+    (tmp_path / "settings/1/slots.json").write_text(json.dumps(settings))
+    return tmp_path / "serving/slots.json"
 
 
-@pytest.mark.parametrize("change", ["release", "settings", "environment", "venv"])
+def test_what_a_slot_runs_has_one_fingerprint(path: Path) -> None:
+    assert slots.fingerprint(slots.load(path)) == slots.fingerprint(slots.load(path))
+
+
+@pytest.mark.parametrize("change", ["release", "settings", "environment", "venv", "run"])
 def test_whatever_a_slot_takes_in_changes_its_fingerprint(
-    slots: ModuleType, config: dict[str, Any], tmp_path: Path, change: str
+    path: Path, tmp_path: Path, change: str
 ) -> None:
-    before = slots.fingerprint(config)
+    before = slots.fingerprint(slots.load(path))
     match change:
         case "release":
-            (tmp_path / "releases/2").mkdir()
-            (tmp_path / "current").unlink()
-            (tmp_path / "current").symlink_to("releases/2")
+            shutil.copytree(tmp_path / "settings/1", tmp_path / "settings/2", symlinks=True)
+            (tmp_path / "serving").unlink()
+            (tmp_path / "serving").symlink_to("settings/2")
         case "settings":
-            (tmp_path / "conf.py").write_text("workers = 2\n")
+            (tmp_path / "settings/1/conf.py").write_text("workers = 2\n")
         case "environment":
-            (tmp_path / "environment").write_text("A=2\n")
+            (tmp_path / "settings/1/environment").write_text("A=2\n")
         case "venv":
             (tmp_path / "venv").rename(tmp_path / "other")
             (tmp_path / "venv").symlink_to("other")
-    assert slots.fingerprint(config) != before
+        case "run":
+            (tmp_path / "run").write_text("exec")
+    assert slots.fingerprint(slots.load(path)) != before
 
 
 def test_a_slot_gets_the_shared_and_its_private_socket(
-    slots: ModuleType, config: dict[str, Any], tmp_path: Path
+    path: Path, tmp_path: Path, program: list[str]
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config))
     shared = socket.socket(socket.AF_UNIX)
     shared.bind(str(tmp_path / "shared.sock"))
     shared.listen()
-    command = [sys.executable, SLOTS, "start", tmp_path / "config.json", "1"]
     private = tmp_path / "private/slot-1.sock"
     answers = []
+    command = [*program, "start", path, "1"]
     with subprocess.Popen(command, stdin=shared, stdout=subprocess.PIPE) as slot:
         try:
             got = json.loads(slot.stdout.readline())
-            for path in (tmp_path / "shared.sock", private):
+            for address in (tmp_path / "shared.sock", private):
                 with socket.socket(socket.AF_UNIX) as client:
                     client.settimeout(5)
-                    client.connect(str(path))
+                    client.connect(str(address))
                     answers.append(client.recv(10))
         finally:
             slot.kill()
@@ -115,10 +115,20 @@ def test_a_slot_gets_the_shared_and_its_private_socket(
     assert got["inheritable"] == [True, True]
     assert got["pid_is_mine"]
     assert got["stdin"] == os.devnull
-    assert got["arguments"] == ["--config", "x y"]
-    assert got["fingerprint"] == slots.fingerprint(config)
+    # The link is followed once: all that a slot has is of one release.
+    assert got["arguments"] == ["--config", f"{tmp_path}/settings/1/x y"]
+    assert got["directory"] == f"{tmp_path}/releases/1"
+    assert got["fingerprint"] == slots.fingerprint(slots.load(path))
     # Only the user that runs the app may ask.
     assert private.stat().st_mode & 0o777 == 0o600
+
+
+def test_where_no_release_serves_a_slot_says_so(tmp_path: Path, program: list[str]) -> None:
+    command = [*program, "start", tmp_path / "serving/slots.json", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("gunicorn-slots: no release serves")
+    assert len(done.stderr.splitlines()) == 1
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -141,7 +151,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def slot(config: dict[str, Any]) -> Iterator[type[Answer]]:
+def slot(tmp_path: Path) -> Iterator[type[Answer]]:
     class Server(http.server.HTTPServer):
         address_family = socket.AF_UNIX
 
@@ -149,7 +159,7 @@ def slot(config: dict[str, Any]) -> Iterator[type[Answer]]:
             self.socket.bind(self.server_address)
             self.server_name, self.server_port = "unix", 0
 
-    with Server(f"{config['private_directory']}/slot-0.sock", Answer) as server:
+    with Server(f"{tmp_path}/slot.sock", Answer) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield Answer
@@ -157,33 +167,49 @@ def slot(config: dict[str, Any]) -> Iterator[type[Answer]]:
         thread.join()
 
 
-@pytest.mark.parametrize(("status", "well"), [(200, True), (404, True), (500, False), (503, False)])
-def test_a_slot_is_well_while_it_answers_with_no_error_of_its_own(
-    slots: ModuleType, config: dict[str, Any], slot: type[Answer], status: int, well: bool
+@pytest.mark.parametrize(
+    ("named", "status", "well"),
+    [
+        *(("/healthz", status, True) for status in (200, 204, 302)),
+        *(("/healthz", status, False) for status in (401, 404, 500, 503)),
+        *(("", status, True) for status in (200, 302, 404)),
+        *(("", status, False) for status in (500, 503)),
+    ],
+)
+def test_a_named_path_answers_with_success_and_a_guessed_one_with_no_error_of_the_server(
+    slot: type[Answer], tmp_path: Path, named: str, status: int, well: bool
 ) -> None:
     slot.status = status
-    trouble = slots.health(config, 0)
-    assert (trouble == "") is well
-    assert well or str(status) in trouble
+    health = {"path": named, "host": "shop.example.com", "timeout": 5}
+    trouble, got = unix_http.ask(tmp_path / "slot.sock", health)
+    assert (trouble == "", got) == (well, status)
+    assert well or trouble == f"{named or '/'} answered {status}"
 
 
-def test_health_is_asked_as_a_visitor_would(
-    slots: ModuleType, config: dict[str, Any], slot: type[Answer]
-) -> None:
-    slots.health(config, 0)
+def test_health_is_asked_as_a_visitor_would(slot: type[Answer], tmp_path: Path) -> None:
+    unix_http.ask(tmp_path / "slot.sock", {"path": "/healthz", "host": "shop.example.com"})
     assert slot.asked == ("/healthz", "shop.example.com", "https")
 
 
-def test_a_slot_that_is_not_there_is_not_well(slots: ModuleType, config: dict[str, Any]) -> None:
-    assert "no answer" in slots.health(config, 1)
+def test_a_slot_that_is_not_there_is_not_well(tmp_path: Path) -> None:
+    health = {"path": "", "host": "localhost", "timeout": 0.1}
+    assert "no answer to /" in unix_http.ask(tmp_path / "slot.sock", health)[0]
+    trouble, _ = unix_http.wait(tmp_path / "slot.sock", health, ended=str)
+    assert trouble.startswith("not healthy within 0.1 s: no answer")
 
 
-def test_the_fingerprint_of_a_running_slot_is_read_from_its_process(slots: ModuleType) -> None:
-    environment = {**os.environ, slots.FINGERPRINT: "abc"}
+def test_what_a_process_was_started_with_is_read_from_it(tmp_path: Path) -> None:
     command, pipe = ["sh", "-c", "echo; read end"], subprocess.PIPE
-    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe) as process:
+    (tmp_path / "older").touch()
+    time.sleep(0.05)
+    with subprocess.Popen(command, env={"A": "a=b"}, stdin=pipe, stdout=pipe) as process:
         process.stdout.readline()
-        found = slots.running_fingerprint(process.pid)
+        assert processes.environment(process.pid)["A"] == "a=b"
+        assert processes.age(process.pid) < 60
+        time.sleep(0.05)
+        (tmp_path / "newer").touch()
+        assert processes.is_older(process.pid, [tmp_path / "newer"])
+        assert not processes.is_older(process.pid, [tmp_path / "older", tmp_path / "none"])
         process.stdin.close()
-    assert found == "abc"
-    assert slots.running_fingerprint(process.pid) == ""
+    assert processes.environment(process.pid) == {}
+    assert processes.age(process.pid) is None

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.errors import AnsibleError
+from ansible_collections.carafe.stack.plugins.module_utils import supervisord
 from conftest import ROLES, ROOT, Role, load_yaml
 
 KNOWN = {name for role in ROLES for name in Role(role).options}
@@ -62,7 +63,6 @@ def test_a_required_option_is_not_promised_a_default(role: Role) -> None:
         ("nginx", "__nginx_site_defaults", "nginx_sites"),
         ("nginx", "__nginx_location_defaults", "nginx_sites.locations"),
         ("nginx", "__nginx_stream_defaults", "nginx_streams"),
-        ("supervisor", "__supervisor_program_defaults", "supervisor_programs"),
     ],
 )
 def test_what_an_entry_leaves_out_has_the_default_of_the_spec(
@@ -74,6 +74,12 @@ def test_what_an_entry_leaves_out_has_the_default_of_the_spec(
         options = options[step]["options"]
     promised = {name: spec["default"] for name, spec in options.items() if "default" in spec}
     assert role.vars[variable] == promised
+
+
+def test_what_a_program_leaves_out_has_the_default_of_the_spec() -> None:
+    options = Role("supervisor").options["supervisor_programs"]["options"]
+    promised = {name: spec["default"] for name, spec in options.items() if "default" in spec}
+    assert promised == supervisord.DEFAULTS
 
 
 def options_below(options: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

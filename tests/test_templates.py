@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 import crossplane
 import pytest
+from ansible_collections.carafe.stack.plugins.module_utils import release_settings, supervisord
 from conftest import Role
 from supervisor.datatypes import RestartUnconditionally
 from supervisor.options import ServerOptions, UnhosedConfigParser
@@ -145,32 +147,37 @@ def test_a_site_with_a_mistake_is_found_by_this_test_s_parser(tmp_path: Path) ->
     assert nginx_errors(tmp_path, nginx_dot_conf=main, **{"sites-enabled__x_dot_conf": broken})
 
 
-def environment_of(tmp_path: Path, environment: dict[str, Any], **more: Any) -> dict[str, str]:
+def environment_of(
+    tmp_path: Path, environment: dict[str, Any], migrate: bool = False, **more: Any
+) -> dict[str, str]:
     """Return what a process gets when the app's own command runs it."""
-    (tmp_path / "current").mkdir()
-    (tmp_path / "bin").mkdir()
-    settings = {
+    variables = {
         "app_name": "shop",
         "app_secret_key": "0123456789abcdef" * 4,
         "app_root": str(tmp_path),
-        "app_environment_file": str(tmp_path / "environment"),
         "app_environment": environment,
         "app_migrate_environment": {"ONLY_MIGRATIONS": "it's", **environment},
         **more,
     }
-    run = tmp_path / "bin/run"
-    run.write_text(APP.render("srv/app/bin/run.j2", **settings))
-    run.chmod(0o755)
-    (tmp_path / "environment").write_text(APP.render("etc/app/environment.j2", **settings))
-    migrate = APP.render("etc/app/migrate.environment.j2", **settings)
-    (tmp_path / "migrate.environment").write_text(migrate)
+    folder = tmp_path / "settings/1"
+    for path in (tmp_path / "bin", tmp_path / "releases/1", folder):
+        path.mkdir(parents=True)
+    (folder / "code").symlink_to("../../releases/1")
+    (tmp_path / "serving").symlink_to("settings/1")
+    (tmp_path / "bin/run").write_text(APP.render("srv/app/bin/run.j2", **variables))
+    (tmp_path / "bin/run").chmod(0o755)
+    facts = {"name": "shop", "user": "shop", "deploy_user": "shop-deploy", "workers": []}
+    facts |= {"schedules": [], "files": {}, "run_command": f"{tmp_path}/bin/run"}
+    told = base64.b64decode(APP.value("__app_variables", **variables))
+    wanted = release_settings.wanted(facts | {"variables": json.loads(told)})
+    for name, (text, _, _) in wanted.items():
+        (folder / name).write_text(text)
     # Root would become the app's user, which is not there.
     (tmp_path / "bin/id").write_text("#!/bin/sh\necho 1000\n")
     (tmp_path / "bin/id").chmod(0o755)
     show = "import json, os; print(json.dumps(dict(os.environ)))"
-    flags = ["-m"] if more.pop("migrate", False) else []
     result = subprocess.run(
-        [run, *flags, sys.executable, "-c", show],
+        [tmp_path / "bin/run", *(["-m"] if migrate else []), sys.executable, "-c", show],
         env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HOME": "/nowhere"},
         capture_output=True,
         text=True,
@@ -202,16 +209,15 @@ def test_only_a_migration_gets_the_environment_of_migrations(tmp_path: Path) -> 
 
 def test_gunicorn_reads_its_settings(tmp_path: Path) -> None:
     conf = tmp_path / "gunicorn.conf.py"
-    conf.write_text(
-        GUNICORN.render(
-            "etc/gunicorn/gunicorn.conf.py.j2",
-            gunicorn_directory="/srv/x",
-            gunicorn_user="x",
-            gunicorn_name="x",
-            gunicorn_access_log=True,
-            gunicorn_settings={"raw_env": ["A=it's \\n"], "proc_name": 'ü"', "keepalive": 3},
-        )
+    files = GUNICORN.value(
+        "gunicorn_files",
+        gunicorn_directory="/srv/x",
+        gunicorn_user="x",
+        gunicorn_name="x",
+        gunicorn_access_log=True,
+        gunicorn_settings={"raw_env": ["A=it's \\n"], "proc_name": 'ü"', "keepalive": 3},
     )
+    conf.write_text(files["gunicorn.conf.py"])
     settings = runpy.run_path(str(conf))
     assert settings["wsgi_app"] == "wsgi:app"
     assert settings["workers"] == 2
@@ -223,7 +229,7 @@ def test_gunicorn_reads_its_settings(tmp_path: Path) -> None:
 
 def test_a_setting_of_gunicorn_wins_over_what_the_role_computes(tmp_path: Path) -> None:
     settings = {"workers": 7, "loglevel": "debug"}
-    text = GUNICORN.render("etc/gunicorn/gunicorn.conf.py.j2", gunicorn_settings=settings)
+    text = GUNICORN.value("__gunicorn_conf", gunicorn_settings=settings)
     (tmp_path / "conf.py").write_text(text)
     assert runpy.run_path(str(tmp_path / "conf.py"))["workers"] == 7
 
@@ -240,20 +246,18 @@ def test_workers_fit_the_cores_and_the_memory(
 
 
 def test_the_slots_command_gets_json() -> None:
-    text = GUNICORN.render(
-        "etc/gunicorn/slots.json.j2", gunicorn_directory='/srv/"x"', gunicorn_health_timeout=5
+    files = GUNICORN.value(
+        "gunicorn_files", gunicorn_directory='/srv/"x"', gunicorn_health_timeout=5
     )
-    config = json.loads(text)
+    config = json.loads(files["slots.json"])
     assert config["directory"] == '/srv/"x"'
-    assert config["health_timeout"] == 5
+    assert config["health"]["timeout"] == 5
     assert config["command"][0] == '/srv/"x"/.venv/bin/python'
 
 
 def supervised(tmp_path: Path, program: dict[str, Any]) -> Any:
     """Return the first process of a program, as supervisord reads it from the role's file."""
-    programs = SUPERVISOR.value("__supervisor_programs", supervisor_programs=[program])
-    template = "etc/supervisor/conf.d/program.conf.j2"
-    text = SUPERVISOR.render(template, __supervisor_program=programs[0])
+    text = supervisord.program_text(supervisord.DEFAULTS | program)
     (tmp_path / "program.conf").write_text(text.replace("/var/log/supervisor", str(tmp_path)))
     parser = UnhosedConfigParser()
     assert parser.read(str(tmp_path / "program.conf"))
@@ -281,10 +285,8 @@ def test_a_program_of_supervisord_gets_its_environment_exactly_as_given(tmp_path
 def test_supervisord_opens_the_socket_of_a_program(address: str, tmp_path: Path) -> None:
     program = {"name": "x", "command": "/bin/cat", "socket": address, "numprocs": 2}
     owner = {"socket_owner": "nobody:nogroup", "socket_mode": "0600"}
-    programs = SUPERVISOR.value("__supervisor_programs", supervisor_programs=[{**program, **owner}])
-    template = "etc/supervisor/conf.d/program.conf.j2"
     parser = UnhosedConfigParser()
-    text = SUPERVISOR.render(template, __supervisor_program=programs[0])
+    text = supervisord.program_text(supervisord.DEFAULTS | program | owner)
     parser.read_string(text.replace("/var/log/supervisor", str(tmp_path)))
     (group,) = ServerOptions().process_groups_from_parser(parser)
     assert group.socket_config.url == address
@@ -307,32 +309,23 @@ def test_supervisord_reads_its_own_file() -> None:
     assert parser["include"]["files"] == "/etc/supervisor/conf.d/*.conf"
 
 
-def test_folders_are_lines_of_tmpfiles_d() -> None:
-    text = APP.render(
-        "etc/tmpfiles.d/app.conf.j2",
-        app_name="shop",
-        app_secret_key="x",
-        app_shared=["instance", "media/uploads"],
-    )
-    lines = [x.split(maxsplit=6) for x in text.splitlines() if x and not x.startswith("#")]
-    modes = {line[1]: line[2:5] for line in lines}
-    # Where the installation needs nothing, what a former one needed is not left lying.
-    assert ["r", "/etc/shop/install.environment"] in lines
-    made = [line for line in lines if line[0] != "r"]
-    assert all(len(line) >= 6 and line[0] in ("d", "f+", "Z", "z") for line in made)
-    assert modes["/srv/shop/shared/media/uploads"] == ["0750", "shop", "shop"]
-    # The app cannot write where its code is.
-    assert modes["/srv/shop/releases"][1] == "shop-deploy"
+def test_app_cannot_write_where_its_code_and_its_settings_are() -> None:
+    app = {"root": "/srv/shop", "user": "shop", "deploy_user": "shop-deploy"}
+    folders = release_settings.folders(app | {"shared": ["instance", "media/uploads"]})
+    assert folders["/srv/shop/shared/media/uploads"] == (0o750, "shop", "shop")
+    assert folders["/srv/shop/releases"][1] == "shop-deploy"
+    # What decides what starts is not for who deploys, either.
+    for name in ("settings", "state", "state/built", "state/venvs"):
+        assert folders[f"/srv/shop/{name}"] == (0o755, "root", "root")
 
 
-def test_the_server_keeps_what_an_app_takes_of_it() -> None:
-    text = APP.render(
-        "etc/tmpfiles.d/app.conf.j2",
-        app_name="shop",
-        app_secret_key="x",
-        app_claims={"memory_mb": 240},
+def test_a_program_is_merged_over_the_wirings_one() -> None:
+    programs = SUPERVISOR.value(
+        "__supervisor_programs",
+        supervisor_default_programs=[{"name": "shop", "command": "x", "numprocs": 2}],
+        supervisor_programs=[{"name": "shop", "priority": 1}, {"name": "mine", "command": "y"}],
     )
-    (line,) = (x for x in text.splitlines() if x.startswith("f+ /etc/carafe/shop.fact "))
-    kept = json.loads(line.split(maxsplit=6)[6])
-    # Numbers, or the preflight of another app would not count them.
-    assert kept == {"environment": "prod", "memory_mb": 240}
+    assert programs == [
+        {"name": "shop", "command": "x", "numprocs": 2, "priority": 1},
+        {"name": "mine", "command": "y"},
+    ]

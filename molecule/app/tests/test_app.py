@@ -34,13 +34,13 @@ def test_flask_setting_arrives(host: Host, setting: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("user", ["www-data", "tagged", "tagged-deploy"])
-@pytest.mark.parametrize("name", ["environment", "migrate.environment"])
+@pytest.mark.parametrize("name", ["environment", "secrets", "migrate.environment"])
 def test_stranger_cannot_read_the_environment(host: Host, user: str, name: str) -> None:
-    assert as_user(host, user, f"cat /etc/tiny/{name}").rc != 0
+    assert as_user(host, user, f"cat /srv/tiny/serving/{name}").rc != 0
 
 
 def test_app_cannot_read_what_migrations_use(host: Host) -> None:
-    assert as_user(host, "tiny", "cat /etc/tiny/migrate.environment").rc != 0
+    assert as_user(host, "tiny", "cat /srv/tiny/serving/migrate.environment").rc != 0
 
 
 def test_migration_ran_as_the_deploy_user_with_its_own_environment(host: Host) -> None:
@@ -56,7 +56,7 @@ def test_dependencies_of_pyproject_are_installed_and_the_server_wins(host: Host)
 
 
 def test_build_command_ran_in_the_release(host: Host) -> None:
-    release = host.check_output("basename $(readlink /srv/tiny/current)")
+    release = host.check_output("basename $(readlink /srv/tiny/serving)")
     assert host.file("/srv/tiny/current/built-by-command").content_string.strip() == release
 
 

@@ -46,7 +46,7 @@ def deploy(docker_name: str) -> Callable[..., subprocess.CompletedProcess]:
 @pytest.fixture
 def serving(host: Host) -> Callable[[], str]:
     """The release that serves now."""
-    return lambda: host.check_output("basename $(readlink /srv/tiny/current)")
+    return lambda: host.check_output("basename $(readlink /srv/tiny/serving)")
 
 
 def test_changed_code_is_a_new_release_and_old_ones_go(
@@ -83,7 +83,7 @@ def test_interrupted_build_is_made_up_for(
     assert deploy(tiny_path=code, tiny_migrate="false").returncode != 0
     unfinished = host.check_output("ls -1t /srv/tiny/releases | head -n 1")
     host.check_output(
-        "rm /srv/tiny/releases/%s/.built /srv/tiny/releases/%s/wsgi.py", unfinished, unfinished
+        "rm /srv/tiny/state/built/%s /srv/tiny/releases/%s/wsgi.py", unfinished, unfinished
     )
     assert deploy(tiny_path=code).returncode == 0
     assert serving() == unfinished
@@ -176,8 +176,8 @@ def test_task_file_that_fails(
     run = deploy(tiny_path=code, app_hooks={point: hooks[point]}, fails=True)
     assert run.returncode != 0
     assert f"{point}: Keep a secret: its output is hidden by no_log" in run.stdout
-    assert not host.file("/srv/tiny/lock.json").exists
-    books = json.loads(host.file("/srv/tiny/releases.json").content_string)
+    assert not host.file("/srv/tiny/state/lock.json").exists
+    books = json.loads(host.file("/srv/tiny/state/releases.json").content_string)
     broken = [entry.get("broken", "") for entry in books.values()]
     if point == "after_finish":
         assert serving() != before

@@ -103,7 +103,7 @@ def test_hashed_file_comes_compressed_and_for_good(site: Callable[..., requests.
 
 def test_app_sees_who_asks_and_how(site: Callable[..., requests.Response], host: Host) -> None:
     """The release that answers is the one that current points to."""
-    current = host.check_output("basename $(readlink /srv/guestbook/current)")
+    current = host.check_output("basename $(readlink /srv/guestbook/serving)")
     assert site("/healthz").json()["release"] == current
 
 

@@ -92,7 +92,7 @@ def go(host: Host) -> Iterator[Callable[[], object]]:
 @pytest.fixture
 def serving(host: Host) -> Callable[[], str]:
     """Get the release that `current` points to."""
-    return lambda: host.check_output("basename $(readlink /srv/ledger/current)")
+    return lambda: host.check_output("basename $(readlink /srv/ledger/serving)")
 
 
 @pytest.fixture

@@ -16,15 +16,15 @@ STEPS = ("unpack", "build", "load", "migrate", "probe", "switch", "slots", "work
 
 
 # What the lock names last is what is at work; the first step is before the lock, and begins a log.
-BEGAN = {step: f"grep -q '\"{step}\"' /srv/ledger/lock.json" for step in STEPS}
+BEGAN = {step: f"grep -q '\"{step}\"' /srv/ledger/state/lock.json" for step in STEPS}
 BEGAN["unpack"] = (
-    "test $(ls /srv/ledger/logs | wc -l) != $(grep -c began /srv/ledger/releases.json)"
+    "test $(ls /srv/ledger/logs | wc -l) != $(grep -c began /srv/ledger/state/releases.json)"
 )
 BEGAN["slots"] = (
-    "test -e /srv/ledger/lock.json"
+    "test -e /srv/ledger/state/lock.json"
     " && tr '\\0' '\\n' </proc/$(supervisorctl pid ledger:ledger_0)/environ"
-    " | grep -qx APP_RELEASE=$(basename $(readlink /srv/ledger/current))"
-    " && test $(basename $(readlink /srv/ledger/current)) != %s"
+    " | grep -qx APP_RELEASE=$(basename $(readlink /srv/ledger/serving))"
+    " && test $(basename $(readlink /srv/ledger/serving)) != %s"
 )
 
 FILES = "cd %s && find . %s -printf '%%P %%y %%M %%u %%g\n' | sort"
@@ -40,8 +40,8 @@ def state(host: Host) -> Callable[[], dict]:
     """Get what a deployment leaves on the server, without the names and times that differ."""
 
     def read() -> dict:
-        current = host.check_output("basename $(readlink /srv/ledger/current)")
-        books = json.loads(host.file("/srv/ledger/releases.json").content_string)
+        current = host.check_output("basename $(readlink /srv/ledger/serving)")
+        books = json.loads(host.file("/srv/ledger/state/releases.json").content_string)
         release = f"/srv/ledger/releases/{current}"
         code = "-not -name '*.css*' -not -path '*/__pycache__/*'"
         return {

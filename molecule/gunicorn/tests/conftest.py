@@ -26,9 +26,8 @@ def roll(host: Host) -> Callable[..., CommandResult]:
     """Run the command that the role's entry point roll runs."""
 
     def run(option: str = "", app: str = "front") -> CommandResult:
-        return host.run(
-            f"python3 /usr/local/lib/gunicorn-slots.py roll {option} /etc/gunicorn/{app}.json"
-        )
+        program = "python3 /usr/local/lib/carafe/gunicorn-slots"
+        return host.run(f"{program} roll {option} /etc/gunicorn/{app}/slots.json")
 
     return run
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-ROLL = "python3 /usr/local/lib/gunicorn-slots.py roll /etc/gunicorn/front.json"
+ROLL = "python3 /usr/local/lib/carafe/gunicorn-slots roll /etc/gunicorn/front/slots.json"
 
 
 @pytest.mark.parametrize("app", ["front", "back"])
@@ -142,7 +142,8 @@ def test_a_slot_serves_even_when_the_disk_is_full(host, slots, roll, load):
 
 def test_a_roll_says_when_supervisord_does_not_run_the_app(host, roll):
     host.check_output(
-        'sed \'s/"front"/"nobody"/\' /etc/gunicorn/front.json >/etc/gunicorn/nobody.json'
+        "cp -r /etc/gunicorn/front /etc/gunicorn/nobody"
+        ' && sed -i \'s/"front"/"nobody"/\' /etc/gunicorn/nobody/slots.json'
     )
     try:
         end = roll(app="nobody")
@@ -150,7 +151,7 @@ def test_a_roll_says_when_supervisord_does_not_run_the_app(host, roll):
         assert "supervisord does not run nobody" in end.stderr
         assert "Traceback" not in end.stderr
     finally:
-        host.check_output("rm /etc/gunicorn/nobody.json")
+        host.check_output("rm -r /etc/gunicorn/nobody")
 
 
 @pytest.mark.either_release

@@ -164,8 +164,8 @@ HOOK = """
     mode: "0644"
 """
 STATE = """
-test ! -e /srv/guestbook/lock.json && echo free
-basename $(readlink /srv/guestbook/current)
+test ! -e /srv/guestbook/state/lock.json && echo free
+basename $(readlink /srv/guestbook/serving)
 for slot in 0 1; do
   tr '\\0' '\\n' </proc/$(supervisorctl pid guestbook:guestbook_$slot)/environ \\
     | sed -n 's/^APP_RELEASE=//p'
@@ -222,7 +222,7 @@ def test_release_that_fails_on_one_server_is_taken_back_on_all(
     assert f"it failed on {name}" in said
     for server, host in apps.items():
         assert state(host) == before[server]
-        books = json.loads(host.file("/srv/guestbook/releases.json").content_string)
+        books = json.loads(host.file("/srv/guestbook/state/releases.json").content_string)
         last = max(books.values(), key=lambda entry: entry["began"])
         assert last["broken"].startswith(f"{place}: " if server == name else f"{name}: ")
 

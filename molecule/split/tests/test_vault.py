@@ -40,7 +40,7 @@ for slot in 0 1; do
 done
 """
 PIDS = "supervisorctl status | awk '{print $4}'"
-LOCK = "test ! -e /srv/guestbook/lock.json"
+LOCK = "test ! -e /srv/guestbook/state/lock.json"
 
 
 class Vault:
@@ -182,8 +182,8 @@ def opened(host: Host, url: str, migrate: bool = False) -> bool:
 
 
 def database_url(host: Host, migrate: bool = False) -> str:
-    file = "migrate.environment" if migrate else "environment"
-    return host.check_output(f". /etc/guestbook/{file} && echo $DATABASE_URL")
+    prefix = "/srv/guestbook/serving/" + ("migrate." if migrate else "")
+    return host.check_output(f". {prefix}environment && . {prefix}secrets && echo $DATABASE_URL")
 
 
 def check_that_the_other_login_is_closed(database: Host) -> None:

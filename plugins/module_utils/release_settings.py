@@ -1,0 +1,344 @@
+"""The settings that a release passes the gate with, and that it alone runs with.
+
+Each release has a folder of root's own, ``<root>/settings/<release>``:
+
+``environment``, ``secrets``       variables of the app, in the syntax of the shell: those with a
+                                   secret in their value are in the latter
+``migrate.environment``, ``migrate.secrets``   what a migration has besides
+``install.environment``            what dependencies are installed with
+``workers.conf``, ``schedules/``   background workers for supervisord, timers for systemd
+``code``                           a link to the release's code
+
+and whatever else the app's server reads at its start. ``<root>/serving`` links to one of them.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import shlex
+import shutil
+import subprocess
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+from . import files, supervisord
+from .release_state import State
+
+UNITS = Path("/etc/systemd/system")
+PROGRAMS = Path("/etc/supervisor/conf.d")
+SERVICE = """# Managed by Ansible.
+# Run it now: systemctl start {unit}; what it wrote: journalctl -u {unit}
+[Unit]
+Description={name} of {app}
+After=network-online.target postgresql.service
+
+[Service]
+Type=oneshot
+User={user}
+SyslogIdentifier={unit}
+ExecStart={run} sh -euc "{command}"
+TimeoutStartSec={timeout}
+"""
+TIMER = """# Managed by Ansible.
+[Unit]
+Description=When {name} of {app} runs
+
+[Timer]
+OnCalendar={when}
+# A run that was due while the server was off is made up for.
+Persistent=true
+AccuracySec=1s
+
+[Install]
+WantedBy=timers.target
+"""
+SECRET = ("FLASK_SECRET_KEY", "FLASK_SECRET_KEY_FALLBACKS")  # whatever their value is
+
+
+def to_text(variables: dict[str, Any]) -> str:
+    """Return variables in the shell's syntax, where single quotes keep every character as it is."""
+    return "".join(
+        f"{name}={shlex.quote(str(value))}\n" for name, value in sorted(variables.items())
+    )
+
+
+def from_text(text: str) -> dict[str, str]:
+    """Return the variables of a file that to_text() has made."""
+    return dict(word.split("=", 1) for word in shlex.split(text))
+
+
+def split(variables: dict[str, Any], secrets: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the variables without a secret in them, and those with one."""
+
+    # In a URL they are written in another way.
+    words = {word for x in secrets if x for word in (str(x), urllib.parse.quote(str(x), safe=""))}
+
+    def holds(name: str) -> bool:
+        return name in SECRET or any(word in str(variables[name]) for word in words)
+
+    return (
+        {name: value for name, value in variables.items() if not holds(name)},
+        {name: value for name, value in variables.items() if holds(name)},
+    )
+
+
+def forward(serving: Path, older: Path, kind: str) -> dict[str, str]:
+    """Return the secrets with which an older release comes back: those of what serves now.
+
+    A secret that has been taken out of use since then is not brought back.
+    """
+    prefix = "migrate." if kind == "migrate" else ""
+    now = from_text(files.read(serving / f"{prefix}secrets") or "")
+    plain = from_text(files.read(serving / f"{prefix}environment") or "")
+    then = from_text(files.read(older / f"{prefix}secrets") or "")
+    return {name: plain[name] for name in then if name in plain} | now
+
+
+def in_unit(command: str) -> str:
+    """Return a command for double quotes of systemd.syntax(7) and systemd.service(5)."""
+    for letter, written in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("%", "%%"), ("$", "$$")):
+        command = command.replace(letter, written)
+    return command
+
+
+def schedule_files(app: dict[str, Any]) -> dict[str, str]:
+    """Return the units of the app's schedules, by file."""
+    found = {}
+    for schedule in app["schedules"]:
+        unit = f"{app['name']}.{schedule['name']}"
+        values = {
+            **{"app": app["name"], "unit": unit, "user": app["user"], "run": app["run_command"]},
+            **{"name": schedule["name"], "timeout": schedule["timeout"]},
+            "command": in_unit(schedule["command"]),
+            "when": schedule["when"].replace("%", "%%"),
+        }
+        found[f"schedules/{unit}.service"] = SERVICE.format_map(values)
+        found[f"schedules/{unit}.timer"] = TIMER.format_map(values)
+    return found
+
+
+def program(app: dict[str, Any], worker: dict[str, Any]) -> dict[str, Any]:
+    """Return a worker as a program of supervisord's. Its command is the same in all releases."""
+    return supervisord.DEFAULTS | {
+        "name": f"{app['name']}.{worker['name']}",
+        "command": f"{app['run_command']} {worker['command'].replace('%', '%%')}",
+        "user": app["user"],
+        # Otherwise setproctitle, which celery has, writes over the environment that tells which
+        # release it is.
+        "environment": {"SPT_NOENV": "1"},
+        **{name: worker[name] for name in ("numprocs", "startsecs", "stopwaitsecs")},
+    }
+
+
+def check_schedules(app: dict[str, Any]) -> str:
+    """Return what is wrong with a schedule's time, or ''."""
+    for schedule in app["schedules"]:
+        words = ["systemd-analyze", "calendar", "--", schedule["when"]]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return (
+                f"app_schedules: {schedule['name']} has a time that systemd does not understand."
+                f" {done.stderr.strip()} Try one there: systemd-analyze calendar '*-*-* 03:00'"
+            )
+    return ""
+
+
+def wanted(app: dict[str, Any]) -> dict[str, tuple[str, int, str]]:
+    """Return text, mode and group of each file of a release's settings."""
+    variables, found = app["variables"], {}
+    for prefix, group in (("", app["user"]), ("migrate.", app["deploy_user"])):
+        kind = "migrate" if prefix else "environment"
+        plain, secrets = split(variables[kind], variables["secrets"])
+        found[f"{prefix}environment"] = (to_text(plain), 0o640, group)
+        found[f"{prefix}secrets"] = (to_text(secrets), 0o640, group)
+    if variables["install"]:
+        text = to_text(variables["install"])
+        found["install.environment"] = (text, 0o640, app["deploy_user"])
+    workers = "".join(supervisord.program_text(program(app, worker)) for worker in app["workers"])
+    texts = {"workers.conf": supervisord.HEADER + workers, **schedule_files(app), **app["files"]}
+    return found | {name: (text, 0o644, "root") for name, text in texts.items()}
+
+
+def differing(state: State, release: str, files_: dict[str, tuple[str, int, str]]) -> list[str]:
+    """Return the names of files that are not as wanted, or are too many."""
+    folder = state.settings(release)
+    there = {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if not path.is_dir() and path.name != "code"
+    }
+    wrong = [name for name, (text, _, _) in files_.items() if files.read(folder / name) != text]
+    code = folder / "code"
+    if not code.is_symlink() or str(code.readlink()) != f"../../releases/{release}":
+        wrong.append("code")
+    return [*wrong, *sorted(there - files_.keys())]
+
+
+def store(state: State, release: str, files_: dict[str, tuple[str, int, str]]) -> None:
+    """Write a release's settings."""
+    folder = state.settings(release)
+    for name in differing(state, release, files_):
+        path = folder / name
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if name == "code":
+            path.unlink(missing_ok=True)
+            path.symlink_to(f"../../releases/{release}")
+        elif name not in files_:
+            path.unlink()
+        else:
+            text, mode, group = files_[name]
+            group = group if group != "root" else os.getegid()
+            files.write(path, text, mode, owner=os.geteuid(), group=group)
+
+
+def described(state: State, release: str, files_: dict[str, tuple[str, int, str]]) -> str:
+    """Return a diff of the settings against those that serve; of variables only the names."""
+    import difflib
+
+    serving, lines = state.settings(state.serving or "-"), []
+    for name, (text, _, _) in sorted(files_.items()):
+        before = files.read(serving / name) or ""
+        if before == text:
+            continue
+        path = str(state.settings(release) / name)
+        if name.endswith(("environment", "secrets")):
+            then, now = from_text(before), from_text(text)
+            for variable in sorted(then.keys() | now.keys()):
+                if then.get(variable) != now.get(variable):
+                    how = (
+                        "new" if variable not in then else "changed" if variable in now else "gone"
+                    )
+                    lines.append(f"{path}: {variable} is {how}\n")
+        else:
+            sides = (before.splitlines(True), text.splitlines(True))
+            lines += difflib.unified_diff(*sides, str(serving / name), path)
+    return "".join(lines)
+
+
+# The app's place on the server.
+
+
+def accounts(app: dict[str, Any], check: bool) -> list[str]:
+    """Make the users; return what changed."""
+    changed = []
+    for name in (app["user"], app["deploy_user"]):
+        try:
+            pwd.getpwnam(name)
+        except KeyError:
+            changed.append(f"the user {name}")
+            if not check:
+                group = ["--user-group"]
+                if any(entry.gr_name == name for entry in grp.getgrall()):
+                    group = ["--gid", name]
+                home = [
+                    "--no-create-home",
+                    "--home-dir",
+                    app["root"],
+                    "--shell",
+                    "/usr/sbin/nologin",
+                ]
+                subprocess.run(["useradd", "--system", *group, *home, name], check=True)
+    members = {m for entry in grp.getgrall() if entry.gr_name == app["user"] for m in entry.gr_mem}
+    if app["deploy_user"] != app["user"] and app["deploy_user"] not in members:
+        changed.append(f"{app['deploy_user']} as a member of {app['user']}")
+        if not check:
+            words = ["usermod", "--append", "--groups", app["user"], app["deploy_user"]]
+            subprocess.run(words, check=True)
+    return changed
+
+
+def folders(app: dict[str, Any]) -> dict[str, tuple[int, str, str]]:
+    """Return mode, user and group of each of the app's folders."""
+    user, deploy, root = app["user"], app["deploy_user"], Path(app["root"])
+    found = {
+        "": (0o755, "root", "root"),
+        "bin": (0o755, "root", "root"),
+        "state": (0o755, "root", "root"),
+        "state/built": (0o755, "root", "root"),
+        "state/venvs": (0o755, "root", "root"),
+        "settings": (0o755, "root", "root"),
+        "logs": (0o750, "root", "root"),
+        "shared": (0o755, "root", "root"),
+        "archives": (0o750, "root", deploy),
+        "cache": (0o750, deploy, deploy),
+        "releases": (0o755, deploy, deploy),
+        "venvs": (0o755, deploy, deploy),
+        **{f"shared/{name}": (0o750, user, user) for name in app["shared"]},
+    }
+    return {str(root / name): wanted for name, wanted in found.items()}
+
+
+def place(app: dict[str, Any], check: bool) -> list[str]:
+    """Make the users, folders and commands of the app; return what changed."""
+    changed = accounts(app, check)
+    for name, (mode, owner, group) in folders(app).items():
+        path = Path(name)
+        try:
+            there, ids = path.stat(), (files.user_id(owner), files.group_id(group))
+            right = (there.st_mode & 0o7777, there.st_uid, there.st_gid) == (mode, *ids)
+        except (FileNotFoundError, KeyError):
+            right = False
+        if not right:
+            changed.append(name)
+            if not check:
+                path.mkdir(parents=True, exist_ok=True)
+                shutil.chown(path, owner, group)
+                path.chmod(mode)
+    for name, (text, mode) in app["place"].items():
+        path = Path(name)
+        if files.read(path) != text or path.stat().st_mode & 0o7777 != mode:
+            changed.append(name)
+            if not check:
+                path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                files.write(path, text, mode, owner="root", group="root")
+    link = Path(app["root"], "current")
+    if not link.is_symlink() or str(link.readlink()) != "serving/code":
+        changed.append(str(link))
+        if not check:
+            link.unlink(missing_ok=True)
+            link.symlink_to("serving/code")
+    return changed
+
+
+# What serves, brought to supervisord and systemd.
+
+
+def apply_schedules(state: State, check: bool) -> list[str]:
+    """Let systemd run the schedules of the release that serves, and no others."""
+    prefix, serving = f"{state.app['name']}.", state.root / "serving/schedules"
+    want = {path.name: path.read_text() for path in serving.glob("*") if path.is_file()}
+    there = {x.name for kind in ("service", "timer") for x in UNITS.glob(f"{prefix}*.{kind}")}
+    written = [name for name, text in want.items() if files.read(UNITS / name) != text]
+    gone = sorted(there - want.keys())
+    timers = sorted(name for name in want if name.endswith(".timer"))
+    idle = []
+    for name in timers:
+        words = (
+            ["systemctl", "is-enabled", "--quiet", name],
+            ["systemctl", "is-active", "--quiet", name],
+        )
+        if any(subprocess.run(x, check=False).returncode for x in words):
+            idle.append(name)
+    changed = sorted({*written, *gone, *idle})
+    if check or not changed:
+        return changed
+    old = [name for name in gone if name.endswith(".timer")]
+    if old:
+        subprocess.run(["systemctl", "disable", "--now", *old], check=False, capture_output=True)
+    for name in gone:
+        (UNITS / name).unlink(missing_ok=True)
+    for name in written:
+        files.write(UNITS / name, want[name])
+    if written or gone:
+        subprocess.run(["systemctl", "daemon-reload"], check=True)
+    # A timer that runs keeps the time that it was started with.
+    anew = sorted(
+        {*idle, *(x for x in timers if x in written or x.replace(".timer", ".service") in written)}
+    )
+    if anew:
+        subprocess.run(["systemctl", "enable", *anew], check=True, capture_output=True)
+        subprocess.run(["systemctl", "restart", *anew], check=True)
+    return changed

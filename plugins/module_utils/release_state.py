@@ -1,0 +1,376 @@
+"""What is known of an app's releases on its server: the lock, the history, what serves.
+
+All of it is in ``<root>/state``, a folder of root's own:
+
+``lock.json``      the run that is at work, and the steps that it has begun
+``releases.json``  for each release ``revision``, ``by``, ``began`` and ``deployed`` (seconds since
+                   the epoch: when it was first tried, and last deployed with success), ``from``
+                   (what served before), ``head`` (of the migrations), ``broken`` (why, or absent)
+``built/``         a file for each release that was built as a whole, with a copy of its entry
+``venvs/``         a file for each virtual environment that is complete: how many files it has
+``releases.log``   who released what when, and how it ended
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from . import files
+
+KEEP_BROKEN = 2  # releases that failed, kept to be looked at
+
+
+class Failure(Exception):
+    """What went wrong, in words for whoever deploys."""
+
+
+class Locked(Failure):
+    """Another run has the lock, which ``lock`` describes."""
+
+    def __init__(self, lock: dict[str, Any], says: str) -> None:
+        super().__init__(says)
+        self.lock = lock
+
+
+def clock(seconds: float) -> str:
+    """Return a point in time as people write it, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def read(path: Path, mend: str) -> dict[str, Any]:
+    """Read one of the state's files; ``mend`` says what to do about one that is damaged."""
+    text = files.read(path)
+    if text is None:
+        return {}
+    try:
+        data = json.loads(text)
+        if isinstance(data, dict):
+            return data
+    except ValueError:
+        pass
+    raise Failure(
+        f"{path} is damaged: it is {'empty' if not text.strip() else 'no JSON object'}. {mend}"
+    )
+
+
+def count_files(folder: Path) -> int:
+    """Return how many files a folder has, apart from those that Python compiles by itself."""
+    return sum(len(names) for path, _, names in os.walk(folder) if not path.endswith("__pycache__"))
+
+
+class State:
+    """An app on this server, what is known of it, and the run that works on it."""
+
+    def __init__(self, app: dict[str, Any], check: bool = False) -> None:
+        self.app, self.check, self.id = app, check, app.get("release", "")
+        self.root = Path(app["root"])
+        self.state = self.root / "state"
+        self.lock_path = self.state / "lock.json"
+        self.lock: dict[str, Any] = {}
+        # In a run that is taken back, what cannot be written any more must not stop it.
+        self.best_effort = False
+
+    @property
+    def serving(self) -> str:
+        """The id of the release that serves, or ''."""
+        link = self.root / "serving"
+        return link.readlink().name if link.is_symlink() else ""
+
+    @property
+    def log_path(self) -> Path:
+        return self.root / "logs" / f"{self.id}.log"
+
+    def folder(self, release: str) -> Path:
+        return self.root / "releases" / release
+
+    def settings(self, release: str) -> Path:
+        return self.root / "settings" / release
+
+    def write(self, path: Path, data: Any) -> None:
+        text = json.dumps(data, indent=2, sort_keys=True) + "\n"
+        with contextlib.suppress(OSError) if self.best_effort else contextlib.nullcontext():
+            path.parent.mkdir(mode=0o755, exist_ok=True)
+            files.write(path, text, owner=os.geteuid(), group=os.getegid())
+
+    # What is known of the releases.
+
+    @property
+    def releases(self) -> dict[str, Any]:
+        path = self.state / "releases.json"
+        if not path.exists():
+            return self.rebuilt()
+        mend = "Remove it: the next run makes it anew from the folders of the releases."
+        found = read(path, mend)
+        if not all(isinstance(entry, dict) for entry in found.values()):
+            raise Failure(f"{path} is damaged: not all of its entries are objects. {mend}")
+        return found
+
+    def rebuilt(self) -> dict[str, Any]:
+        """Return the releases as their folders tell, where what was known of them is lost."""
+        found, marks = {}, self.state / "built"
+        lost = not marks.is_dir() or not any(marks.iterdir())
+        for path in sorted((self.root / "releases").glob("*/")):
+            entry, when = {}, path.stat().st_mtime
+            with contextlib.suppress(OSError, Failure):
+                entry = read(marks / path.name, "")
+            # Where nobody knows which of them have served, none is lost for it: the gate will tell.
+            served = {"deployed": when} if lost or path.name == self.serving else {}
+            found[path.name] = entry or {"began": when, **served}
+        return found
+
+    def adopt(self) -> None:
+        """Write down anew what is known of the releases, where it is lost."""
+        if self.known():
+            return
+        releases = self.rebuilt()
+        self.write(self.state / "releases.json", releases)
+        for name, entry in releases.items():
+            if entry.get("deployed") and not (self.state / "built" / name).exists():
+                self.mark_built(name)
+
+    def note(self, release: str, **values: Any) -> None:
+        """Write down something about a release; what is None is forgotten."""
+        releases = self.releases
+        entry = releases.get(release, {}) | values
+        releases[release] = {key: value for key, value in entry.items() if value is not None}
+        self.write(self.state / "releases.json", releases)
+
+    def usable(self) -> list[str]:
+        """Return the releases that have served well and still could, the newest first."""
+        releases = self.releases
+        found = [
+            name
+            for name, entry in releases.items()
+            if entry.get("deployed") and not entry.get("broken") and self.built(name)
+        ]
+        return sorted(found, key=lambda name: -releases[name]["deployed"])
+
+    def built(self, release: str) -> bool:
+        there = self.folder(release).is_dir() and self.settings(release).is_dir()
+        # Without what is known of them, the marks may be gone, too.
+        return there and ((self.state / "built" / release).exists() or not self.known())
+
+    def known(self) -> bool:
+        return (self.state / "releases.json").exists()
+
+    def mark_built(self, release: str) -> None:
+        self.write(self.state / "built" / release, self.releases.get(release, {}))
+
+    def proven(self, release: str) -> bool:
+        """Tell whether a release has served well."""
+        entry = self.releases.get(release, {})
+        return "deployed" in entry and "broken" not in entry
+
+    def before(self, release: str) -> str:
+        """Return the release that a rollback from this one goes to, or ''."""
+        releases, usable, seen = self.releases, self.usable(), {release}
+        name = releases.get(release, {}).get("from")
+        # What was there when this one came; when that is gone or broken, what was there before it.
+        while name and name not in seen:
+            if name in usable:
+                return name
+            seen.add(name)
+            name = releases.get(name, {}).get("from")
+        limit = releases.get(release, {}).get("deployed") or float("inf")
+        older = (x for x in usable if x not in seen and releases[x]["deployed"] < limit)
+        return next(older, "")
+
+    def venv(self, key: str) -> bool:
+        """Tell whether a virtual environment is there, as a whole."""
+        folder, mark = self.root / "venvs" / key, self.state / "venvs" / key
+        return os.access(folder / "bin/python", os.X_OK) and (
+            files.read(mark) or ""
+        ).strip() == str(count_files(folder))
+
+    def audit(self, text: str) -> None:
+        try:
+            with (self.state / "releases.log").open("a") as file:
+                file.write(f"{clock(time.time())}  {text}\n")
+        except OSError:
+            if not self.best_effort:
+                raise
+
+    def point(self, release: str) -> None:
+        """Let a release serve, in one go; or none, for ''."""
+        link, partial = self.root / "serving", self.root / ".serving"
+        partial.unlink(missing_ok=True)
+        if not release:
+            link.unlink(missing_ok=True)
+            return
+        partial.symlink_to(f"settings/{release}")
+        partial.rename(link)
+
+    # The lock.
+
+    def read_lock(self) -> dict[str, Any]:
+        return read(
+            self.lock_path,
+            "Nobody can tell whether a run is at work. If none is, run this again with"
+            " -e app_break_lock=true",
+        )
+
+    @property
+    def mine(self) -> bool:
+        """Whether this run has the lock."""
+        try:
+            return self.read_lock().get("id") == self.app["run"]["id"]
+        except Failure:
+            return False
+
+    def take_lock(self) -> None:
+        """Take the lock, or raise Locked; ``break_lock`` takes it from whoever has it."""
+        run = self.app["run"]
+        if self.lock_path.exists() and self.app["break_lock"] and not self.mine:
+            try:
+                by = self.read_lock().get("by", "somebody")
+            except Failure:
+                by = "somebody"
+            self.audit(f"{run['by']}  broke the lock of {by}")
+            self.lock_path.unlink(missing_ok=True)
+        serving = self.serving
+        lock = run | {
+            # What a failure goes back to: what has served well.
+            "from": serving if self.proven(serving) else self.before(serving),
+            "what": f"{run['what']} {self.id}".rstrip(),
+            "since": time.time(),
+            "steps": [],
+        }
+        partial = self.state / f".lock.{os.getpid()}"
+        self.write(partial, lock)
+        try:
+            # Of several runs at the same time, one makes the link.
+            os.link(partial, self.lock_path)
+        except FileExistsError:
+            self.refuse()
+        finally:
+            partial.unlink(missing_ok=True)
+        self.lock = lock
+        self.adopt()
+
+    def refuse(self) -> None:
+        """Raise Locked when another run has the lock, unless this one is to break it."""
+        if not self.lock_path.exists() or self.mine or self.app["break_lock"]:
+            return
+        lock = self.read_lock()
+        try:
+            step = lock["steps"][-1] if lock["steps"] else ["lock", lock["since"]]
+            says = (
+                f"{lock['by']} holds the lock of {self.app['name']} since {clock(lock['since'])},"
+                f" for: {lock['what']}. Its last step, {step[0]}, began at {clock(step[1])}."
+            )
+        except (KeyError, IndexError, TypeError):
+            says = (
+                f"Somebody holds the lock of {self.app['name']}; {self.lock_path} does not say who."
+            )
+        # The control machine adds whether that run is alive, where it can know.
+        raise Locked({"machine": "", "pid": ""} | lock, says)
+
+    def step(self, name: str) -> None:
+        """Note in the lock that a step begins; fail when the lock is not this run's."""
+        self.lock = self.read_lock()
+        if self.lock.get("id") != self.app["run"]["id"]:
+            raise Locked(
+                {},
+                f"This run has lost the lock of {self.app['name']} to"
+                f" {self.lock.get('by', 'somebody')}, and stops here.",
+            )
+        if gone():
+            raise Failure("the run that began this is gone")
+        self.lock["steps"].append([name, time.time()])
+        self.write(self.lock_path, self.lock)
+
+    def end(self, result: str) -> None:
+        """Give the lock back, and write down how the run ended."""
+        took = time.time() - self.lock["since"]
+        self.audit(f"{self.lock['by']}  {self.lock['what']}  {result}  {took:.1f} s")
+        self.lock_path.unlink()
+
+    def durations(self) -> list[str]:
+        """Return how many seconds each step took, and all of them together."""
+        steps = [*self.lock["steps"], ["", time.time()]]
+        shown = {"switch": "switch and slots"}
+        took = [
+            f"{shown.get(steps[i][0], steps[i][0])} {steps[i + 1][1] - steps[i][1]:.1f} s"
+            for i in range(len(steps) - 1)
+        ]
+        return [*took, f"in all {time.time() - self.lock['since']:.1f} s"]
+
+    # What goes.
+
+    def prune(self) -> list[str]:
+        """Remove old releases, and the virtual environments and archives that none needs."""
+        releases, usable, serving = self.releases, self.usable(), self.serving
+        rest = [x for x in releases if x not in usable]
+        rest.sort(key=lambda name: -releases[name].get("began", 0))
+        newest = usable[: self.app["keep"]]
+        keep = {serving, self.before(serving), *newest, *rest[:KEEP_BROKEN]}
+        removed = []
+        for kind in ("releases", "settings"):
+            for folder in (self.root / kind).iterdir():
+                if folder.name not in keep:
+                    shutil.rmtree(folder)
+                    if kind == "releases":
+                        removed.append(f"release {folder.name}")
+        for name in set(releases) - keep:
+            releases.pop(name)
+            (self.root / "logs" / f"{name}.log").unlink(missing_ok=True)
+        self.write(self.state / "releases.json", releases)
+        for mark in (self.state / "built").iterdir():
+            if mark.name not in keep:
+                mark.unlink()
+        links = (folder / ".venv" for folder in (self.root / "releases").iterdir())
+        used = {link.readlink().name for link in links if link.is_symlink()}
+        for folder in (self.root / "venvs").iterdir():
+            if folder.is_dir() and folder.name not in used:
+                (self.state / "venvs" / folder.name).unlink(missing_ok=True)
+                shutil.rmtree(folder)
+                removed.append(f"virtual environment {folder.name}")
+        for archive in (self.root / "archives").iterdir():
+            if archive.stat().st_mtime < time.time() - 30 * 86400:
+                archive.unlink()
+                removed.append(f"archive {archive.name}")
+        return removed
+
+    def listing(self) -> list[str]:
+        """Return what is known of the releases, in lines for people."""
+        releases = self.releases
+
+        def when(name: str) -> float:
+            return releases[name].get("deployed") or releases[name].get("began") or 0
+
+        rows = [("release", "revision", "when", "by", "migration", "")]
+        for name in sorted(releases, key=when, reverse=True):
+            entry = releases[name]
+            states = {
+                "serves": name == self.serving,
+                "broken, at " + entry.get("broken", ""): "broken" in entry,
+                "not finished": "deployed" not in entry and "broken" not in entry,
+            }
+            state = "; ".join(text for text, holds in states.items() if holds)
+            revision, by, head = (entry.get(key) or "-" for key in ("revision", "by", "head"))
+            rows.append((name, revision, clock(when(name)), by, head, state))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        if lock := self.read_lock():
+            lines.append(f"{lock.get('by')} is at work: {lock.get('what')}")
+        return lines
+
+
+def gone() -> bool:
+    """Tell whether nobody reads any more what this process says: its run was killed."""
+    poll = select.poll()
+    try:
+        poll.register(1, 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except OSError:
+        return False

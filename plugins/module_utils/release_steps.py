@@ -1,0 +1,679 @@
+"""The steps that take a release of an app through the gate, and back.
+
+A deployment begins with ``begin``, a rollback with ``choose``. Both return a plan: which steps of
+``STEPS`` are to be taken, and between which of them a run of Ansible has task files to include.
+``workers`` and ``finish`` end both. ``take_back`` and ``taken_back`` undo what this run has done,
+when it failed where no step can: in the slots, the workers, a task file, or on another server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import xmlrpc.client  # nosec B411
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import files, processes, supervisord, unix_http
+from . import release_settings as settings
+from .release_state import Failure, State, clock, count_files
+
+LOG_TAIL = 6000  # bytes of a release's log that a failure shows at most
+STATIC_FROM = 2  # releases whose hashed static files stay reachable
+
+
+class Release(State):
+    """A release on its way through the gate."""
+
+    def __init__(self, app: dict[str, Any], check: bool = False) -> None:
+        super().__init__(app, check)
+        self.output: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Take one step at a time: that of a run which was killed may still be at work."""
+        with (self.state / "step").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    # Commands.
+
+    def call(self, words: list[str], shown: str, limit: str, folder: Path | None = None) -> str:
+        """Run a command; its output goes to the release's log, and what it answers is returned.
+
+        Files take the output, so that what it leaves running does not hold it up. At its ``limit``
+        it is ended, with all that it has started.
+        """
+        seconds = self.app["limits"][limit]
+        with tempfile.TemporaryFile() as out, self.log_path.open("ab") as log:
+            log.write(f"--- {clock(time.time())}  {shown}\n".encode())
+            log.flush()
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                start_new_session=True,
+                cwd=folder,
+            )
+            try:
+                status = process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                end(process)
+                status = f"it did not end within {seconds} s, app_{limit}_timeout"
+            out.seek(0)
+            output = out.read()
+            log.write(output)
+        if status:
+            raise Failure(status if isinstance(status, str) else f"exit status {status}")
+        return output.decode(errors="replace")
+
+    def shell(self, script: str, shown: str, folder: Path) -> str:
+        """Run a shell script as the deploy user."""
+        user = ["runuser", "-u", self.app["deploy_user"], "--"]
+        return self.call([*user, "sh", "-euc", script], shown, "build", folder)
+
+    def inside(
+        self, user: str, command: str, *options: str, release: str = "", limit: str = "step"
+    ) -> str:
+        """Run a shell command in a release, with the app's environment."""
+        run = [self.app["run_command"], "-r", release or self.id, *options]
+        words = ["runuser", "-u", self.app[user], "--", *run, "sh", "-euc", command]
+        return self.call(words, command, limit)
+
+    def has_task_files(self, point: str) -> bool:
+        return any(isinstance(entry, dict) for entry in self.app["hooks"].get(point) or [])
+
+    def hooks(self, point: str) -> None:
+        """Run the commands of a point, unless it has task files: then tasks run all of it."""
+        if not self.has_task_files(point):
+            for command in self.app["hooks"].get(point) or []:
+                self.inside("deploy_user", command)
+
+    # Migrations.
+
+    def alembic(self, words: str, release: str = "") -> str:
+        """Ask Alembic, as whoever migrates."""
+        return self.inside(
+            "deploy_user", f"{self.app['alembic']} {words}", "-m", release=release, limit="migrate"
+        )
+
+    def head(self, release: str = "") -> str | None:
+        """Return the migration that the database is at, as the code of this release knows it."""
+        if not self.app["alembic"]:
+            return None
+        lines = self.alembic("current", release).split()
+        return lines[0] if lines else "base"
+
+    def between(self, older: str, newer: str, code: str) -> list[str]:
+        """Return a line for each migration from one to another, told by the newer code."""
+        try:
+            lines = self.alembic(f"history --rev-range {older}:{newer}", code).splitlines()
+        except Failure:
+            return [f"{older} -> {newer}"]
+        # The first of the range is the one that the older code has already.
+        return [line.strip() for line in lines if "->" in line and f"-> {older}" not in line]
+
+    def ahead(self) -> str:
+        """Return what to say when the database is ahead of the code that serves."""
+        now, then = (self.releases.get(x, {}).get("head") for x in (self.id, self.serving))
+        if not (now and then) or now == then:
+            return ""
+        lines = "\n  ".join(self.between(then, now, self.id))
+        return f"These migrations are ahead of the code that serves:\n  {lines}\n"
+
+    def restore_schema(self) -> None:
+        """Bring the database back to what the serving release knows, after a downgrade in vain."""
+        if self.lock.pop("downgraded", False):
+            release = self.lock["from"]
+            command = self.app["commands"]["migrate"]
+            self.inside("deploy_user", command, "-m", release=release, limit="migrate")
+            self.note(release, head=self.head(release))
+
+    # How it ends.
+
+    def fail(self, step: str, why: str) -> str:
+        """Mark the release as broken, give the lock back, and return all that helps."""
+        self.best_effort, ahead = True, ""
+        if self.lock:
+            if step == "switch":
+                self.point(self.lock["from"])
+            with contextlib.suppress(Failure, OSError):
+                self.restore_schema()
+            with contextlib.suppress(Failure, OSError):
+                self.note(self.id, broken=f"{step}: {why}".partition("\n")[0])
+                ahead = self.ahead()
+        log = ""
+        if self.log_path.exists():
+            tail = self.log_path.read_bytes()[-LOG_TAIL:].decode(errors="replace")
+            log = f"The end of {self.log_path}:\n{tail}"
+        if self.lock:
+            self.end(f"failed at {step}: {why}".partition("\n")[0])
+        serves = f"{self.serving} serves" if self.serving else "nothing serves yet"
+        return f"{self.id} failed at the step {step}: {why}; {serves}.\n{ahead}{log}"
+
+    def lock_step(self) -> str:
+        """Return the step that this run has begun last."""
+        steps = self.lock.get("steps") or [["lock", 0]]
+        return steps[-1][0]
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """End a process, and whatever it has started in its session."""
+    for number, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+# The beginning of a deployment.
+
+
+def begin(app: Release) -> None:
+    """See what is there; when something is to be done, take the lock and write the settings."""
+    app.refuse()
+    if trouble := settings.check_schedules(app.app):
+        raise Failure(trouble)
+    wanted = settings.wanted(app.app)
+    place = settings.place(app.app, check=True)
+    wrong = settings.differing(app, app.id, wanted)
+    venv = app.venv(app.app["venv"])
+    live = (
+        app.serving == app.id
+        and app.proven(app.id)
+        and not app.lock_path.exists()
+        and app.built(app.id)
+        and venv
+        and not wrong
+    )
+    app.output |= {
+        **{"live": live, "built": app.built(app.id), "venv": venv, "serving": app.serving},
+        **{"place": place, "plan": [], "release": app.id},
+        "diff": "".join(f"{path} is made or changed\n" for path in place)
+        + ("" if live else settings.described(app, app.id, wanted)),
+    }
+    if app.check or (live and not place):
+        return
+    # Root's own, without which there is no lock to take.
+    app.state.mkdir(mode=0o755, parents=True, exist_ok=True)
+    app.take_lock()
+    try:
+        settings.place(app.app, check=False)
+        if live:
+            app.lock_path.unlink()
+            return
+        app.step("begin")
+        settings.store(app, app.id, wanted)
+        app.note(
+            app.id,
+            revision=app.app["revision"],
+            by=app.app["run"]["by"],
+            began=app.releases.get(app.id, {}).get("began") or time.time(),
+            broken=None,
+            **({"from": app.lock["from"]} if app.lock["from"] not in ("", app.id) else {}),
+        )
+    except (OSError, subprocess.CalledProcessError):
+        app.lock_path.unlink(missing_ok=True)
+        raise
+    app.output["plan"] = plan(app, ("build", "load", "migrate", "probe", "switch"))
+
+
+def plan(app: Release, steps: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return the steps, in as few trips as the points that have task files allow.
+
+    Each entry has ``steps``, and ``point`` (or '') whose task files come after them.
+    """
+    commands, found, trip = app.app["commands"], [], []
+    for step in steps:
+        if step in ("load", "probe") and not commands[step]:
+            continue
+        if step == "migrate" and not (commands["migrate"] and app.app["migrate_here"]):
+            continue
+        hooked = step in ("migrate", "switch") or (step == "build" and not app.built(app.id))
+        if hooked and app.has_task_files(f"before_{step}"):
+            # The dependencies are there by then.
+            before = [*trip, "venv"] if step == "build" else trip
+            found.append({"steps": before, "point": f"before_{step}"})
+            trip = []
+        trip = [*trip, step]
+        if hooked and app.has_task_files(f"after_{step}"):
+            found.append({"steps": trip, "point": f"after_{step}"})
+            trip = []
+    return [*found, {"steps": trip, "point": ""}] if trip else found
+
+
+# The steps of the gate.
+
+
+def unpack(app: Release) -> None:
+    """Unpack the code into a folder of its own."""
+    shutil.rmtree(app.folder(app.id), ignore_errors=True)
+    app.log_path.unlink(missing_ok=True)
+    app.shell(app.app["unpack"], "unpack the code", app.root)
+
+
+def venv(app: Release) -> None:
+    """Unpack the code, and build the virtual environment, each unless it is there."""
+    with (app.state / "venv.lock").open("w") as file:
+        # For a build that was begun while other work went on, or that outlived its run.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # Once in a run: what an earlier one has left of a release that is not whole is not used.
+        mark, this = app.state / "unpacked", f"{app.id} {app.app['run']['id']}\n"
+        if not app.built(app.id) and files.read(mark) != this:
+            unpack(app)
+            files.write(mark, this, owner=os.geteuid(), group=os.getegid())
+        key = app.app["venv"]
+        if app.venv(key):
+            return
+        mark, folder = app.state / "venvs" / key, app.root / "venvs" / key
+        mark.unlink(missing_ok=True)
+        # As root: what a build that was cut short left may not be the deploy user's to remove.
+        shutil.rmtree(folder, ignore_errors=True)
+        app.shell(app.app["build_venv"], "build the virtual environment", app.folder(app.id))
+        files.write(mark, f"{count_files(folder)}\n", owner=os.geteuid(), group=os.getegid())
+
+
+def build(app: Release) -> None:
+    """Build the virtual environment and the release, unless they are there."""
+    venv(app)
+    if app.built(app.id):
+        return
+    os.environ.update(install_environment(app))
+    app.hooks("before_build")
+    app.shell(app.app["finish"], "build the release", app.folder(app.id))
+    app.hooks("after_build")
+    # Task files are still to come, and without them it would not be whole.
+    if not app.has_task_files("after_build"):
+        app.mark_built(app.id)
+
+
+def install_environment(app: Release) -> dict[str, str]:
+    """Return what dependencies are installed with."""
+    text = files.read(app.settings(app.id) / "install.environment")
+    return settings.from_text(text or "")
+
+
+def load(app: Release) -> None:
+    """Load the app with the loader of its server, as the user that will run it."""
+    app.inside("user", app.app["commands"]["load"])
+
+
+def migrate(app: Release) -> None:
+    """Migrate the database, and note where it is then."""
+    app.hooks("before_migrate")
+    app.inside("deploy_user", app.app["commands"]["migrate"], "-m", limit="migrate")
+    app.note(app.id, head=app.head())
+    app.hooks("after_migrate")
+
+
+def downgrade(app: Release) -> None:
+    """Take the database back to what the older release knows, told by the newer code."""
+    head = app.releases[app.id]["head"]
+    app.alembic(f"downgrade {head}", app.serving)
+    app.note(app.serving, head=head)
+    app.lock["downgraded"] = True
+    app.write(app.lock_path, app.lock)
+
+
+def probe(app: Release) -> None:
+    """Start the release on a private socket, and ask it for its health."""
+    user, command = pwd.getpwnam(app.app["user"]), app.app["commands"]["probe"]
+    with tempfile.TemporaryDirectory(prefix=f"{app.app['name']}-") as folder:
+        os.chown(folder, user.pw_uid, user.pw_gid)
+        path = Path(folder, "probe.sock")
+        # Unlike runuser it is gone when it has begun: the process gets its signals, and ends with
+        # this one.
+        own = {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
+        become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups"]
+        run = [app.app["run_command"], "-r", app.id, "sh", "-euc"]
+        with app.log_path.open("a") as log:
+            log.write(f"--- {clock(time.time())}  {command}\n")
+            log.flush()
+            process = subprocess.Popen(
+                [*become, "--pdeathsig=TERM", "--", *run, command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | own | {"PROBE_SOCKET": str(path)},
+                start_new_session=True,
+            )
+
+            def ended() -> str:
+                status = process.poll()
+                return "" if status is None else f"it ended with exit status {status}"
+
+            try:
+                trouble, status = unix_http.wait(path, app.app["health"], ended)
+            finally:
+                end(process)
+    if trouble:
+        raise Failure(trouble)
+    if not app.app["health"]["path"]:
+        app.output["health"] = (
+            f"no app_health_path is named, and / answered {status}, which is below 500 and will do"
+        )
+
+
+def switch(app: Release) -> None:
+    """Let the release serve, where the static files of the last ones stay."""
+    conf = app.settings(app.id) / "workers.conf"
+    if "[program:" in (files.read(conf) or "") and (trouble := supervisord.check(str(conf))):
+        raise Failure(f"app_workers: supervisord cannot read them: {trouble}")
+    # The task files of after_build are through by now.
+    app.mark_built(app.id)
+    app.hooks("before_switch")
+    for release in [app.serving, app.before(app.serving)][:STATIC_FROM]:
+        if release and release != app.id:
+            carry_static(app, release)
+    app.point(app.id)
+    app.hooks("after_switch")
+    link_command(app)
+
+
+def link_command(app: Release) -> None:
+    """Name a command after the app, unless that would hide another."""
+    name, link = app.app["name"], Path("/usr/local/bin", app.app["name"])
+    others = shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")
+    if not others and not link.exists() and not link.is_symlink():
+        link.symlink_to(app.app["run_command"])
+
+
+def carry_static(app: Release, release: str) -> None:
+    """Link the files of another release that have a hash in their name into this one."""
+    hashed, here, there = re.compile(app.app["hashed"]), app.folder(app.id), app.folder(release)
+    own = files.read(there / ".static") or ""
+    missing = [
+        line
+        for line in own.splitlines()
+        if hashed.search(line) and (there / line).is_file() and not (here / line).exists()
+    ]
+    if missing:
+        user = ["runuser", "-u", app.app["deploy_user"], "--"]
+        copy = ["cp", "--link", "--parents", "--", *missing, str(here)]
+        app.call([*user, *copy], f"keep {len(missing)} static files of {release}", "step", there)
+
+
+def hook(app: Release) -> None:
+    """Begin with an entry of a point that has task files; run it, if it is a command."""
+    if app.app["command"]:
+        os.environ.update(install_environment(app))
+        app.inside("deploy_user", app.app["command"])
+
+
+# The background workers, and the end.
+
+
+def workers(app: Release) -> None:
+    """Let supervisord run the background workers of what serves, as it should."""
+    if app.mine:
+        app.step("workers")
+    release = app.serving
+    folder = app.settings(release or "-")
+    known = sorted(
+        re.findall(r"^\[program:(.+)\]$", files.read(folder / "workers.conf") or "", re.M)
+    )
+    link = settings.PROGRAMS / f"{app.app['name']}.workers.conf"
+    aim = str(app.root / "serving/workers.conf")
+    linked = link.is_symlink() and str(link.readlink()) == aim
+    app.output["workers"] = []
+    if not settings.PROGRAMS.is_dir() or not (known or linked or link.exists()):
+        return
+    if app.check:
+        if not linked and known:
+            app.output["workers"] = [f"{name} would be started" for name in known]
+        return
+    if not release:
+        link.unlink(missing_ok=True)
+    elif not linked:
+        link.unlink(missing_ok=True)
+        link.symlink_to(aim)
+    rpc, prefix = supervisord.connect(), f"{app.app['name']}."
+    try:
+        done = supervisord.update(rpc, lambda name: name.startswith(prefix))
+        fresh = {line.partition(":")[0] for line in done}
+        stale = {
+            name: why for name in known if name not in fresh and (why := trouble(app, rpc, name))
+        }
+        restart(rpc, stale)
+        app.output["workers"] = done + [
+            f"{name}: restarted, since {why}" for name, why in stale.items()
+        ]
+        failed = wait_for(app, rpc, [*stale, *(name for name in known if name in fresh)])
+    except (OSError, xmlrpc.client.Fault) as error:
+        raise Failure(f"supervisord does not take in the workers: {error}") from None
+    if failed:
+        logs = [supervisord.log(rpc, f"{name}:{name}_0", LOG_TAIL)[0] for name in failed]
+        why = "; ".join(f"the worker {name}: {why}" for name, why in failed.items())
+        raise Failure("\n".join([why, *logs]))
+
+
+def trouble(app: Release, rpc: Any, name: str) -> str:
+    """Return '' when all of a worker's processes run what serves, or why they do not."""
+    release = app.serving
+    folder = app.settings(release)
+    read_at_start = [folder / "environment", folder / "secrets", app.app["run_command"]]
+    for info in supervisord.processes(rpc, name):
+        if info["statename"] != "RUNNING":
+            return f"it is {info['statename']}"
+        if processes.environment(info["pid"]).get("APP_RELEASE") != release:
+            return "it runs another release"
+        if processes.is_older(info["pid"], read_at_start):
+            return "its environment has changed"
+    return ""
+
+
+def restart(rpc: Any, names: Any) -> None:
+    """Restart programs; each gets its time to end what it is at, all of them at once."""
+    every = [x for name in names for x in supervisord.processes(rpc, name)]
+    for name in names:
+        with contextlib.suppress(xmlrpc.client.Fault):
+            rpc.stopProcessGroup(name, False)
+    for info in every:
+        supervisord.stop(rpc, f"{info['group']}:{info['name']}")
+    for name in names:
+        with contextlib.suppress(xmlrpc.client.Fault):
+            rpc.startProcessGroup(name, False)
+
+
+def wait_for(app: Release, rpc: Any, names: list[str]) -> dict[str, str]:
+    """Return what is wrong with the programs, once they run or had their time to."""
+    patience = max((int(x["startsecs"]) for x in app.app["workers"]), default=3) + 10
+    deadline = time.monotonic() + patience
+    while True:
+        failed = {name: why for name in names if (why := trouble(app, rpc, name))}
+        ended = all(why in ("it is BACKOFF", "it is FATAL") for why in failed.values())
+        if not failed or (ended and failed) or time.monotonic() > deadline:
+            return failed
+        time.sleep(0.1)
+
+
+def schedules(app: Release) -> None:
+    """Let systemd run the schedules of what serves, unless another release is on its way."""
+    if not app.lock_path.exists() or app.mine:
+        app.output["schedules"] = settings.apply_schedules(app, app.check)
+
+
+def finish(app: Release) -> None:
+    """Remove what is not needed any more, give the lock back, and say how long it took."""
+    app.step("finish")
+    app.hooks("before_finish")
+    rollback = app.lock["what"].startswith("rollback")
+    served = {} if rollback else {"deployed": time.time()}
+    app.note(app.id, broken=None, run=app.app["run"]["id"], **served)
+    app.mark_built(app.id)
+    schedules(app)
+    app.output["removed"] = app.prune()
+    app.output["took"] = app.durations()
+    app.end("ok")
+    try:
+        app.hooks("after_finish")
+    except Failure as failure:
+        # What serves well by now is not taken back for it.
+        app.output["after_finish"] = f"after_finish: {failure}; see {app.log_path}"
+
+
+# A run that is taken back.
+
+
+def take_back(app: Release) -> None:
+    """Take back what this run has done here: it failed, here or on another server."""
+    app.output["to"] = ""
+    finished = app.releases.get(app.id, {}).get("run") == app.app["run"]["id"]
+    if not app.mine:
+        if not finished:
+            # The step that failed has taken itself back, or there was nothing to do.
+            return
+        # It is finished here already, and on another server it failed.
+        app.take_lock()
+        app.lock["from"] = app.before(app.id)
+        app.write(app.lock_path, app.lock)
+    app.best_effort = True
+    steps = [name for name, _ in app.read_lock()["steps"]]
+    app.step("take_back")
+    if finished or len(steps) > 1:
+        app.note(app.id, broken=": ".join(reason(app)), run=None)
+    before = app.lock["from"] if app.lock["from"] != app.id else app.before(app.id)
+    if finished or "switch" in steps:
+        app.point(before)
+        app.output["to"] = before or "nothing"
+    app.restore_schema()
+    app.write(app.lock_path, app.lock)
+
+
+def reason(app: Release) -> tuple[str, str]:
+    """Return where it failed, a step or another server, and why."""
+    why = app.app["trouble"].strip()
+    if app.app["elsewhere"]:
+        return app.app["elsewhere"], why.partition("\n")[0]
+    names = (name for name, _ in app.lock.get("steps", []))
+    *_, step = "lock", *itertools.takewhile(lambda name: name != "take_back", names)
+    if why.startswith(f"{step}: "):
+        return step, why.removeprefix(f"{step}: ")
+    # Of the slots nothing is written down here.
+    return "slots" if step in ("switch", "after_switch") else step, why
+
+
+def taken_back(app: Release) -> None:
+    """End a run that was taken back, and say why: it always fails."""
+    app.best_effort = True
+    if app.mine:
+        app.step("taken_back")
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            schedules(app)
+    where, why = reason(app)
+    begun = [
+        name for name, _ in app.lock.get("steps", []) if name not in ("take_back", "taken_back")
+    ]
+    if len(begun) > 1 and not app.app["elsewhere"]:
+        raise Failure(app.fail(where, why))
+    ahead, what = "", app.app["run"]["what"]
+    if app.lock:
+        ahead = app.ahead() if len(begun) > 1 else ""
+        app.end(f"given up, since it failed on {where}: {why}".partition("\n")[0])
+    if app.app["elsewhere"]:
+        why = f"The {what} {app.id} is given up here, since it failed on {where}: {why}"
+    # The task that failed has shown the rest.
+    first = why.partition("\n")[0]
+    raise Failure(f"{first}\n{ahead}".strip())
+
+
+# The beginning of a rollback.
+
+
+def choose(app: Release) -> None:
+    """Choose the release to go back to, and see whether the database lets it."""
+    app.refuse()
+    serving, releases = app.serving, app.releases
+    asked, usable = app.app["asked"], [name for name in app.usable() if name != app.serving]
+    app.id = asked or app.before(serving)
+    if asked and asked != serving and asked not in usable:
+        # The first part of an id tells the code, the second one the settings.
+        app.id = next((name for name in [serving, *usable] if name.startswith(f"{asked}-")), asked)
+    if not app.id or (app.id != serving and app.id not in usable):
+        which = f"release {app.id}" if app.id else "older release"
+        could = ", ".join(usable) or "none"
+        raise Failure(
+            f"There is no {which} to go back to. These are whole and have served: {could}."
+            " See: ansible-playbook playbooks/releases.yml"
+        )
+    live = app.id == serving
+    now, then = (releases.get(x, {}).get("head") for x in (serving, app.id))
+    down = then if now and then and now != then else ""
+    app.output |= {"release": app.id, "live": live, "serving": serving, "plan": [], "place": []}
+    app.output |= {"downgrade": down, "venv": True, "built": True, "diff": ""}
+    if not live:
+        app.output["diff"] = f"{serving} is taken out of service, and {app.id} put into it\n"
+    if live or app.check:
+        return
+    app.take_lock()
+    app.step("choose")
+    if down and not app.app["migrations"]:
+        lines = "\n  ".join(app.between(then, now, serving))
+        app.end("refused: migrations lie between")
+        raise Refused(
+            f"These migrations lie between {app.id} and {serving}, which serves:\n  {lines}\n"
+            "Say what becomes of them:\n"
+            "  -e app_rollback_migrations=keep       the older code runs on the newer schema\n"
+            "  -e app_rollback_migrations=downgrade  they are undone, with what only they hold"
+        )
+    for kind, group in (("environment", app.app["user"]), ("migrate", app.app["deploy_user"])):
+        older = app.settings(app.id)
+        secrets = settings.forward(app.settings(serving), older, kind)
+        path = older / ("migrate.secrets" if kind == "migrate" else "secrets")
+        if files.read(path) != settings.to_text(secrets):
+            files.write(path, settings.to_text(secrets), 0o640, owner=os.geteuid(), group=group)
+    steps = (
+        ("downgrade",)
+        if down and app.app["migrations"] == "downgrade" and app.app["migrate_here"]
+        else ()
+    )
+    app.output["plan"] = plan(app, (*steps, "probe", "switch"))
+
+
+class Refused(Failure):
+    """A rollback that waits for a decision: nothing failed."""
+
+
+def prepare(app: Release) -> None:
+    """Begin to build the virtual environment while other work goes on.
+
+    The step that wants it waits for it, or does it again and says why it fails.
+    """
+    if app.mine:
+        with contextlib.suppress(Failure, OSError):
+            venv(app)
+
+
+STEPS = {x.__name__: x for x in (venv, build, load, migrate, downgrade, probe, switch)}
+
+
+def take(app: Release, names: list[str]) -> None:
+    """Take steps of the gate, one after the other; the first that fails ends the run."""
+    for name in names:
+        with app.alone():
+            app.step(name)
+            try:
+                STEPS[name](app)
+            except Failure as failure:
+                raise Failure(app.fail(name, str(failure))) from None
+            except OSError as error:
+                raise Failure(app.fail(name, describe(error))) from None
+
+
+def describe(error: OSError) -> str:
+    """Say in a few words what the system refused."""
+    return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")

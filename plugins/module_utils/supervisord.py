@@ -1,0 +1,167 @@
+"""Talk to supervisord, and write what it reads.
+
+Used by modules, and by programs that run without Ansible.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+import xmlrpc.client  # nosec B411
+from typing import Any
+
+from .unix_http import UnixConnection
+
+SOCKET = "/run/supervisor.sock"
+# supervisor.xmlrpc.Faults
+NOT_RUNNING = 70
+RUNNING = ("STARTING", "RUNNING", "BACKOFF")  # what can be stopped
+
+# What a program is where nobody says otherwise.
+DEFAULTS = {
+    **{"state": "present", "user": "root", "directory": "/", "environment": {}, "numprocs": 1},
+    **{"socket_owner": "root:root", "socket_mode": "0660", "startsecs": 1, "startretries": 1000000},
+    **{
+        "stopsignal": "TERM",
+        "stopwaitsecs": 10,
+        "priority": 999,
+        "log_max_mb": 10,
+        "log_backups": 5,
+    },
+}
+HEADER = """; Managed by Ansible.
+"""
+PROGRAM = """[{kind}:{name}]
+command={command}
+process_name=%(program_name)s_%(process_num)d
+numprocs={numprocs}
+{socket}user={user}
+directory={directory}
+autostart=true
+autorestart=true
+startsecs={startsecs}
+startretries={startretries}
+stopsignal={stopsignal}
+stopwaitsecs={stopwaitsecs}
+stopasgroup=false
+killasgroup=true
+priority={priority}
+redirect_stderr=true
+stdout_logfile=/var/log/supervisor/{name}_%(process_num)d.log
+stdout_logfile_maxbytes={log_max_mb}MB
+stdout_logfile_backups={log_backups}
+"""
+
+
+class Transport(xmlrpc.client.Transport):
+    """XML-RPC to supervisord, without importing its slow package."""
+
+    def make_connection(self, host: str) -> UnixConnection:
+        return UnixConnection(SOCKET)
+
+
+def connect() -> Any:
+    """Return supervisord's methods: http://supervisord.org/api.html."""
+    return xmlrpc.client.ServerProxy("http://localhost", transport=Transport()).supervisor
+
+
+def program_text(program: dict[str, Any]) -> str:
+    """Return a program as supervisord reads it, from the options of the role supervisor.
+
+    Variables come through env: supervisord's own environment= has no way to write every value.
+    """
+    command = program["command"]
+    if program["environment"]:
+        variables = sorted(program["environment"].items())
+        words = " ".join(_escape(f"{name}={value}") for name, value in variables)
+        command = f"/usr/bin/env {words} {command}"
+    socket = ""
+    if program.get("socket"):
+        socket = f"socket={program['socket']}\n"
+        if program["socket"].startswith("unix:"):
+            owner, mode = program["socket_owner"], program["socket_mode"]
+            socket += f"socket_owner={owner}\nsocket_mode={mode}\n"
+    kind = "fcgi-program" if socket else "program"
+    return PROGRAM.format_map(program | {"kind": kind, "command": command, "socket": socket})
+
+
+def _escape(word: str) -> str:
+    """Quote a word for the shell's syntax in a file of configparser's that has formats."""
+    text, previous = "", ""
+    for letter in shlex.quote(word):
+        # A comment begins at a semicolon, or at #, after a blank.
+        text += "''" + letter if letter in ";#" and previous.isspace() else letter
+        previous = letter
+    text = text.replace("\n", "''\n ''")
+    return text.replace("%(", "%''(").replace("%", "%%")
+
+
+def check(path: str) -> str:
+    """Return '' when supervisord can read a file of programs, users and paths included, or why not.
+
+    With one file that it cannot read, it starts none of its programs.
+    """
+    from supervisor.options import ServerOptions, UnhosedConfigParser
+
+    parser = UnhosedConfigParser()
+    try:
+        parser.read(path)
+        ServerOptions().process_groups_from_parser(parser)
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+def processes(rpc: Any, group: str) -> list[dict[str, Any]]:
+    """Return what supervisord knows of a program's processes; nothing when it has no such one."""
+    return [info for info in rpc.getAllProcessInfo() if info["group"] == group]
+
+
+def stop(rpc: Any, process: str) -> None:
+    """Stop a process, and return once it has ended."""
+    again = time.monotonic() + 1
+    try:
+        rpc.stopProcess(process, False)
+    except xmlrpc.client.Fault as fault:
+        # Somebody else may be stopping it.
+        if fault.faultCode != NOT_RUNNING:
+            raise
+    while rpc.getProcessInfo(process)["statename"] == "STOPPING":
+        if time.monotonic() > again:
+            # The first is lost when it meets a child of supervisord that is not the program yet;
+            # for gunicorn, as for most, one more is no more.
+            with contextlib.suppress(xmlrpc.client.Fault):
+                rpc.signalProcess(process, "TERM")
+            again += 1
+        time.sleep(0.05)
+
+
+def changes(rpc: Any, mine: Any) -> tuple[list[str], list[str], list[str]]:
+    """Let supervisord read its files, and return which programs are new, changed and gone.
+
+    ``mine`` tells by a name whether a program is the caller's; others are left to their owners.
+    """
+    added, changed, removed = rpc.reloadConfig()[0]
+    return tuple([name for name in names if mine(name)] for names in (added, changed, removed))
+
+
+def update(rpc: Any, mine: Any) -> list[str]:
+    """Start what is new, restart what changed, stop what is gone; return a line for each."""
+    added, changed, removed = changes(rpc, mine)
+    for name in [*removed, *changed]:
+        with contextlib.suppress(xmlrpc.client.Fault):
+            rpc.stopProcessGroup(name)
+        rpc.removeProcessGroup(name)
+    for name in [*changed, *added]:
+        rpc.addProcessGroup(name)
+    said = {"started": added, "changed": changed, "removed": removed}
+    return [f"{name}: {what}" for what, names in said.items() for name in names]
+
+
+def log(rpc: Any, process: str, length: int) -> tuple[str, int]:
+    """Return the end of a process's log, and the log's size; there may be none yet."""
+    try:
+        return rpc.tailProcessStdoutLog(process, 0, length)[:2]
+    except xmlrpc.client.Fault:
+        return "", 0

@@ -1,0 +1,73 @@
+"""Ask a server on a unix socket for its health, and wait until it is well.
+
+Used by modules, and by programs that run without Ansible.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP to a unix socket."""
+
+    def __init__(self, path: str | Path, timeout: float | None = None) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self.path = str(path)
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+def judge(path: str, status: int) -> str:
+    """Return '' for an answer of a healthy app, or what is wrong with it.
+
+    A path that somebody named for this answers 2xx or 3xx. Where none is named, ``/`` is asked,
+    which an app need not have: it answers below 500.
+    """
+    well = 200 <= status < 400 if path else status < 500
+    return "" if well else f"{path or '/'} answered {status}"
+
+
+def ask(where: str | Path, health: dict[str, Any], timeout: float = 10) -> tuple[str, int]:
+    """Ask once, as a visitor would: return '' or what is wrong, and the status or 0.
+
+    ``health`` has ``path`` (or '') and ``host``.
+    """
+    path = health["path"] or "/"
+    connection = UnixConnection(where, timeout)
+    headers = {"Host": health["host"], "X-Forwarded-Proto": "https"}
+    try:
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        answer.read(65536)  # else the app would log a broken pipe
+    except (OSError, http.client.HTTPException) as error:
+        return f"no answer to {path}: {error}", 0
+    finally:
+        connection.close()
+    return judge(health["path"], answer.status), answer.status
+
+
+def wait(where: str | Path, health: dict[str, Any], ended: Callable[[], str]) -> tuple[str, int]:
+    """Wait until it is well; return what ask() does, or why the server has ended.
+
+    ``health`` has ``timeout`` (seconds) besides; ``ended`` returns '' as long as the server runs.
+    """
+    deadline = time.monotonic() + health["timeout"]
+    trouble, status, pause = "it did not start", 0, 0.05
+    while (left := deadline - time.monotonic()) > 0:
+        if why := ended():
+            return why, 0
+        trouble, status = ask(where, health, left)
+        if not trouble:
+            return "", status
+        time.sleep(pause)
+        pause = min(pause * 1.5, 1)  # each answer may fill the log with a traceback
+    return f"not healthy within {health['timeout']} s: {trouble}", status
