@@ -329,3 +329,13 @@ def test_a_program_is_merged_over_the_wirings_one() -> None:
         {"name": "shop", "command": "x", "numprocs": 2, "priority": 1},
         {"name": "mine", "command": "y"},
     ]
+
+
+def test_the_server_keeps_what_an_app_takes_of_it() -> None:
+    files = APP.value(
+        "__app_place", app_name="shop", app_secret_key="x", app_claims={"memory_mb": 240}
+    )
+    text, mode = files["/etc/carafe/shop.fact"]
+    # Numbers, or the preflight of another app would not count them.
+    assert json.loads(text) == {"environment": "prod", "memory_mb": 240}
+    assert oct(mode) == "0o644"
