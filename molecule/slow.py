@@ -95,7 +95,16 @@ def measure(mode, url, count=1000, seconds=12):
     before, *_ = probe(parts, 3, port)
     slow = subprocess.Popen(
         [
-            *("slowhttptest", MODES[mode], "-u", url, "-c", str(int(SPARE * count)), "-r", str(RATE)),
+            *(
+                "slowhttptest",
+                MODES[mode],
+                "-u",
+                url,
+                "-c",
+                str(int(SPARE * count)),
+                "-r",
+                str(RATE),
+            ),
             # Something every five seconds, so that none of them is idle.
             *("-i", "5", "-l", str(seconds + PATIENCE), "-p", str(TIMEOUT)),
         ],

@@ -139,9 +139,9 @@ def test_what_a_web_server_needs_is_made_once(keeper) -> None:
     first.prepare()
     assert first.told == dry.told
     assert first.changed == {"site", "internal"}
-    internal = certificates.held(certificates.FOLDER / "internal.pem")
+    internal = certificates.read_certificate(certificates.FOLDER / "internal.pem")
     assert internal.names == set(INTERNAL["names"])
-    assert certificates.held(certificates.FOLDER / "site.pem").stands_in
+    assert certificates.read_certificate(certificates.FOLDER / "site.pem").stands_in
     assert (certificates.FOLDER / "internal.pem").stat().st_mode & 0o777 == 0o600
     again = keeper()
     again.prepare()
@@ -152,7 +152,7 @@ def test_other_names_are_signed_anew_by_the_same_authority(keeper) -> None:
     keeper().prepare()
     root = (certificates.FOLDER / "ca.crt").read_text()
     keeper(certificates=[INTERNAL | {"names": ["b.test"]}]).prepare()
-    assert certificates.held(certificates.FOLDER / "internal.pem").names == {"b.test"}
+    assert certificates.read_certificate(certificates.FOLDER / "internal.pem").names == {"b.test"}
     assert (certificates.FOLDER / "ca.crt").read_text() == root
 
 
@@ -252,4 +252,4 @@ def test_the_timer_goes_on_after_a_list_that_cannot_be_read(
     monkeypatch.setattr(certificates.sys, "argv", ["certificates", "renew"])
     message = certificates.main()
     assert message == f"{folder}/broken.json cannot be read. Run the playbook of broken again."
-    assert certificates.held(certificates.FOLDER / "internal.pem")
+    assert certificates.read_certificate(certificates.FOLDER / "internal.pem")

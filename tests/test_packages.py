@@ -89,11 +89,11 @@ def may_start() -> bool:
 
 
 def test_services_are_held_while_it_lasts_and_no_longer() -> None:
-    with packages.alone(1, "hold"):
+    with packages.alone(1, start_services=False):
         assert not may_start()
     assert may_start()
     assert not packages.POLICY.exists()
-    with packages.alone(1, "start"):
+    with packages.alone(1, start_services=True):
         assert may_start()
 
 
@@ -101,7 +101,7 @@ def die_in_the_midst() -> None:
     """Have a process killed while it installs packages."""
     pid = os.fork()
     if not pid:
-        with packages.alone(1, "hold"):
+        with packages.alone(1, start_services=False):
             os.kill(os.getpid(), signal.SIGKILL)
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL
 
@@ -118,7 +118,7 @@ def test_a_killed_run_holds_no_service_and_the_next_one_clears_up(
     assert packages.is_ours(packages.POLICY)
     assert packages.is_left()
     assert may_start() == (own != 101)
-    with packages.alone(1, "hold"):
+    with packages.alone(1, start_services=False):
         assert not may_start()
         assert not packages.is_left()
     assert packages.POLICY.exists() == (own is not None)
@@ -129,7 +129,7 @@ def test_a_killed_run_holds_no_service_and_the_next_one_clears_up(
 def test_an_administrators_policy_survives_the_moment_without_any(root: Path) -> None:
     packages.ADMINISTRATORS.write_text("#!/bin/sh\nexit 101\n")
     assert packages.is_left()
-    with packages.alone(1, "start"):
+    with packages.alone(1, start_services=True):
         assert packages.POLICY.read_text() == "#!/bin/sh\nexit 101\n"
 
 
@@ -156,7 +156,10 @@ def held(request: pytest.FixtureRequest, root: Path) -> Iterator[tuple[Path, sub
 def test_who_holds_a_lock_is_named(held: tuple[Path, subprocess.Popen], command) -> None:
     path, process = held
     command("apt-get", "")
-    with pytest.raises(packages.Failure) as failure, packages.alone(0.3, "hold") as apt:
+    with (
+        pytest.raises(packages.Failure) as failure,
+        packages.alone(0.3, start_services=False) as apt,
+    ):
         apt.install(["nginx"], False)
     assert f"(process {process.pid}) has held {path}" in str(failure.value)
     assert may_start()
@@ -167,7 +170,7 @@ def test_a_lock_that_is_given_back_is_no_failure(
 ) -> None:
     held[1].kill()
     calls = command("apt-get", "")
-    with packages.alone(5, "hold") as apt:
+    with packages.alone(5, start_services=False) as apt:
         apt.install(["nginx"], False)
     assert "install nginx" in calls.read_text()
 
@@ -201,7 +204,7 @@ def test_lists_are_updated_when_old_or_too_small(
 ) -> None:
     old(age)
     calls = command("apt-get", script)
-    with packages.alone(1, "hold") as apt:
+    with packages.alone(1, start_services=False) as apt:
         apt.install(["nginx"], False)
     assert verbs(calls) == expected
 
@@ -213,7 +216,7 @@ def test_what_dpkg_was_cut_off_from_comes_first(command) -> None:
     (packages.JOURNAL / "0001").touch()
     assert packages.is_interrupted({})
     assert packages.is_interrupted({"x": Package("unpacked", "1", ())})
-    with packages.alone(1, "hold") as apt:
+    with packages.alone(1, start_services=False) as apt:
         apt.install(["nginx"], True)
     assert "--configure -a" in dpkg.read_text()
     assert "--fix-broken --no-remove install nginx" in calls.read_text()
@@ -266,7 +269,7 @@ def test_a_source_that_cannot_be_reached_is_told_where_it_matters(command) -> No
     )
     with (
         pytest.raises(packages.Failure, match="The repository x is not signed"),
-        packages.alone(1, "hold") as apt,
+        packages.alone(1, start_services=False) as apt,
     ):
         apt.install(["nginx"], False)
     assert packages.LISTS.stat().st_mtime < time.time() - 7000
@@ -275,7 +278,7 @@ def test_a_source_that_cannot_be_reached_is_told_where_it_matters(command) -> No
 def test_apt_keeps_services_held_when_its_parent_is_gone(command) -> None:
     """The lock is the child's too."""
     command("apt-get", f"flock -n {packages.LOCK} true && exit 7\nexit 0")
-    with packages.alone(1, "hold") as apt:
+    with packages.alone(1, start_services=False) as apt:
         lock = os.fdopen(os.dup(apt.lock))
         assert apt.run("apt-get").returncode == 0
     with packages.LOCK.open() as file, pytest.raises(BlockingIOError):

@@ -108,7 +108,7 @@ class App:
             "finish": f"echo {release} >static/app.{release:0>8}.css; echo x >static/{release}.txt;"
             " find static -type f >.static",
             "commands": commands | changes.pop("commands", {}),
-            "migrate_here": True,
+            "migrate_enabled": True,
             "alembic": alembic,
             "migrations": "",
             "health": {"path": "", "host": "localhost", "timeout": 20} | changes.pop("health", {}),
@@ -118,8 +118,8 @@ class App:
             "schedules": [],
             "hashed": "[.][0-9a-f]{8,}[.]",
             "keep": 3,
-            "trouble": "",
-            "elsewhere": "",
+            "failure": "",
+            "failed_on": "",
             **changes,
         }
 
@@ -359,8 +359,8 @@ def test_what_was_cut_short_after_the_switch_is_not_what_a_failure_goes_back_to(
     assert app.serving == "b"
     app.step("begin", "c", run=RUN_2, break_lock=True)
     app.step("gate", "c", "build", "switch", run=RUN_2)
-    trouble = {"run": RUN_2, "trouble": "slot 0 is not healthy"}
-    assert app.step("take_back", "c", **trouble)["to"] == "a"
+    trouble = {"run": RUN_2, "failure": "slot 0 is not healthy"}
+    assert app.step("revert", "c", **trouble)["to"] == "a"
     assert app.serving == "a"
 
 
@@ -420,31 +420,31 @@ def test_rollback_has_its_own_settings_and_the_secrets_of_now(app: App) -> None:
 def test_slots_that_do_not_get_well_bring_the_old_release_back(app: App) -> None:
     app.deploy("a")
     app.part(6, "b")
-    trouble = {"trouble": "slot 1 is not healthy\nits log"}
-    assert app.step("take_back", "b", **trouble)["to"] == "a"
+    trouble = {"failure": "slot 1 is not healthy\nits log"}
+    assert app.step("revert", "b", **trouble)["to"] == "a"
     assert app.serving == "a"
     with pytest.raises(Failure, match="b failed at the step slots: slot 1 is not healthy"):
-        app.step("taken_back", "b", **trouble)
+        app.step("report_failure", "b", **trouble)
     assert app.books["b"]["broken"] == "slots: slot 1 is not healthy"
     assert not app.locked
 
 
 def test_very_first_release_that_fails_in_the_slots_never_starts_again(app: App) -> None:
     app.part(6, "a")
-    assert app.step("take_back", "a", trouble="slot 0 is not healthy")["to"] == "nothing"
+    assert app.step("revert", "a", failure="slot 0 is not healthy")["to"] == "nothing"
     assert not (app.root / "serving").is_symlink()
     with pytest.raises(Failure, match="nothing serves yet"):
-        app.step("taken_back", "a", trouble="slot 0 is not healthy")
+        app.step("report_failure", "a", failure="slot 0 is not healthy")
 
 
 @pytest.mark.parametrize("steps", range(2, 8))
 def test_release_that_fails_elsewhere_is_given_up_here(app: App, steps: int) -> None:
     app.deploy("a")
     app.part(steps, "b", run=RUN_2)
-    changes = {"run": RUN_2, "elsewhere": "other", "trouble": "not healthy\nits log"}
-    assert app.step("take_back", "b", **changes)["to"] == ("a" if steps > 5 else "")
+    changes = {"run": RUN_2, "failed_on": "other", "failure": "not healthy\nits log"}
+    assert app.step("revert", "b", **changes)["to"] == ("a" if steps > 5 else "")
     with pytest.raises(Failure) as failure:
-        app.step("taken_back", "b", **changes)
+        app.step("report_failure", "b", **changes)
     said = str(failure.value)
     assert "deployment of b is given up here, since it failed on other: not healthy" in said
     assert "its log" not in said
@@ -458,10 +458,10 @@ def test_release_that_fails_elsewhere_is_given_up_here(app: App, steps: int) -> 
 
 def test_release_that_served_well_here_before_stays_when_it_fails_elsewhere(app: App) -> None:
     app.deploy("a")
-    changes = {"run": RUN_2, "elsewhere": "other", "trouble": "not healthy"}
-    assert app.step("take_back", "a", **changes)["to"] == ""
+    changes = {"run": RUN_2, "failed_on": "other", "failure": "not healthy"}
+    assert app.step("revert", "a", **changes)["to"] == ""
     with pytest.raises(Failure):
-        app.step("taken_back", "a", **changes)
+        app.step("report_failure", "a", **changes)
     assert app.serving == "a"
     assert "broken" not in app.books["a"]
 
@@ -469,12 +469,12 @@ def test_release_that_served_well_here_before_stays_when_it_fails_elsewhere(app:
 def test_rollback_that_is_refused_elsewhere_leaves_nothing_behind(app: App) -> None:
     app.deploy("a")
     app.deploy("b")
-    changes = {"elsewhere": "other", "trouble": "These migrations lie between"}
+    changes = {"failed_on": "other", "failure": "These migrations lie between"}
     run = RUN_2 | {"what": "rollback to"}
     app.step("choose", "", run=run)
-    app.step("take_back", "a", run=run, **changes)
+    app.step("revert", "a", run=run, **changes)
     with pytest.raises(Failure, match="rollback to a is given up here, since it failed on other"):
-        app.step("taken_back", "a", run=run, **changes)
+        app.step("report_failure", "a", run=run, **changes)
     assert "broken" not in app.books["a"]
     assert not app.locked
 
@@ -483,9 +483,9 @@ def test_step_that_failed_has_taken_itself_back(app: App) -> None:
     app.deploy("a")
     why = app.fail("b", run=RUN_2, commands={"probe": "false"})
     audit = app.audit
-    assert app.step("take_back", "b", run=RUN_2, trouble=why)["to"] == ""
+    assert app.step("revert", "b", run=RUN_2, failure=why)["to"] == ""
     with pytest.raises(Failure) as failure:
-        app.step("taken_back", "b", run=RUN_2, trouble=why)
+        app.step("report_failure", "b", run=RUN_2, failure=why)
     assert str(failure.value) == why.splitlines()[0]
     assert app.audit == audit
 
@@ -642,10 +642,10 @@ def test_hook_that_fails_is_a_release_that_fails(app: App, point: str, steps: in
     app.part(steps, "b")
     with pytest.raises(Failure, match="exit status 3"):
         app.step("hook", "b", point=point, command="echo no such page; exit 3")
-    changes = {"trouble": f"{point}: exit status 3"}
-    assert app.step("take_back", "b", **changes)["to"] == ("a" if steps == 6 else "")
+    changes = {"failure": f"{point}: exit status 3"}
+    assert app.step("revert", "b", **changes)["to"] == ("a" if steps == 6 else "")
     with pytest.raises(Failure) as failure:
-        app.step("taken_back", "b", **changes)
+        app.step("report_failure", "b", **changes)
     assert f"b failed at the step {point}: exit status 3" in str(failure.value)
     assert "no such page" in str(failure.value)
     assert app.books["b"]["broken"].startswith(f"{point}: exit status 3")
@@ -657,7 +657,7 @@ def test_slots_that_fail_after_a_hook_are_told_from_it(app: App) -> None:
     app.deploy("a")
     app.part(6, "b")
     app.step("hook", "b", point="after_switch", command="true")
-    app.step("take_back", "b", trouble="slot 1 is not healthy")
+    app.step("revert", "b", failure="slot 1 is not healthy")
     assert app.books["b"]["broken"] == "slots: slot 1 is not healthy"
 
 
@@ -792,10 +792,10 @@ def test_full_disk_after_the_switch_takes_back_what_can_be_taken_back(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "write", full)
-    trouble = {"trouble": "No space left on device"}
-    assert app.step("take_back", "b", **trouble)["to"] == "a"
+    trouble = {"failure": "No space left on device"}
+    assert app.step("revert", "b", **trouble)["to"] == "a"
     with pytest.raises(Failure, match="No space left on device; a serves"):
-        app.step("taken_back", "b", **trouble)
+        app.step("report_failure", "b", **trouble)
     assert app.serving == "a"
     assert not app.locked
     assert set(app.tree()) <= set(before)

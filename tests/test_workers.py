@@ -91,7 +91,7 @@ def test_worker_that_is_not_in_the_release_any_more_is_gone_and_a_new_one_is_the
     assert supervisord.processes(daemon, "carafe-test-app.jobs") == []
     assert running(daemon, "other")[1] == "b"
     # A failure goes back to the workers of the release before, too.
-    app.step("take_back", "b", trouble="slot 1 is not healthy")
+    app.step("revert", "b", failure="slot 1 is not healthy")
     app.step("workers", "b", workers=worker(name="other"))
     assert running(daemon)[1] == "a"
     assert supervisord.processes(daemon, "carafe-test-app.other") == []
@@ -119,12 +119,12 @@ def test_worker_that_does_not_come_up_says_why_and_leaves_the_lock(app: App, dae
     assert str(failure.value).startswith("the worker carafe-test-app.jobs: it is BACKOFF")
     assert "cannot import bad" in str(failure.value)
     assert app.locked
-    trouble = {"trouble": str(failure.value)}
-    app.step("take_back", "b", **trouble)
+    trouble = {"failure": str(failure.value)}
+    app.step("revert", "b", **trouble)
     app.step("workers", "b", workers=worker())
     assert running(daemon)[1] == "a"
     with pytest.raises(Failure, match="b failed at the step workers: the worker"):
-        app.step("taken_back", "b", **trouble)
+        app.step("report_failure", "b", **trouble)
     assert app.serving == "a"
     assert not app.locked
 

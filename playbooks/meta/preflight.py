@@ -34,8 +34,8 @@ ROLES = Path(__file__).parents[2] / "roles"
 def check_failures(server: Server) -> Iterator[Problem]:
     """What could not be rendered is told once for each reason, unless it was told already."""
     for reason, names in server.failures.items():
-        told = any(reason == name or f"'{name}'" in reason for name in server.missing)
-        if told or (not server.facts and FACTS.search(reason)):
+        known = any(reason == name or f"'{name}'" in reason for name in server.missing)
+        if known or (not server.facts and FACTS.search(reason)):
             continue
         if reason.isidentifier():
             yield Problem(reason, f"is not set, and {names[0]} needs it")

@@ -101,7 +101,7 @@ class Certificate:
         return now() > self.end - (self.end - self.start) / 3
 
 
-def held(path: Path) -> Certificate | None:
+def read_certificate(path: Path) -> Certificate | None:
     """Return the certificate that a file holds, or None where it holds none."""
     if not path.exists():
         return None
@@ -150,7 +150,9 @@ class Keeper:
         for item in self.of("ca"):
             self.sign(item)
         for item in self.of("acme"):
-            if held(self.path(item)) is None and self.change(item, "a stand-in until it is issued"):
+            if read_certificate(self.path(item)) is None and self.change(
+                item, "a stand-in until it is issued"
+            ):
                 self.make(item, f"/CN={STAND_IN}")
         self.bring()
 
@@ -214,7 +216,7 @@ class Keeper:
     def sign(self, item: Item) -> None:
         """Have the private CA sign a certificate, where it has not or the certificate runs out."""
         root, key = FOLDER / "ca.crt", FOLDER / "ca.key"
-        has, authority = held(self.path(item)), held(root)
+        has, authority = read_certificate(self.path(item)), read_certificate(root)
         fits = has and authority and has.issuer == authority.subject
         if fits and has.names == set(item["names"]) and not has.runs_out and not authority.runs_out:
             return
@@ -240,7 +242,7 @@ class Keeper:
         """Order what is due, and raise what went wrong when all have been tried."""
         failures = []
         for item in self.of("acme"):
-            has = held(self.path(item))
+            has = read_certificate(self.path(item))
             if has is None or has.stands_in:
                 due = "issued"
             elif has.names != set(item["names"]):

@@ -49,15 +49,15 @@ class Item:
         kept, wanted = {}, {}
         if self.there is None:
             return kept, wanted
-        for name, number, here in (
+        for name, number, current in (
             ("owner", self.number(user_id, self.owner), self.there.st_uid),
             ("group", self.number(group_id, self.group), self.there.st_gid),
         ):
-            if number not in (-1, here):
-                kept[name], wanted[name] = str(here), str(getattr(self, name))
-        here = stat.S_IMODE(self.there.st_mode)
-        if here != self.mode:
-            kept["mode"], wanted["mode"] = f"{here:04o}", f"{self.mode:04o}"
+            if number not in (-1, current):
+                kept[name], wanted[name] = str(current), str(getattr(self, name))
+        current = stat.S_IMODE(self.there.st_mode)
+        if current != self.mode:
+            kept["mode"], wanted["mode"] = f"{current:04o}", f"{self.mode:04o}"
         return kept, wanted
 
     def number(self, find: Any, name: str | None) -> int | None:

@@ -166,14 +166,14 @@ def is_left() -> bool:
     return False
 
 
-def hold() -> None:
+def deny_services() -> None:
     """Let no package start a service, for as long as the lock is held."""
     if os.path.lexists(POLICY) and not is_ours(POLICY):
         POLICY.replace(ADMINISTRATORS)
     write(POLICY, POLICY_TEXT, 0o755)
 
 
-def release() -> None:
+def allow_services() -> None:
     """Give the administrator's own policy for services its place again, where there is one."""
     if os.path.lexists(ADMINISTRATORS) and (is_ours(POLICY) or not os.path.lexists(POLICY)):
         ADMINISTRATORS.replace(POLICY)
@@ -238,18 +238,18 @@ class Apt:
 
 
 @contextlib.contextmanager
-def alone(seconds: float, services: str) -> Iterator[Apt]:
+def alone(seconds: float, start_services: bool) -> Iterator[Apt]:
     """Keep other installations of Carafe out, and services as asked, for as long as this lasts."""
     locks = Locks(seconds)
     with LOCK.open("a") as lock:
         locks.wait(LOCK, lock, fcntl.flock)
-        release()
+        allow_services()
         try:
-            if services == "hold":
-                hold()
+            if not start_services:
+                deny_services()
             yield Apt(lock.fileno(), locks)
         finally:
-            release()
+            allow_services()
 
 
 def simulate(names: list[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 A deployment begins with ``begin``, a rollback with ``choose``. Both return a plan: which steps of
 ``STEPS`` are to be taken, and between which of them a run of Ansible has task files to include.
-``workers`` and ``finish`` end both. ``take_back`` and ``taken_back`` undo what this run has done,
+``workers`` and ``finish`` end both. ``revert`` and ``report_failure`` undo what this run has done,
 when it failed where no step can: in the slots, the workers, a task file, or on another server.
 """
 
@@ -241,7 +241,7 @@ def plan(app: Release, steps: tuple[str, ...]) -> list[dict[str, Any]]:
     for step in steps:
         if step in ("load", "probe") and not commands[step]:
             continue
-        if step == "migrate" and not (commands["migrate"] and app.app["migrate_here"]):
+        if step == "migrate" and not (commands["migrate"] and app.app["migrate_enabled"]):
             continue
         hooked = step in ("migrate", "switch") or (step == "build" and not app.built(app.id))
         if hooked and app.has_task_files(f"before_{step}"):
@@ -394,17 +394,17 @@ def link_command(app: Release) -> None:
 
 def carry_static(app: Release, release: str) -> None:
     """Link the files of another release that have a hash in their name into this one."""
-    hashed, here, there = re.compile(app.app["hashed"]), app.folder(app.id), app.folder(release)
-    own = files.read(there / ".static") or ""
+    hashed, new, old = re.compile(app.app["hashed"]), app.folder(app.id), app.folder(release)
+    own = files.read(old / ".static") or ""
     missing = [
         line
         for line in own.splitlines()
-        if hashed.search(line) and (there / line).is_file() and not (here / line).exists()
+        if hashed.search(line) and (old / line).is_file() and not (new / line).exists()
     ]
     if missing:
         user = ["runuser", "-u", app.app["deploy_user"], "--"]
-        copy = ["cp", "--link", "--parents", "--", *missing, str(here)]
-        app.call([*user, *copy], f"keep {len(missing)} static files of {release}", "step", there)
+        copy = ["cp", "--link", "--parents", "--", *missing, str(new)]
+        app.call([*user, *copy], f"keep {len(missing)} static files of {release}", "step", old)
 
 
 def hook(app: Release) -> None:
@@ -529,7 +529,7 @@ def finish(app: Release) -> None:
 # A run that is taken back.
 
 
-def take_back(app: Release) -> None:
+def revert(app: Release) -> None:
     """Take back what this run has done here: it failed, here or on another server."""
     app.output["to"] = ""
     finished = app.releases.get(app.id, {}).get("run") == app.app["run"]["id"]
@@ -543,7 +543,7 @@ def take_back(app: Release) -> None:
         app.write(app.lock_path, app.lock)
     app.best_effort = True
     steps = [name for name, _ in app.read_lock()["steps"]]
-    app.step("take_back")
+    app.step("revert")
     if finished or len(steps) > 1:
         app.note(app.id, broken=": ".join(reason(app)), run=None)
     before = app.lock["from"] if app.lock["from"] != app.id else app.before(app.id)
@@ -556,35 +556,35 @@ def take_back(app: Release) -> None:
 
 def reason(app: Release) -> tuple[str, str]:
     """Return where it failed, a step or another server, and why."""
-    why = app.app["trouble"].strip()
-    if app.app["elsewhere"]:
-        return app.app["elsewhere"], why.partition("\n")[0]
+    why = app.app["failure"].strip()
+    if app.app["failed_on"]:
+        return app.app["failed_on"], why.partition("\n")[0]
     names = (name for name, _ in app.lock.get("steps", []))
-    *_, step = "lock", *itertools.takewhile(lambda name: name != "take_back", names)
+    *_, step = "lock", *itertools.takewhile(lambda name: name != "revert", names)
     if why.startswith(f"{step}: "):
         return step, why.removeprefix(f"{step}: ")
     # Of the slots nothing is written down here.
     return "slots" if step in ("switch", "after_switch") else step, why
 
 
-def taken_back(app: Release) -> None:
+def report_failure(app: Release) -> None:
     """End a run that was taken back, and say why: it always fails."""
     app.best_effort = True
     if app.mine:
-        app.step("taken_back")
+        app.step("report_failure")
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
             schedules(app)
     where, why = reason(app)
     begun = [
-        name for name, _ in app.lock.get("steps", []) if name not in ("take_back", "taken_back")
+        name for name, _ in app.lock.get("steps", []) if name not in ("revert", "report_failure")
     ]
-    if len(begun) > 1 and not app.app["elsewhere"]:
+    if len(begun) > 1 and not app.app["failed_on"]:
         raise Failure(app.fail(where, why))
     ahead, what = "", app.app["run"]["what"]
     if app.lock:
         ahead = app.ahead() if len(begun) > 1 else ""
         app.end(f"given up, since it failed on {where}: {why}".partition("\n")[0])
-    if app.app["elsewhere"]:
+    if app.app["failed_on"]:
         why = f"The {what} {app.id} is given up here, since it failed on {where}: {why}"
     # The task that failed has shown the rest.
     first = why.partition("\n")[0]
@@ -638,7 +638,7 @@ def choose(app: Release) -> None:
             files.write(path, settings.to_text(secrets), 0o640, owner=os.geteuid(), group=group)
     steps = (
         ("downgrade",)
-        if down and app.app["migrations"] == "downgrade" and app.app["migrate_here"]
+        if down and app.app["migrations"] == "downgrade" and app.app["migrate_enabled"]
         else ()
     )
     app.output["plan"] = plan(app, (*steps, "probe", "switch"))

@@ -76,7 +76,7 @@ def load() -> None:
         run("systemctl", "restart", "ssh.service")
 
 
-def put_back(former: str | None) -> None:
+def restore_drop_in(former: str | None) -> None:
     if former is None:
         DROP_IN.unlink(missing_ok=True)
     else:
@@ -84,7 +84,7 @@ def put_back(former: str | None) -> None:
 
 
 def restore(former: str | None) -> None:
-    put_back(former)
+    restore_drop_in(former)
     load()
 
 
@@ -155,7 +155,7 @@ def main() -> str | None:
                 case ["revert"]:
                     CHANGE.revert(restore)
                 case ["boot"]:
-                    CHANGE.revert(put_back)
+                    CHANGE.revert(restore)
                 case _:
                     return __doc__
         except subprocess.CalledProcessError as error:

@@ -23,14 +23,13 @@ options:
     type: list
     elements: str
     required: true
-  services:
+  start_services:
     description:
-      - Whether packages start their services, as Debian has it. V(hold) is for who starts them
+      - Whether packages start their services, as Debian has it. V(false) is for who starts them
         later, with the configuration that they are to have. It lasts no longer than this module
         runs, however that ends.
-    type: str
-    choices: [start, hold]
-    default: start
+    type: bool
+    default: true
   wait_seconds:
     description: Seconds to wait, all in all, for whoever holds the locks of dpkg and apt.
     type: int
@@ -46,7 +45,7 @@ EXAMPLES = r"""
 - name: Install nginx, which starts later with a configuration of its own
   carafe.stack.packages:
     name: [nginx, openssl]
-    services: hold
+    start_services: false
 """
 
 RETURN = r"""
@@ -69,12 +68,12 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "list", "elements": "str", "required": True},
-            "services": {"type": "str", "choices": ["start", "hold"], "default": "start"},
+            "start_services": {"type": "bool", "default": True},
             "wait_seconds": {"type": "int", "default": 600},
         },
         supports_check_mode=True,
     )
-    names, services = module.params["name"], module.params["services"]
+    names, start_services = module.params["name"], module.params["start_services"]
     try:
         known = packages.look()
         before, missing = packages.installed(known), packages.missing(names, known)
@@ -86,7 +85,7 @@ def main() -> None:
             after = before | dict.fromkeys(new, "")
         else:
             if missing or repair or left:
-                with packages.alone(module.params["wait_seconds"], services) as apt:
+                with packages.alone(module.params["wait_seconds"], start_services) as apt:
                     if missing or repair:
                         apt.install(missing, repair)
             after = packages.installed(packages.look())

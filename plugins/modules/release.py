@@ -29,12 +29,12 @@ options:
       - V(workers) lets the background workers and, unless a release is on its way, the schedules
         run what serves.
       - V(finish) ends a release that serves well.
-      - V(take_back) and V(taken_back) undo what this run has done; the latter always fails, and
+      - V(revert) and V(report_failure) undo what this run has done; the latter always fails, and
         says why.
       - V(list) only reads.
     type: str
     required: true
-    choices: [begin, choose, prepare, gate, hook, workers, finish, take_back, taken_back, list]
+    choices: [begin, choose, prepare, gate, hook, workers, finish, revert, report_failure, list]
   app:
     description: What the role app knows of the app and of this run.
     type: dict
@@ -145,7 +145,7 @@ def main() -> None:
                 "required": True,
                 "choices": [
                     *("begin", "choose", "prepare", "gate", "hook", "workers", "finish"),
-                    *("take_back", "taken_back", "list"),
+                    *("revert", "report_failure", "list"),
                 ],
             },
             "app": {"type": "dict", "required": True},
@@ -169,8 +169,8 @@ def main() -> None:
             module.exit_json(changed=False, lock=locked.lock | {"says": str(locked)})
         module.fail_json(msg=str(locked))
     except Failure as failure:
-        see = f"; see {app.log_path}" if prefix else ""
-        module.fail_json(msg=f"{prefix}{failure}{see}")
+        hint = f"; see {app.log_path}" if prefix else ""
+        module.fail_json(msg=f"{prefix}{failure}{hint}")
     except OSError as error:
         module.fail_json(msg=f"{prefix or step + ': '}{release_steps.describe(error)}")
     except subprocess.CalledProcessError as error:

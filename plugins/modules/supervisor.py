@@ -137,9 +137,9 @@ def wait(rpc: Any, programs: list[dict[str, Any]]) -> None:
         ill = [info for info in infos if info["statename"] != "RUNNING"]
         if not ill:
             return
-        # One that is starting has no reason to tell, and is past that within its startsecs.
-        told = all(info["statename"] != "STARTING" for info in ill)
-        if time.monotonic() > deadline and (told or time.monotonic() > deadline + STARTING):
+        # One that is starting has no reason to give, and is past that within its startsecs.
+        stopped = all(info["statename"] != "STARTING" for info in ill)
+        if time.monotonic() > deadline and (stopped or time.monotonic() > deadline + STARTING):
             break
         time.sleep(0.2)
     why = "; ".join(
@@ -156,8 +156,8 @@ def run(params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Bring the programs to what is wanted; return what changed."""
     if not Path("/usr/bin/supervisord").exists():
         # A dry run on a bare server.
-        told = [f"{x['name']}: would be started" for x in params["programs"]]
-        return {"changed": bool(told), "programs": told}
+        lines = [f"{x['name']}: would be started" for x in params["programs"]]
+        return {"changed": bool(lines), "programs": lines}
     programs = [supervisord.DEFAULTS | program for program in params["programs"]]
     present = [x for x in programs if x["state"] != "absent"]
     written = write_programs(programs, check)

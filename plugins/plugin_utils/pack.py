@@ -40,10 +40,10 @@ def collect(folder: Path, exclude: list[str]) -> Files:
     """Return the files below a folder as {path in the release: (mode, bytes or link target)}."""
     found: Files = {}
     for top, folders, files in os.walk(folder):
-        here = Path(top).relative_to(folder)
+        parent = Path(top).relative_to(folder)
 
-        def stays(entry: str, here: Path = here) -> bool:
-            paths = (entry, (here / entry).as_posix())
+        def stays(entry: str, parent: Path = parent) -> bool:
+            paths = (entry, (parent / entry).as_posix())
             return not any(fnmatch.fnmatch(path, pattern) for path in paths for pattern in exclude)
 
         links = [x for x in folders if Path(top, x).is_symlink()]
@@ -51,10 +51,10 @@ def collect(folder: Path, exclude: list[str]) -> Files:
         for entry in filter(stays, files + links):
             path = Path(top, entry)
             if path.is_symlink():
-                found[(here / entry).as_posix()] = (0o777, str(path.readlink()))
+                found[(parent / entry).as_posix()] = (0o777, str(path.readlink()))
             elif path.is_file():
                 mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
-                found[(here / entry).as_posix()] = (mode, path.read_bytes())
+                found[(parent / entry).as_posix()] = (mode, path.read_bytes())
     return found
 
 

@@ -25,26 +25,28 @@ class Sources:
 
     def __init__(
         self,
-        here: Path,
+        current: Path,
         inventories: Iterable[str],
         extra: Iterable[str],
         play: Iterable[str],
         host_groups: Iterable[str] = (),
         top: Path = TOP,
     ):
-        self.here, self.top = here, top
+        self.current, self.top = current, top
         self.inventories = [Path(x) for x in inventories if Path(x).exists()]
         self.extra, self.play = set(extra), set(play)
         self.host_groups = [x for x in host_groups if x not in ("all", "ungrouped")]
 
     def short(self, path: Path) -> str:
-        path = path if path.is_absolute() else self.here / path
-        return str(path.relative_to(self.here)) if path.is_relative_to(self.here) else str(path)
+        path = path if path.is_absolute() else self.current / path
+        return (
+            str(path.relative_to(self.current)) if path.is_relative_to(self.current) else str(path)
+        )
 
     def folders(self) -> list[Path]:
         """Return the folders that may hold group_vars."""
         found = [x if x.is_dir() else x.parent for x in self.inventories]
-        return list(dict.fromkeys(found)) or [self.here]
+        return list(dict.fromkeys(found)) or [self.current]
 
     def inventory_files(self) -> list[Path]:
         """Return the files that name the hosts; those of a folder that hold no variables."""
@@ -138,7 +140,7 @@ class Sources:
         secret = VAULT.search(line if place else problem.variable)
         if secret:
             vault = self.suggest(secret[0], groups)
-            if not (self.here / vault).exists():
+            if not (self.current / vault).exists():
                 return f"Write {vault}: {self.vault_command()}"
             return f"Set {secret[0]} in the vault: ansible-vault edit {vault}"
         if problem.meant and problem.variable in self.extra:
@@ -172,8 +174,8 @@ def report(found: Mapping[Problem, list[Server]], sources: Sources) -> str:
     # Without a name nothing else makes sense, so that comes first.
     ordered = sorted(found.items(), key=lambda item: item[0].variable != "app_name")
     for number, (problem, servers) in enumerate(ordered, 1):
-        told = any(re.search(rf"\b{re.escape(x.name)}\b", problem.what) for x in servers)
-        where = "" if told else f" ({', '.join(x.name for x in servers)})"
+        named = any(re.search(rf"\b{re.escape(x.name)}\b", problem.what) for x in servers)
+        where = "" if named else f" ({', '.join(x.name for x in servers)})"
         lines.append(f"{number}. {problem.variable} {problem.what}.{where}".replace("?.", "?"))
         lines.append(f"   {sources.advice(problem, servers[0].name, servers[0].groups)}")
     return "\n".join([*lines, "", f"Then run again: {sources.again()}"])
