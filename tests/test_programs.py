@@ -69,6 +69,14 @@ def test_what_is_not_wanted_any_more_goes_and_what_was_changed_comes_back(folder
     assert not (folder / "carafe/__pycache__").exists()
 
 
+def test_what_root_has_run_is_no_change(folder: Path) -> None:
+    programs.install("tried", ["files"])
+    # No package has a function main here; what matters is that Python has compiled it.
+    subprocess.run([sys.executable, "-W", "error", str(folder)], capture_output=True, check=False)
+    assert {x.parent.parent for x in folder.rglob("*.pyc")} == {folder, folder / "carafe"}
+    assert programs.install("tried", ["files"]) == []
+
+
 @pytest.fixture
 def project(tmp_path: Path, ansible_environment: dict[str, str]) -> dict[str, str]:
     """A collection like ours, with a module that brings a program along."""

@@ -54,8 +54,9 @@ def install(name: str, modules: list[str], check: bool = False) -> list[str]:
     wanted[folder / "carafe" / "__init__.py"] = ""
     # The last one, so that a program that is there is whole.
     wanted[folder / "__main__.py"] = MAIN.format(name=name, main=modules[0])
-    cache = folder / "carafe" / "__pycache__"
-    there = {x for x in folder.rglob("*") if not x.is_dir() and x.parent != cache}
+    # Where root has run it, Python has compiled it, __main__ too.
+    caches = [folder / "__pycache__", folder / "carafe/__pycache__"]
+    there = {x for x in folder.rglob("*") if not x.is_dir() and x.parent not in caches}
     changed = [
         *(path for path, text in wanted.items() if path not in there or path.read_text() != text),
         *sorted(there - wanted.keys()),
@@ -65,7 +66,8 @@ def install(name: str, modules: list[str], check: bool = False) -> list[str]:
             parent.mkdir(exist_ok=True)
             parent.chmod(0o755)
         # Python tells what it has compiled by second and size of the source, which may be the same.
-        shutil.rmtree(cache, ignore_errors=True)
+        for cache in caches:
+            shutil.rmtree(cache, ignore_errors=True)
         for path in changed:
             if path in wanted:
                 write(path, wanted[path])
