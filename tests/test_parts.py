@@ -12,7 +12,7 @@ from conftest import ROLES, ROOT
 LOADER = importlib.machinery.SourceFileLoader("parts", str(ROOT / "scripts/parts"))
 PARTS = importlib.util.module_from_spec(importlib.util.spec_from_loader("parts", LOADER))
 LOADER.exec_module(PARTS)
-ALWAYS = {"lint", "fast", "older"}
+ALWAYS = {"lint", "fast", "older", "sanity"}
 SITES = {part for name, parts in PARTS.scenarios().items() for part in parts if name not in ROLES}
 
 

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python
 """Have TLS certificates, in the two stages between which a web server starts."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ description:
   - Whoever uses certificates loads those that changed.
   - Each owner's list is kept in C(/etc/carafe/certificates.d), where the timer finds it. Where two
     owners want different certificates by one name, nothing is changed, and the failure names both.
-author: The Carafe developers
+author: [Carafe (@carafe)]
 options:
   stage:
     description: What to do.
@@ -104,8 +104,10 @@ options:
     default: false
 attributes:
   check_mode:
+    description: Looks, changes nothing, and says what it would change.
     support: full
   diff_mode:
+    description: Shows what the timer is told, and which certificates are made.
     support: full
 """
 

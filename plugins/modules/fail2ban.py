@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python
 """Write what fail2ban is to watch, and let it run with that."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ description:
     add up. A value that is the default states nothing. Where two state different values of one
     setting, or of one option of a jail, nothing is changed, and the failure names both.
   - The files of the role fail2ban come first, see there.
-author: The Carafe developers
+author: [Carafe (@carafe)]
 options:
   owner:
     description: Whose jails these are, an app for instance.
@@ -73,8 +73,10 @@ options:
     default: 604800
 attributes:
   check_mode:
+    description: Looks, changes nothing, and says what it would change.
     support: full
   diff_mode:
+    description: Shows the composed settings.
     support: full
 """
 

@@ -11,8 +11,7 @@ description:
     Renders templates on the control machine and then, in one call of a module, makes folders,
     checks all files that change, writes them atomically and removes what is to be absent.
   - Where a check refuses one of them, none of the whole call lands.
-author:
-  - The Carafe developers
+author: [Carafe (@carafe)]
 options:
   folders:
     description: Folders, each after the one that it lies in.

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python
 """Drop what comes in to a server, except what its apps let in."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ description:
   - Rules are refused under which the ssh connection that the module came by could not have been opened.
   - New rules are in force at once, and taken back after O(revert_seconds) unless they are confirmed by another call, which is
     to come by a new connection. Until then neither they nor the claim are those of the next boot.
-author: The Carafe developers
+author: [Carafe (@carafe)]
 options:
   state:
     description:
@@ -85,8 +85,10 @@ options:
     default: 60
 attributes:
   check_mode:
+    description: Looks, changes nothing, and says what it would change.
     support: full
   diff_mode:
+    description: Shows the rules, and what is due for them.
     support: full
 """  # noqa: E501
 

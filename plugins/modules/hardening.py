@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python
 """Bring time zone, host name, kernel settings, journal and nightly upgrades into force."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ description:
     into force. A value that is the default states nothing. Where two state different values of
     one setting, nothing is changed, and the failure names both.
   - The files of the role hardening come first, see there.
-author: The Carafe developers
+author: [Carafe (@carafe)]
 options:
   owner:
     description: Whose settings these are, an app for instance.
@@ -43,8 +43,10 @@ options:
     default: ""
 attributes:
   check_mode:
+    description: Looks, changes nothing, and says what it would change.
     support: full
   diff_mode:
+    description: Shows each file and setting that differs.
     support: full
 """
 

@@ -13,8 +13,7 @@ description:
   - >-
     Fails where two owners state a setting of the server differently, or have the same site, and
     where another service has a port that nginx is to listen on. It changes nothing.
-author:
-  - The Carafe developers
+author: [Carafe (@carafe)]
 options:
   owner:
     description: Who configures nginx. What it has is recorded in C(/etc/carafe/nginx.d).

@@ -11,8 +11,7 @@ description:
     While it is on, each request to the site gets a 503 and a page, except from the addresses that
     are let in. The role nginx must have configured the site before.
   - Asks nginx afterwards, until it answers so.
-author:
-  - The Carafe developers
+author: [Carafe (@carafe)]
 options:
   state:
     description: Whether the page is to be shown.
@@ -20,8 +19,8 @@ options:
     required: true
   sites:
     description: >-
-      The sites that nginx has, with O(sites[].name), O(sites[].server_names), O(sites[].listen),
-      O(sites[].listen_tls) and O(sites[].certificate).
+      The sites that nginx has, with C(name), C(server_names), C(listen), C(listen_tls) and
+      C(certificate) of each.
     type: list
     elements: dict
     required: true

@@ -14,8 +14,7 @@ description:
     Tests the whole configuration before, and fails with what nginx says of it, while nginx goes on
     with the old one. It is restarted only where its package has started it and nobody is connected,
     so that it gets its sandbox.
-author:
-  - The Carafe developers
+author: [Carafe (@carafe)]
 options:
   owner:
     description: Who configures nginx, as in M(carafe.stack.nginx_info).

@@ -48,8 +48,7 @@ options:
       - File that names the Python dependencies. When empty, requirements.txt or pyproject.toml.
     type: str
     default: ""
-author:
-  - The Carafe developers
+author: [Carafe (@carafe)]
 """
 
 EXAMPLES = r"""

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python
 """Install Debian packages; heals what an interrupted run of apt has left."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ description:
     long.
   - Where the server was cut off while dpkg worked, C(dpkg --configure -a) comes first.
   - In check mode it lists what it would install, on a server that never updated its lists too.
-author: The Carafe developers
+author: [Carafe (@carafe)]
 options:
   name:
     description:
@@ -36,8 +36,10 @@ options:
     default: 600
 attributes:
   check_mode:
+    description: Looks, changes nothing, and says what it would change.
     support: full
   diff_mode:
+    description: Lists the packages.
     support: full
 """
 

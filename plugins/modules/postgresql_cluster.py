@@ -25,8 +25,7 @@ extends_documentation_fragment: [carafe.stack.postgresql_contents]
 requirements: [psycopg2]
 seealso:
   - module: carafe.stack.postgresql_config
-author:
-  - The Carafe developers
+author: [Carafe (@carafe)]
 """
 
 EXAMPLES = r"""

@@ -96,8 +96,7 @@ options:
     description: Files that systemd reads for the cluster's unit, as text by path.
     type: dict
     default: {}
-author:
-  - The Carafe developers
+author: [Carafe (@carafe)]
 """
 
 EXAMPLES = r"""

@@ -13,8 +13,7 @@ description:
   - A dry run and C(--diff) list what is changed, a sentence for each statement.
 extends_documentation_fragment: [carafe.stack.postgresql_contents]
 requirements: [psycopg2]
-author:
-  - The Carafe developers
+author: [Carafe (@carafe)]
 """
 
 EXAMPLES = r"""

@@ -16,8 +16,7 @@ options:
         server that could not be reached is told from that, too.
     type: str
     required: true
-author:
-  - The Carafe developers
+author: [Carafe (@carafe)]
 """
 
 EXAMPLES = r"""

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python
 """Let sshd take keys only and strong algorithms, and lock nobody out on the way."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ description:
     another call, which is to come by a new connection.
   - Several owners, each an app for instance, may state settings for one server, unless they state them differently. What each
     one states is kept in C(/etc/carafe/sshd.d/).
-author: The Carafe developers
+author: [Carafe (@carafe)]
 options:
   state:
     description:
@@ -97,8 +97,10 @@ options:
     default: 60
 attributes:
   check_mode:
+    description: Looks, changes nothing, and says what it would change.
     support: full
   diff_mode:
+    description: Shows sshd's drop-in, and what a reload or restart would be due for.
     support: full
 """  # noqa: E501
 
