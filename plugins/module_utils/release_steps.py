@@ -608,7 +608,7 @@ def choose(app: Release) -> None:
         could = ", ".join(usable) or "none"
         raise Failure(
             f"There is no {which} to go back to. These are whole and have served: {could}."
-            " See: ansible-playbook playbooks/releases.yml"
+            " See: ansible-playbook carafe.stack.releases"
         )
     live = app.id == serving
     now, then = (releases.get(x, {}).get("head") for x in (serving, app.id))
