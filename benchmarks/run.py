@@ -5,7 +5,7 @@ one from site.yml. Then come the runs with nothing to do, the memory of the idle
 on the server that site.yml made. At the end both take a second app, which is released under load.
 All figures are of one run on one machine; what carries over to another machine is their ratios.
 
-Writes benchmarks/results.json (raw numbers), docs/benchmarks.md (the table) and its plots.
+Writes benchmarks/results.json (raw numbers), docs/explanation/benchmarks.md and its plots.
 """
 
 import json
@@ -23,7 +23,7 @@ import releases
 from servers import RELEASE, ROOT, Server, gunicorn_version, playbook, run, say, tasks_on_server
 
 RESULTS = ROOT / "benchmarks/results.json"
-PAGE = ROOT / "docs/benchmarks.md"
+PAGE = ROOT / "docs/explanation/benchmarks.md"
 LOAD_SECONDS = 4  # of each load; bounded, and only ever within the server's own loopback
 # The median counts, because these machines are noisy.
 BARE_ROUNDS = 3
@@ -277,9 +277,9 @@ def table(results: dict) -> list[tuple[str, str, str]]:
 RELEASES_TEXT = """\
 ## Releases under load
 
-The ledger of [molecule/deploy](../molecule/deploy/files/ledger) is released three times and then
-taken back, while [a client with no mercy](../molecule/load.py) asks it 200 times a second through
-nginx. Above by `deploy.yml` and `rollback.yml`, below by what people type:
+The ledger of [molecule/deploy](../../molecule/deploy/files/ledger) is released three times and
+then taken back, while [a client with no mercy](../../molecule/load.py) asks it 200 times a second
+through nginx. Above by `deploy.yml` and `rollback.yml`, below by what people type:
 
     ssh server '{script}'
 
@@ -287,7 +287,7 @@ Both servers run two workers of four threads. A quarter of the requests are POST
 One in a hundred is for a page that takes 1.5 seconds: it may get lost like any other, but its
 latency is left out. A line's steps are one second wide.
 
-![Latency over time, and the requests lost](images/releases.svg)
+![Latency over time, and the requests lost](../images/releases.svg)
 """
 
 
@@ -340,7 +340,7 @@ def main() -> None:
         "Made by `make bench`, on one machine in one run: read the ratios, not the seconds.\n"
         f"Debian {results['debian']}. Raw numbers: `benchmarks/results.json`.\n\n"
         + "\n".join(lines)
-        + "\n\n![Times and loads](images/bench.svg)\n\n"
+        + "\n\n![Times and loads](../images/bench.svg)\n\n"
         + RELEASES_TEXT.format(**results["releases"])
     )
     plots.times(results)

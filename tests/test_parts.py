@@ -32,7 +32,7 @@ def test_without_a_change_all_parts_are_there() -> None:
         ("playbooks/deploy.yml", SITES),
         ("group_vars/lab/main.yml", SITES),
         ("sample_app/wsgi.py", SITES | {"sample-app"}),
-        ("docs/security.md", set()),
+        ("docs/explanation/security.md", set()),
         ("tests/test_parts.py", set()),
     ],
 )

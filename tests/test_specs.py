@@ -13,7 +13,7 @@ import pytest
 import yaml
 from ansible.errors import AnsibleError
 from ansible_collections.carafe.stack.plugins.module_utils import supervisord
-from conftest import ROLES, ROOT, Role, load_yaml
+from conftest import ROLES, ROOT, Role, load_module, load_yaml
 
 KNOWN = {name for role in ROLES for name in Role(role).options}
 VARIABLE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(ROLES)})_[a-z0-9_]+\b(?![/.]\w*\.|\()")
@@ -116,6 +116,12 @@ def test_the_readme_explains_each_tag(role: Role) -> None:
     files = (role.path / "tasks").glob("*.yml")
     tags = {tag for x in files for task in load_yaml(x) for tag in task.get("tags", [])}
     assert not [tag for tag in tags if f"| `{tag}` |" not in text]
+
+
+def test_each_tag_of_a_readme_selects_something_of_the_site() -> None:
+    readmes = load_module(ROOT / "scripts/readmes.py", "readmes")
+    documented = {tag for role in readmes.roles() for tag in readmes.tags_in_readme(role)}
+    assert documented == set(readmes.tags_of(ROOT / "playbooks/site.yml", set())) - {"always"}
 
 
 def example(role: Role) -> str:
