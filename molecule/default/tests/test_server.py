@@ -3,24 +3,21 @@
 import json
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from testinfra.host import Host
 
 
 @pytest.fixture
-def unasked_port(host: Host) -> Iterator[int]:
+def unasked_port(host: Host, eventually: Callable[..., None]) -> Iterator[int]:
     """Port of a service that somebody started for all the world, and that nobody deployed."""
     port = 9999
     host.check_output(
         f"systemd-run --collect --unit=unasked --property=DynamicUser=yes"
         f" python3 -m http.server --directory /usr/share {port}"
     )
-    host.check_output(
-        f"for i in $(seq 100); do ss -Hltn 'sport = {port}' | grep -q . && exit; sleep 0.1; done;"
-        " exit 1"
-    )
+    eventually(lambda: host.check_output(f"ss -Hltn 'sport = {port}'"))
     yield port
     host.check_output("systemctl stop unasked")
 

@@ -199,5 +199,6 @@ def test_secrets_are_nowhere_else(
     show("secrets found where they do not belong", len(found), "0", not found)
     assert found == set()
     # They are where they do.
-    assert second["app_secret_key"] in host.file("/etc/canary/environment").content_string
-    assert second["database_password"] in host.file("/etc/canary/environment").content_string
+    kept = host.file("/srv/canary/serving/secrets").content_string
+    assert second["app_secret_key"] in kept
+    assert second["database_password"] in kept
