@@ -20,7 +20,7 @@ from xdist.scheduler import LoadScopeScheduling
 REPOSITORY = Path(__file__).parent.parent
 # Fixtures that run a playbook. What a test does with one is Carafe's own logic, which the releases
 # share: what differs between them is how things are after converge, a kill and a restart.
-PLAYBOOKS = {"apply", "converge", "deploy", "playbook", "role"}
+PLAYBOOKS = {"apply", "converge", "deploy", "playbook", "role", "rotate", "switch"}
 RECAP = re.compile(
     r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE
 )

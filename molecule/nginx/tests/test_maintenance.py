@@ -26,6 +26,7 @@ def switch(host: Host) -> Callable[..., tuple[int | None, str]]:
     def run(state: str | None, *options: str, **variables) -> tuple[int | None, str]:
         variables = {
             # What the playbook's own variables make of an app that is not here.
+            "app_name": "app",
             "nginx_owner": "default",
             "nginx_default_sites": [],
             "nginx_sites": SITES,
