@@ -31,6 +31,7 @@ SITE: dict[str, Any] = {
     "locations": [{"path": "/socket", "proxy_pass": "http://127.0.0.1:9000/", "buffering": False}],
     "cache": True,
     "cache_default_seconds": 30,
+    "max_conns": 100,
     "rate_limit": "20r/s",
     "connection_limit": 10,
     "listen": 8080,
@@ -38,6 +39,12 @@ SITE: dict[str, Any] = {
 }
 SITES = {
     "plain": {"name": "a", "server_names": ["a.test"], "upstreams": ["unix:/run/a.sock"]},
+    "one at a time": {
+        "name": "a",
+        "server_names": ["a.test"],
+        "upstreams": ["unix:/run/a.sock"],
+        "max_conns": 1,
+    },
     "static only": {
         "name": "b",
         "server_names": ["b.test"],
@@ -139,6 +146,37 @@ def test_another_service_is_reached_below_its_path_only(
     assert re.findall(r"location (.+) \{\n(?:(?! *location).*\n)*?.*proxy_pass (.+);", text) == [
         written
     ]
+
+
+@pytest.mark.parametrize(
+    ("upstreams", "max_conns", "each"),
+    [
+        (1, 0, ["", ""]),
+        (1, 9, [" max_conns=4"] * 2),
+        (1, 1, [" max_conns=1"]),
+        (2, 9, [" max_conns=9"] * 2),
+    ],
+)
+def test_an_upstream_gets_no_more_than_its_share(
+    upstreams: int, max_conns: int, each: list[str]
+) -> None:
+    site = {"name": "a", "upstreams": ["unix:/a", "unix:/b"][:upstreams], "max_conns": max_conns}
+    sites = NGINX.value("__nginx_sites", nginx_sites=[site])
+    path = "etc/nginx/sites-enabled/site.conf.j2"
+    text = NGINX.render(path, __nginx_site=sites[0], __nginx_found=FOUND)
+    assert re.findall(r"    server unix:.*max_fails=\d(?: fail_timeout=5s)?(.*);", text) == each
+
+
+@pytest.mark.parametrize("where", ["site", "server"])
+def test_an_error_page_of_one_s_own_is_not_ended(where: str) -> None:
+    own = "error_page 502 /sorry.html;"
+    site = {"name": "a", "upstreams": ["unix:/a"], "max_conns": 9}
+    sites = NGINX.value("__nginx_sites", nginx_sites=[site | {"extra": own * (where == "site")}])
+    settings = NGINX.defaults | {"nginx_extra_http": own * (where == "server")}
+    path = "etc/nginx/sites-enabled/site.conf.j2"
+    found = FOUND | {"settings": settings}
+    text = NGINX.render(path, __nginx_site=sites[0], __nginx_found=found)
+    assert "/.unavailable" not in text
 
 
 def test_a_site_with_a_mistake_is_found_by_this_test_s_parser(tmp_path: Path) -> None:

@@ -18,6 +18,25 @@ slow.close()
 print(status(name, "/"))
 """
 
+OVERLOAD = """
+import http.client
+def ask(path):
+    connection = http.client.HTTPConnection("127.0.0.1", timeout=20)
+    connection.request("GET", path, headers={"Host": "busy.test"})
+    return connection, connection.getresponse()
+slow = [ask("/?stream=1&header=X-Accel-Buffering:no") for _ in range(2)]
+for _, answer in slow:
+    answer.readline()
+_, refused = ask("/")
+print(refused.status, refused.headers["Retry-After"], refused.headers["X-Content-Type-Options"])
+other = http.client.HTTPConnection("127.0.0.1", timeout=20)
+other.request("GET", "/go", headers={"Host": "app.test"})
+other.getresponse().read()
+for _, answer in slow:
+    answer.read()
+print(ask("/")[1].status)
+"""
+
 
 def test_requests_over_the_rate_get_429(ask, visitor):
     assert [ask("limited.test", "/", *visitor).status for _ in range(4)] == [200, 200, 200, 429]
@@ -40,6 +59,16 @@ def test_the_rate_of_one_site_is_not_that_of_another(ask, visitor):
 
 def test_requests_in_progress_over_the_limit_get_429(host):
     assert host.check_output("python3 -c %s", BUSY).split() == ["429", "200", "200"]
+
+
+def test_what_is_too_much_for_the_app_is_refused_at_once_and_the_rest_answered(host):
+    assert host.check_output("python3 -c %s", OVERLOAD).splitlines() == ["503 1 nosniff", "200"]
+
+
+def test_an_app_that_is_down_is_no_busy_one(ask):
+    answer = ask("down.test", "/")
+    assert answer.status == 502
+    assert "retry-after" not in {name.lower() for name in answer.headers}
 
 
 def test_a_body_over_the_sites_limit_gets_413(ask, visitor):

@@ -23,6 +23,7 @@ RANGES = {
     "nginx_sites.listen": PORT,
     "nginx_sites.listen_tls": PORT,
     "nginx_sites.locations.read_timeout": (1, None),
+    "nginx_sites.max_conns": (0, None),
     "nginx_sites.read_timeout": (1, None),
     "nginx_sites.redirect_port": PORT,
     "nginx_worker_connections": (1, None),
