@@ -21,6 +21,7 @@ from ansible_collections.carafe.stack.plugins.module_utils import (
     files,
     release_settings,
     release_steps,
+    venvs,
 )
 from ansible_collections.carafe.stack.plugins.module_utils.release_state import Failure, Locked
 from ansible_collections.carafe.stack.plugins.modules import release as module
@@ -235,6 +236,58 @@ SPOILED = [
     ("switch", {"hooks": {"before_switch": ["echo no such hook; exit 3"]}}),
     ("switch", {"hooks": {"after_switch": ["echo no such hook; exit 3"]}}),
 ]
+
+
+UV = """#!/bin/sh
+echo "$UV_DEFAULT_INDEX" "$@" >>ROOT/asked
+case " $* " in
+  *" venv "*) mkdir -p ROOT/venvs/venv-1/bin; cp /bin/true ROOT/venvs/venv-1/bin/python ;;
+  *) touch ROOT/venvs/venv-1/by-uv; exit STATUS ;;
+esac
+"""
+
+
+@pytest.fixture(autouse=True)
+def without_files_of_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(venvs, "OF_THE_SERVER", [])
+    for name in [x for x in os.environ if x.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+
+
+def with_uv(app: App, status: int = 0) -> dict[str, Any]:
+    """Put a uv there, and return the facts of an app that is built with it."""
+    uv = app.root / "cache/uv-1/bin/uv"
+    uv.parent.mkdir(parents=True)
+    uv.write_text(UV.replace("ROOT", str(app.root)).replace("STATUS", str(status)))
+    uv.chmod(0o755)
+    path = f"{app.root}/venvs/venv-1"
+    return {"uv": {"version": "1", "path": path, "requirements": "r.txt", "extra": ["gunicorn"]}}
+
+
+def test_uv_builds_the_virtual_environment_as_pip_is_told_to(app: App) -> None:
+    install = {"install": {"PIP_INDEX_URL": "https://house"}}
+    done = app.deploy("a", variables=install, build_venv="exit 1", **with_uv(app))
+    asked = (app.root / "asked").read_text().splitlines()
+    assert all(line.startswith("https://house ") for line in asked)
+    assert asked[-1].endswith("pip gunicorn")
+    assert (app.root / "venvs/venv-1/by-uv").exists()
+    assert not any("pip" in line for line in done["took"])
+    assert "UV_DEFAULT_INDEX" not in os.environ
+
+
+def test_pip_builds_it_anew_and_the_run_says_so_when_uv_fails(app: App) -> None:
+    done = app.deploy("a", **with_uv(app, status=2))
+    assert not (app.root / "venvs/venv-1/by-uv").exists()
+    assert done["took"][-1] == "pip has built the virtual environment: uv could not (exit status 2)"
+    # Only the run that built it.
+    assert not any("pip" in line for line in app.deploy("b", run=RUN_2)["took"])
+
+
+def test_pip_builds_it_when_uv_cannot_be_told_what_pip_is_told(app: App) -> None:
+    install = {"install": {"PIP_KEYRING_PROVIDER": "subprocess"}}
+    done = app.deploy("a", variables=install, **with_uv(app))
+    assert not (app.root / "asked").exists()
+    assert "no counterpart of pip's setting keyring-provider" in done["took"][-1]
 
 
 @pytest.mark.parametrize(("step", "spoiled"), SPOILED)

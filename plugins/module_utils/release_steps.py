@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import files, processes, supervisord, unix_http
+from . import files, processes, supervisord, unix_http, venvs
 from . import release_settings as settings
 from .release_state import Failure, State, clock, count_files
 
@@ -283,8 +283,34 @@ def venv(app: Release) -> None:
         mark.unlink(missing_ok=True)
         # As root: what a build that was cut short left may not be the deploy user's to remove.
         shutil.rmtree(folder, ignore_errors=True)
-        app.shell(app.app["build_venv"], "build the virtual environment", app.folder(app.id))
+        why = build_with_uv(app) if app.app.get("uv") else ""
+        if why or not app.app.get("uv"):
+            shutil.rmtree(folder, ignore_errors=True)
+            app.shell(app.app["build_venv"], "build the virtual environment", app.folder(app.id))
         files.write(mark, f"{count_files(folder)}\n", owner=os.geteuid(), group=os.getegid())
+        # For the end of the run: this may be the job that runs beside it.
+        told = f"{app.app['run']['id']} pip has built the virtual environment: {why}" if why else ""
+        files.write(app.state / "installer", told, owner=os.geteuid(), group=os.getegid())
+
+
+def build_with_uv(app: Release) -> str:
+    """Build the virtual environment with uv; return '' or why that was not possible."""
+    before, uv = dict(os.environ), app.app["uv"]
+    try:
+        own = install_environment(app)
+        requirements = files.read(app.folder(app.id) / uv["requirements"]) or ""
+        os.environ.update(own | venvs.environment_of_uv({**before, **own}, app.root))
+        script = venvs.script(uv, app.root, requirements)
+        app.shell(script, "build the virtual environment with uv", app.folder(app.id))
+    except venvs.NoCounterpart as setting:
+        return f"uv has no counterpart of pip's setting {setting}"
+    except Failure as failure:
+        return f"uv could not ({failure})"
+    finally:
+        # They are not the app's, whose next steps may be taken by this process.
+        os.environ.clear()
+        os.environ.update(before)
+    return ""
 
 
 def build(app: Release) -> None:
@@ -518,6 +544,9 @@ def finish(app: Release) -> None:
     schedules(app)
     app.output["removed"] = app.prune()
     app.output["took"] = app.durations()
+    told, _, installer = (files.read(app.state / "installer") or "").partition(" ")
+    if told == app.app["run"]["id"]:
+        app.output["took"].append(installer)
     app.end("ok")
     try:
         app.hooks("after_finish")

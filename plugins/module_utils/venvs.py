@@ -1,0 +1,132 @@
+"""Build a virtual environment with uv, as pip is set up to do it on this server.
+
+pip itself builds it where uv cannot be had, where pip has a setting that uv has no counterpart of,
+and where uv fails: then pip's message is the one that people know.
+"""
+
+from __future__ import annotations
+
+import configparser
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"  # which Debian's pip trusts
+# Debian's pip as an archive that runs: to have one installed takes longer than all that uv does.
+WHEELS = "/usr/share/python-wheels/pip-*.whl"
+OF_THE_SERVER = [Path("/etc/xdg/pip/pip.conf"), Path("/etc/pip.conf")]
+# What changes nothing of what is installed, and from where.
+WITHOUT_EFFECT = set(
+    """
+    break-system-packages cache-dir config-file default-timeout disable-pip-version-check
+    exists-action log no-cache-dir no-color no-compile no-input no-python-version-warning
+    no-warn-script-location progress-bar quiet retries root-user-action timeout verbose
+    """.split()
+)
+
+
+class NoCounterpart(Exception):
+    """pip is told something that uv cannot be told."""
+
+
+def packages(switch: str, names: str) -> Callable[[str], dict[str, str]]:
+    """Return how to say of some packages, or of all, that they are built, or are not."""
+
+    def told(value: str) -> dict[str, str]:
+        words = value.replace(",", " ").split()
+        if words == [":none:"]:
+            return {}
+        return {switch: "1"} if words == [":all:"] else {names: " ".join(words)}
+
+    return told
+
+
+def switched(**variables: str) -> Callable[[str], dict[str, str]]:
+    """Return how to say what is either so or not."""
+    return lambda value: variables if value.lower() in ("1", "y", "yes", "t", "true", "on") else {}
+
+
+COUNTERPARTS: dict[str, Callable[[str], dict[str, str]]] = {
+    "cert": lambda value: {"SSL_CERT_FILE": value},
+    "client-cert": lambda value: {"SSL_CLIENT_CERT": value},
+    "constraint": lambda value: {"UV_CONSTRAINT": value},
+    # pip takes the best of all indexes, uv by itself that of the first one that knows the package.
+    "extra-index-url": lambda value: {
+        "UV_INDEX": " ".join(value.split()),
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+    },
+    "find-links": lambda value: {"UV_FIND_LINKS": ",".join(value.split())},
+    "index-url": lambda value: {"UV_DEFAULT_INDEX": value},
+    "no-binary": packages("UV_NO_BINARY", "UV_NO_BINARY_PACKAGE"),
+    "no-index": switched(UV_NO_INDEX="1"),
+    "only-binary": packages("UV_NO_BUILD", "UV_NO_BUILD_PACKAGE"),
+    "pre": switched(UV_PRERELEASE="allow"),
+    "proxy": lambda value: dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), value),
+    "require-hashes": switched(UV_REQUIRE_HASHES="1"),
+    "trusted-host": lambda value: {"UV_INSECURE_HOST": " ".join(value.split())},
+}
+
+
+def settings_of_pip(environment: Mapping[str, str], home: Path) -> Iterator[tuple[str, str]]:
+    """Yield what pip is told by its files and by the environment, the stronger ones later."""
+    places = [*OF_THE_SERVER, home / ".pip/pip.conf", home / ".config/pip/pip.conf"]
+    if "PIP_CONFIG_FILE" in environment:
+        places.append(Path(environment["PIP_CONFIG_FILE"]))
+    for section in ("global", "install"):
+        for place in places:
+            parser = configparser.RawConfigParser()
+            try:
+                parser.read(place, encoding="utf-8")
+            except (configparser.Error, UnicodeDecodeError):
+                raise NoCounterpart(f"file {place}") from None
+            if parser.has_section(section):
+                yield from parser.items(section)
+    for name, value in environment.items():
+        if name.startswith("PIP_"):
+            yield name.removeprefix("PIP_"), value
+
+
+def environment_of_uv(environment: Mapping[str, str], home: Path) -> dict[str, str]:
+    """Return the variables that tell uv what pip is told; those that are for uv already win."""
+    told: dict[str, str] = {}
+    for name, value in settings_of_pip(environment, home):
+        told[name.lower().replace("_", "-")] = value
+    found = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_CONFIG": "1", "UV_NO_SOURCES": "1"}
+    found["SSL_CERT_FILE"] = environment.get("REQUESTS_CA_BUNDLE") or CERTIFICATES
+    for name, value in told.items():
+        if name in COUNTERPARTS:
+            found |= COUNTERPARTS[name](value) if value else {}
+        elif name not in WITHOUT_EFFECT:
+            raise NoCounterpart(name)
+    own = {name for name in environment if name.startswith("UV_")}
+    return {name: value for name, value in found.items() if name not in own}
+
+
+def script(wanted: Mapping[str, Any], root: Path, requirements: str) -> str:
+    """Return what the deploy user runs in the release to build it, given its requirements' text."""
+    cache = root / "cache"
+    folder, venv = cache / f"uv-{wanted['version']}", shlex.quote(wanted["path"])
+    uv = f"{shlex.quote(str(folder))}/bin/uv --quiet --cache-dir {shlex.quote(str(cache / 'uv'))}"
+    install = f"{uv} pip install --compile-bytecode --python {venv}/bin/python"
+    # As pip does it: where one has a hash, all must have one.
+    hashes = "--require-hashes " if "--hash=" in requirements else ""
+    # Commands of the app's may ask for pip.
+    more = shlex.join(["pip", *wanted["extra"]])
+    get = f"""\
+for pip in {WHEELS}; do :; done
+rm -rf {cache}/uv-*
+python3 "$pip/pip" install --quiet --no-input --disable-pip-version-check --no-cache-dir \\
+  --no-compile --no-deps --target {folder}.part uv=={wanted["version"]}
+rm {folder}.part/bin/uvx
+mv {folder}.part {folder}
+"""
+    return f"""\
+umask 022
+export HOME={root}
+if [ ! -x {folder}/bin/uv ]; then
+{get}fi
+{uv} venv --no-project --python /usr/bin/python3 {venv}
+{install} {hashes}--requirement {shlex.quote(wanted["requirements"])}
+{install} {more}
+"""

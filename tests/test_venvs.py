@@ -1,0 +1,89 @@
+"""uv is told what pip is told, and pip is there where uv is of no use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ansible_collections.carafe.stack.plugins.module_utils import venvs
+
+
+@pytest.fixture(autouse=True)
+def without_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(venvs, "OF_THE_SERVER", [])
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"PIP_INDEX_URL": "https://a/simple"}, {"UV_DEFAULT_INDEX": "https://a/simple"}),
+        (
+            {"PIP_EXTRA_INDEX_URL": "https://a  https://b"},
+            {"UV_INDEX": "https://a https://b", "UV_INDEX_STRATEGY": "unsafe-best-match"},
+        ),
+        ({"PIP_CERT": "/etc/house.pem"}, {"SSL_CERT_FILE": "/etc/house.pem"}),
+        ({"REQUESTS_CA_BUNDLE": "/etc/house.pem"}, {"SSL_CERT_FILE": "/etc/house.pem"}),
+        ({"PIP_FIND_LINKS": "/a /b"}, {"UV_FIND_LINKS": "/a,/b"}),
+        ({"PIP_NO_INDEX": "1"}, {"UV_NO_INDEX": "1"}),
+        ({"PIP_NO_BINARY": ":all:"}, {"UV_NO_BINARY": "1"}),
+        ({"PIP_NO_BINARY": "lxml,pillow"}, {"UV_NO_BINARY_PACKAGE": "lxml pillow"}),
+        ({"PIP_REQUIRE_HASHES": "true"}, {"UV_REQUIRE_HASHES": "1"}),
+        ({"PIP_PROXY": "http://p:8080"}, {"HTTPS_PROXY": "http://p:8080"}),
+    ],
+)
+def test_uv_is_told_what_pip_is_told(
+    tmp_path: Path, environment: dict[str, str], told: dict[str, str]
+) -> None:
+    found = venvs.environment_of_uv({"PATH": "/bin", **environment}, tmp_path)
+    assert {name: found.get(name) for name in told} == told
+
+
+def test_what_is_off_is_not_told(tmp_path: Path) -> None:
+    assert "UV_NO_INDEX" not in venvs.environment_of_uv({"PIP_NO_INDEX": "0"}, tmp_path)
+
+
+def test_the_environment_wins_over_files_and_the_command_over_what_is_global(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".pip").mkdir()
+    (tmp_path / ".pip/pip.conf").write_text(
+        "[global]\nindex_url = https://global\nno-index = yes\n[install]\nindex-url = https://install\n"
+    )
+    assert venvs.environment_of_uv({}, tmp_path)["UV_DEFAULT_INDEX"] == "https://install"
+    environment = {"PIP_INDEX_URL": "https://environment"}
+    found = venvs.environment_of_uv(environment, tmp_path)
+    assert (found["UV_DEFAULT_INDEX"], found["UV_NO_INDEX"]) == ("https://environment", "1")
+
+
+def test_variables_of_uv_itself_win(tmp_path: Path) -> None:
+    environment = {"PIP_INDEX_URL": "https://a", "UV_DEFAULT_INDEX": "https://b"}
+    assert "UV_DEFAULT_INDEX" not in venvs.environment_of_uv(environment, tmp_path)
+
+
+def test_what_uv_cannot_be_told_is_left_to_pip(tmp_path: Path) -> None:
+    with pytest.raises(venvs.NoCounterpart, match="keyring-provider"):
+        venvs.environment_of_uv({"PIP_KEYRING_PROVIDER": "subprocess"}, tmp_path)
+
+
+def test_a_file_that_pip_could_not_read_either_is_left_to_pip(tmp_path: Path) -> None:
+    (tmp_path / "pip.conf").write_text("no section\n")
+    with pytest.raises(venvs.NoCounterpart, match=r"pip\.conf"):
+        venvs.environment_of_uv({"PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}, tmp_path)
+
+
+WANTED = {
+    "version": "1",
+    "path": "/srv/a/venvs/k",
+    "requirements": "deps/x y.txt",
+    "extra": ["b==2"],
+}
+
+
+def test_hashes_are_asked_of_all_where_one_has_them() -> None:
+    plain = venvs.script(WANTED, Path("/srv/a"), "a==1\n")
+    hashed = venvs.script(WANTED, Path("/srv/a"), "a==1 --hash=sha256:0\n")
+    assert "--require-hashes" not in plain
+    assert "--require-hashes --requirement 'deps/x y.txt'" in hashed
+    # Those that the playbook adds have none.
+    assert "pip install" in hashed.splitlines()[-1]
+    assert "--require-hashes" not in hashed.splitlines()[-1]
