@@ -24,14 +24,14 @@ def times(results: dict) -> None:
     """Draw the times and the loads as bars."""
     figure, (durations, loads) = pyplot.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
     bars = {
-        "shell script, bare": statistics.median(results["shell_seconds"]),
-        "site.yml, bare": statistics.median(results["site_seconds"]),
-        "site.yml, nothing to do": results["noop_seconds"],
-        "… with Mitogen": results["noop_mitogen_seconds"],
+        "shell script, bare": statistics.median(results["bare"]["shell_seconds"]),
+        "site.yml, bare": statistics.median(results["bare"]["site_seconds"]),
+        "site.yml, nothing to do": results["noop"]["seconds"],
+        "… with Mitogen": results["noop"]["mitogen_seconds"],
     }
     for axes, values, unit, form in (
         (durations, bars, "seconds", "{:.1f}"),
-        (loads, results["requests_a_second"], "requests a second, of one run", "{:,.0f}"),
+        (loads, results["requests"], "requests a second, of one run", "{:,.0f}"),
     ):
         drawn = axes.barh(list(values), list(values.values()), color="#4c7a9f")
         axes.bar_label(drawn, fmt=form, padding=3)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import yaml
-from servers import ROOT, Server, gunicorn_version, playbook, run, say, tasks_on_server
+from servers import ROOT, Run, Server, gunicorn_version, playbook, run, say
 
 sys.path.insert(0, str(ROOT / "molecule"))
 from load import Answer, Load
@@ -55,13 +55,13 @@ class Carafe:
             "stack_name": "all",
             "app_domains": [HOST],
         }
-        self.play("site", "first")
+        self.play("site", f"first{time.time_ns()}")
 
-    def play(self, name: str, word: str) -> tuple[float, dict]:
+    def play(self, name: str, word: str) -> Run:
         code = version(word, self.folder)
         return playbook(self.server, f"{name}.yml", self.variables | {"ledger_path": str(code)})
 
-    def deploy(self, word: str) -> tuple[float, dict]:
+    def deploy(self, word: str) -> Run:
         return self.play("playbooks/deploy", word)
 
     def back(self, word: str) -> None:
@@ -74,6 +74,8 @@ class Plain:
     def __init__(self, server: Server) -> None:
         self.server, self.folder = server, server.folder / "ledger-plain"
         self.tree = self.folder / "tree"
+        if self.tree.exists():  # from an earlier measurement of this block
+            return
         server.ssh("apt-get install -qq -y --no-install-recommends git >/dev/null")
         server.ssh("git init --quiet --bare --initial-branch main /srv/ledger.git")
         self.git("init", "--quiet", "--initial-branch", "main", self.tree, cwd=None)
@@ -120,7 +122,9 @@ def answered(load: Load, since: float = 0, until: float = math.inf) -> list[Answ
 
 def under_load(way: Carafe | Plain) -> dict:
     """Release three times and go back once under load, and tell second by second what it met."""
-    steps = {"deploy 1": "one", "deploy 2": "two", "deploy 3": "three", "rollback": "two"}
+    stamp = time.time_ns()
+    words = {"deploy 1": "one", "deploy 2": "two", "deploy 3": "three", "rollback": "two"}
+    steps = {name: f"{word}{stamp}" for name, word in words.items()}
     spans: list[dict] = []
     with Load(f"http://127.0.0.1:{way.server.http_port}", host=HOST) as load:
         time.sleep(REST)
@@ -178,16 +182,19 @@ def measure(carafe_server: Server, plain_server: Server) -> dict:
     carafe, plain = Carafe(carafe_server), Plain(plain_server)
     say("releases without load")
     runs, plain_seconds = [], []
-    for number in range(QUIET_ROUNDS):
-        seconds, report = carafe.deploy(f"quiet{number}")
-        runs.append((seconds, slots_seconds(report), tasks_on_server(report)))
-        plain_seconds.append(plain.deploy(f"quiet{number}"))
-    seconds, slots, tasks = sorted(runs)[QUIET_ROUNDS // 2]
+    for _ in range(QUIET_ROUNDS):
+        # A word that no earlier measurement on this server had.
+        word = f"quiet{time.time_ns()}"
+        runs.append(carafe.deploy(word))
+        plain_seconds.append(plain.deploy(word))
+        say(f"{runs[-1].seconds:.1f} s, {plain_seconds[-1]:.1f} s by the script")
+    middle = sorted(runs, key=lambda x: x.seconds)[QUIET_ROUNDS // 2]
     say("releases under load")
     return {
-        "deploy_seconds": seconds,
-        "deploy_slots_seconds": slots,
-        "deploy_tasks": tasks,
+        "deploy_seconds": middle.seconds,
+        "deploy_slots_seconds": slots_seconds(middle.report),
+        "deploy_tasks": middle.tasks_on_server,
+        "deploy_trips": middle.trips_by_role,
         "script": SCRIPT,
         "script_seconds": statistics.median(plain_seconds),
         "under_load": {"deploy.yml": under_load(carafe), "script": under_load(plain)},

@@ -5,29 +5,37 @@ one from site.yml. Then come the runs with nothing to do, the memory of the idle
 on the server that site.yml made. At the end both take a second app, which is released under load.
 All figures are of one run on one machine; what carries over to another machine is their ratios.
 
-Writes benchmarks/results.json (raw numbers), docs/explanation/benchmarks.md and its plots.
+    scripts/bench               all blocks, in about a quarter of an hour
+    scripts/bench --go-on       those that a run which was cut short has not come to
+    scripts/bench --keep BLOCK… some of them, anew; the servers stay, for the next time
+    scripts/bench --down        remove the servers
+
+Writes benchmarks/results.json (raw numbers, block by block), docs/explanation/benchmarks.md and its
+plots.
 """
 
+import argparse
 import json
 import re
+import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import plots
 import releases
-from servers import RELEASE, ROOT, Server, gunicorn_version, playbook, run, say, tasks_on_server
+import serving
+import venvs
+from servers import FOLDER, RELEASE, ROOT, Server, gunicorn_version, playbook, run, say
 
 RESULTS = ROOT / "benchmarks/results.json"
 PAGE = ROOT / "docs/explanation/benchmarks.md"
-LOAD_SECONDS = 4  # of each load; bounded, and only ever within the server's own loopback
-# The median counts, because these machines are noisy.
-BARE_ROUNDS = 3
-LOAD_ROUNDS = 5
+BARE_ROUNDS = 3  # the median counts, because these machines are noisy
+HOSTS = (1, 10, 20)
 
 VARIABLES = {
     "app_path": str(ROOT / "sample_app"),
@@ -101,121 +109,96 @@ import json; print(json.dumps({"pss_kb": parts, "rss_kb": resident}))
 """
 
 
-def load(server: Server, url: str) -> float:
-    """Requests a second that wrk gets from a URL (and options) on the server's own loopback."""
-    report = server.inside(f"wrk -t1 -c16 -d{LOAD_SECONDS}s {url}")
-    if "Non-2xx" in report:
-        sys.exit(f"{url} did not answer with 2xx under load:\n{report}")
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", report)[1])
+def bare() -> dict:
+    """Bring bare servers to a live page, by the script and by site.yml in turns."""
+    found: dict[str, list[float]] = {"shell_seconds": [], "site_seconds": []}
+    for _ in range(BARE_ROUNDS):
+        down()
+        shell, carafe = Server("shell"), Server("carafe")
+        found["shell_seconds"].append(baseline(shell))
+        found["site_seconds"].append(playbook(carafe, "site.yml", VARIABLES).seconds)
+        say("{:.1f} s by the script, {:.1f} s by site.yml".format(*(x[-1] for x in found.values())))
+    return found
 
 
-LOAD_SITE = """
-proxy_cache_path /var/lib/nginx/cache-bench keys_zone=bench:1m;
-server {
-    listen 127.0.0.1:8081;
-    location = /nothing { default_type text/plain; return 200 "ok\\n"; }
-    # As many bytes as the static file has, so that what is compared is the way they come.
-    location = /same-size { default_type text/css; set $kib "KIB"; return 200 "BODY"; }
-    location /static/ { alias /srv/guestbook/current/guestbook/static/; }
-    location = /cached {
-        proxy_pass http://127.0.0.1:8081/static/app.css;
-        proxy_cache bench;
-        proxy_cache_valid 1h;
+def by_script() -> Server:
+    """Return the server that the script made, or make it."""
+    server = Server("shell")
+    if not server.has("/etc/supervisor/conf.d/guestbook.conf"):
+        baseline(server)
+    return server
+
+
+def by_site() -> Server:
+    """Return the server that site.yml made, or make it."""
+    server = Server("carafe")
+    if not server.has("/srv/guestbook/serving"):
+        playbook(server, "site.yml", VARIABLES)
+    return server
+
+
+def noop() -> dict:
+    server = by_site()
+    done = playbook(server, "site.yml", VARIABLES)
+    quick = playbook(server, "site.yml", VARIABLES, **mitogen())
+    return {
+        "seconds": done.seconds,
+        "mitogen_seconds": quick.seconds,
+        "changed": done.changed,
+        "trips": done.trips,
     }
+
+
+def whole() -> dict:
+    """Bring a bare server to all that inventory/lab has, and run that again."""
+    server = Server("whole")
+    first = playbook(server, "site.yml", WHOLE)
+    done = sorted((playbook(server, "site.yml", WHOLE) for _ in range(3)), key=lambda x: x.seconds)[
+        1
+    ]
+    return {
+        "seconds": first.seconds,
+        "noop_seconds": done.seconds,
+        "noop_cpu_seconds": done.cpu_seconds,
+        "noop_changed": done.changed,
+        "noop_trips": done.trips,
+        "noop_trips_by_role": done.trips_by_role,
+    }
+
+
+def hosts() -> dict:
+    """Run site.yml with nothing to do for several hosts at a time, all of which are one server."""
+    server, found = by_site(), {}
+    for count in HOSTS:
+        done = playbook(server, "site.yml", VARIABLES, count)
+        found[str(count)] = {"seconds": done.seconds, "cpu_seconds": done.cpu_seconds}
+        say(f"{count} hosts: {done.seconds:.1f} s, {done.cpu_seconds:.1f} s of the processor")
+    return found
+
+
+def memory() -> dict:
+    server = by_site()
+    time.sleep(10)
+    command = ["docker", "exec", "-i", server.container, "python3", "-"]
+    return json.loads(run(*command, input=MEMORY))
+
+
+BLOCKS: dict[str, Callable[[], dict]] = {
+    "bare": bare,
+    "noop": noop,
+    "whole": whole,
+    "hosts": hosts,
+    "memory": memory,
+    "requests": lambda: serving.rates(by_site()),
+    "overload": lambda: serving.overload(by_site()),
+    "releases": lambda: releases.measure(by_site(), by_script()),
+    "venvs": lambda: venvs.measure(Server("venvs")),
 }
-"""
 
 
-# A guestbook in use: the archive's page is full, and has a year of months to count.
-POSTS = """
-INSERT INTO users (name, name_key, password_hash) VALUES ('bench', 'bench', '-');
-INSERT INTO posts (user_id, body, created_at)
-  SELECT (SELECT id FROM users WHERE name = 'bench'), repeat('A few words. ', 10),
-    now() - n * interval '1 day'
-  FROM generate_series(1, 365) AS n;
-"""
-
-
-def load_site(size: int) -> str:
-    """Return the site for the load; size is that of the static file, in bytes."""
-    body = "${kib}" * (size // 1024) + "x" * (size % 1024)
-    return LOAD_SITE.replace("KIB", "x" * 1024).replace("BODY", body)
-
-
-def serving(server: Server) -> dict[str, float]:
-    """Measure pairs of ways to answer, in turns, so that a noisy neighbour hits both."""
-    size = server.inside("stat -c %s /srv/guestbook/current/guestbook/static/app.css")
-    server.inside("apt-get install -qq -y --no-install-recommends wrk >/dev/null 2>&1")
-    run(
-        "docker",
-        "exec",
-        "-i",
-        server.container,
-        "tee",
-        "/etc/nginx/sites-enabled/bench.conf",
-        input=load_site(int(size)),
-    )
-    server.inside("systemctl reload nginx")
-    psql = ["runuser", "-u", "guestbook", "--", "psql", "-q", "guestbook"]
-    run("docker", "exec", "-i", server.container, *psql, input=POSTS)
-    # The same workers and threads as the two slots together, asked without nginx.
-    server.inside(
-        "systemd-run --quiet --unit bench-direct --uid guestbook /srv/guestbook/bin/run python"
-        " -m gunicorn --config /srv/guestbook/serving/gunicorn.conf.py --workers 2"
-        " --bind 127.0.0.1:8001"
-    )
-    time.sleep(3)
-    page = "/static/app.css"
-    pairs = {
-        "gunicorn direct": "http://localhost:8001/archive",
-        "gunicorn direct, a connection each": "-H 'Connection: close' http://localhost:8001/archive",
-        "nginx to app": "http://localhost/archive",
-        "return 200, three bytes": "http://127.0.0.1:8081/nothing",
-        "return 200, as long as the file": "http://127.0.0.1:8081/same-size",
-        "static file": f"http://localhost{page}",
-        "static file, plain server": f"http://127.0.0.1:8081{page}",
-        "cache hit": "http://127.0.0.1:8081/cached",
-    }
-    rounds = [{name: load(server, url) for name, url in pairs.items()} for _ in range(LOAD_ROUNDS)]
-    server.inside("systemctl stop bench-direct")
-    return {name: statistics.median(one[name] for one in rounds) for name in pairs}
-
-
-def measure() -> dict:
-    """Measure everything, from two bare servers on."""
-    results: dict = {"debian": RELEASE}
-    with tempfile.TemporaryDirectory() as folder:
-        run(ROOT / "scripts/engine")
-        run(ROOT / "scripts/image", RELEASE)
-        results |= {"shell_seconds": [], "site_seconds": []}
-        for _ in range(BARE_ROUNDS):
-            run(ROOT / "scripts/server", "down", "bench")
-            say("two bare servers; the shell script on one")
-            shell, carafe = (Server(name, Path(folder)) for name in ("shell", "carafe"))
-            results["shell_seconds"].append(baseline(shell))
-            say(f"{results['shell_seconds'][-1]:.1f} s; site.yml on the other")
-            results["site_seconds"].append(playbook(carafe, "site.yml", VARIABLES)[0])
-            say(f"{results['site_seconds'][-1]:.1f} s")
-        say("again, with nothing to do")
-        results["noop_seconds"], report = playbook(carafe, "site.yml", VARIABLES)
-        results["noop_changed"] = sum(x["changed"] for x in report["stats"].values())
-        results["noop_tasks"] = tasks_on_server(report)
-        results["noop_mitogen_seconds"], _ = playbook(carafe, "site.yml", VARIABLES, **mitogen())
-        say("memory")
-        time.sleep(10)
-        results["memory"] = json.loads(
-            run("docker", "exec", "-i", carafe.container, "python3", "-", input=MEMORY)
-        )
-        say("load")
-        results["requests_a_second"] = serving(carafe)
-        results["releases"] = releases.measure(carafe, shell)
-        say("site.yml with TLS and all that the server gets, on a third")
-        whole = Server("whole", Path(folder))
-        results["whole_seconds"], _ = playbook(whole, "site.yml", WHOLE)
-        results["whole_noop_seconds"], report = playbook(whole, "site.yml", WHOLE)
-        results["whole_noop_changed"] = sum(x["changed"] for x in report["stats"].values())
-        results["whole_noop_tasks"] = tasks_on_server(report)
-    return results
+def down() -> None:
+    run(ROOT / "scripts/server", "down", "bench")
+    shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 def mitogen() -> dict[str, str]:
@@ -229,50 +212,182 @@ def mitogen() -> dict[str, str]:
     }
 
 
-def table(results: dict) -> list[tuple[str, str, str]]:
+Row = tuple[str, str, str]
+
+
+def table(results: dict) -> list[Row]:
     """Return rows of what was measured, the figure, and the bar that it is held to."""
-    rate, pss = results["requests_a_second"], sum(results["memory"]["pss_kb"].values()) / 1024
-    rss = sum(results["memory"]["rss_kb"].values()) / 1024
-    shell, site = (statistics.median(results[f"{x}_seconds"]) for x in ("shell", "site"))
-    ratios = [b / a for a, b in zip(results["shell_seconds"], results["site_seconds"], strict=True)]
-    served = {
-        "nginx to app ÷ gunicorn direct": rate["nginx to app"] / rate["gunicorn direct"],
-        "nginx to app ÷ gunicorn direct, a connection each": rate["nginx to app"]
-        / rate["gunicorn direct, a connection each"],
-        "static file ÷ return 200 of the same bytes": rate["static file"]
-        / rate["return 200, as long as the file"],
-        "static file ÷ return 200 of three bytes": rate["static file"]
-        / rate["return 200, three bytes"],
-        "cache hit ÷ static file": rate["cache hit"] / rate["static file, plain server"],
-    }
-    bars = ("≥ 0.9", "", "≥ 0.9", "", "≥ 0.85")
+    return [row for name, rows in ROWS.items() if name in results for row in rows(results)]
+
+
+def bare_rows(results: dict) -> list[Row]:
+    pairs = [results["bare"][x] for x in ("shell_seconds", "site_seconds")]
+    ratios = [b / a for a, b in zip(*pairs, strict=True)]
+    shell, site = map(statistics.median, pairs)
     return [
         ("plain shell script, bare server to live page", f"{shell:.1f} s", ""),
         ("site.yml, bare server to live page", f"{site:.1f} s", ""),
-        ("… ratio to the script", f"{statistics.median(ratios):.2f}", "≤ 1.5"),
-        (
-            "… … least and greatest of the rounds",
-            f"{min(ratios):.2f} to {max(ratios):.2f}",
-            "",
-        ),
-        ("site.yml, nothing to do", f"{results['noop_seconds']:.1f} s", ""),
-        ("… ratio to the script", f"{results['noop_seconds'] / shell:.2f}", ""),
-        ("… with Mitogen", f"{results['noop_mitogen_seconds']:.1f} s", ""),
-        ("… tasks on the server", f"{results['noop_tasks']}", "≤ 40"),
-        ("… changed", f"{results['noop_changed']}", "0"),
-        ("site.yml with TLS, firewall and the rest", f"{results['whole_seconds']:.1f} s", ""),
-        ("… nothing to do", f"{results['whole_noop_seconds']:.1f} s", ""),
-        ("… … tasks on the server", f"{results['whole_noop_tasks']}", "≤ 55"),
-        ("… … changed", f"{results['whole_noop_changed']}", "0"),
-        *release_rows(results["releases"]),
-        ("memory of the idle stack, shared pages counted once (PSS)", f"{pss:.0f} MB", "≤ 350 MB"),
-        ("memory of the idle stack, as ps shows it (RSS)", f"{rss:.0f} MB", ""),
-        *(
-            (f"requests/s: {k}", f"{v:.2f}", bar)
-            for (k, v), bar in zip(served.items(), bars, strict=True)
-        ),
+        ("… ratio to the script", f"{statistics.median(ratios):.2f}", "≤ 1.25"),
+        ("… … least and greatest of the rounds", f"{min(ratios):.2f} to {max(ratios):.2f}", ""),
     ]
 
+
+def to_script(results: dict, seconds: float, bar: str) -> list[Row]:
+    """Return the row with the ratio to the script, where that was measured."""
+    if "bare" not in results:
+        return []
+    shell = statistics.median(results["bare"]["shell_seconds"])
+    return [("… ratio to the script", f"{seconds / shell:.2f}", bar)]
+
+
+def noop_rows(results: dict) -> list[Row]:
+    found = results["noop"]
+    return [
+        ("site.yml, nothing to do", f"{found['seconds']:.1f} s", ""),
+        *to_script(results, found["seconds"], ""),
+        ("… with Mitogen", f"{found['mitogen_seconds']:.1f} s", ""),
+        ("… trips to the server", f"{found['trips']}", ""),
+        ("… changed", f"{found['changed']}", "0"),
+    ]
+
+
+def whole_rows(results: dict) -> list[Row]:
+    found = results["whole"]
+    return [
+        ("site.yml with TLS, firewall and the rest", f"{found['seconds']:.1f} s", ""),
+        ("the same, nothing to do", f"{found['noop_seconds']:.1f} s", ""),
+        *to_script(results, found["noop_seconds"], "≤ 0.45"),
+        ("… trips to the server", f"{found['noop_trips']}", "≤ 24"),
+        ("… changed", f"{found['noop_changed']}", "0"),
+        ("… of the control machine's processor", f"{found['noop_cpu_seconds']:.1f} s", ""),
+    ]
+
+
+def hosts_rows(results: dict) -> list[Row]:
+    return [
+        (
+            f"site.yml, nothing to do, {count} host{'' if count == '1' else 's'}",
+            f"{x['seconds']:.1f} s; {x['cpu_seconds']:.1f} s of the processor",
+            "",
+        )
+        for count, x in results["hosts"].items()
+    ]
+
+
+def memory_rows(results: dict) -> list[Row]:
+    pss, rss = (sum(results["memory"][x].values()) / 1024 for x in ("pss_kb", "rss_kb"))
+    return [
+        ("memory of the idle stack, shared pages counted once (PSS)", f"{pss:.0f} MB", "≤ 350 MB"),
+        ("memory of the idle stack, as ps shows it (RSS)", f"{rss:.0f} MB", ""),
+    ]
+
+
+def requests_rows(results: dict) -> list[Row]:
+    rate = results["requests"]
+    pairs = [
+        ("nginx to app", "gunicorn direct", "≥ 0.9"),
+        ("nginx to app", "gunicorn direct, a connection each", ""),
+        ("static file", "return 200, as long as the file", "≥ 0.9"),
+        ("static file", "return 200, three bytes", ""),
+        ("cache hit", "static file, plain server", "≥ 0.85"),
+    ]
+    return [(f"requests/s: {a} ÷ {b}", f"{rate[a] / rate[b]:.2f}", bar) for a, b, bar in pairs]
+
+
+def overload_rows(results: dict) -> list[Row]:
+    found = results["overload"]
+    p50, p99 = found["p50_ms"], found["p99_ms"]
+    return [
+        ("at 70 % of what the app can serve: latency, median", f"{p50:.1f} ms", ""),
+        ("… 99 % within", f"{p99:.1f} ms", ""),
+        ("… ratio of the two", f"{p99 / p50:.1f}", "≤ 5"),
+        (
+            "at 200 % of it for 30 s: served, of what it can",
+            f"{found['served_of_capacity']:.2f}",
+            "≥ 0.9",
+        ),
+        ("… 99 % of these within", f"{found['served_p99_ms']:.0f} ms", "≤ 1 s"),
+        ("… refused with 503 or 429", f"{found['refused']:,} of {found['asked']:,}", ""),
+        ("… 99 % of these within", f"{found['refused_p99_ms']:.0f} ms", "≤ 1 s"),
+        ("… with any other answer, or none", f"{found['other']:,}", "0"),
+        ("… that took longer than a second", f"{found['slow']:,}", "0"),
+        ("… seconds until the median is as before", f"{found['recovered_seconds']}", "≤ 5"),
+    ]
+
+
+def releases_rows(results: dict) -> list[Row]:
+    """Return the rows on releases by deploy.yml, and by the script beside it."""
+    measured = results["releases"]
+    seconds, slots = measured["deploy_seconds"], measured["deploy_slots_seconds"]
+    ours, theirs = (measured["under_load"][x] for x in ("deploy.yml", "script"))
+
+    def lost(load: dict) -> tuple[str, str]:
+        count = len(load["deployments"])
+        return (
+            f"… requests lost in {count} releases under load",
+            f"{load['lost']:,} of {load['requests']:,}",
+        )
+
+    return [
+        ("deploy.yml, unchanged dependencies", f"{seconds:.1f} s", ""),
+        *to_script(results, seconds, "≤ 0.35"),
+        ("… of which the switch and the slots' start", f"{slots:.1f} s", ""),
+        ("… tasks on the server", f"{measured['deploy_tasks']}", "≤ 12"),
+        ("… trips to the server", f"{sum(measured['deploy_trips'].values())}", ""),
+        (*lost(ours), "0"),
+        ("… latency that they added at most", f"{ours['added_ms']:.0f} ms", "< 250 ms"),
+        (
+            "git pull, pip install and supervisorctl restart",
+            f"{measured['script_seconds']:.1f} s",
+            "",
+        ),
+        (*lost(theirs), ""),
+    ]
+
+
+def venvs_rows(results: dict) -> list[Row]:
+    found = results["venvs"]
+    return [
+        (
+            f"virtual environment of {found[size]['packages']} packages: uv ÷ pip, {how}",
+            f"{found[size]['uv'][how]:.1f} s ÷ {found[size]['pip'][how]:.1f} s"
+            f" = {found[size]['uv'][how] / found[size]['pip'][how]:.2f}",
+            "< 1",
+        )
+        for size in venvs.SETS
+        for how in venvs.WAYS[size]
+    ]
+
+
+ROWS: dict[str, Callable[[dict], list[Row]]] = {
+    "bare": bare_rows,
+    "noop": noop_rows,
+    "whole": whole_rows,
+    "hosts": hosts_rows,
+    "releases": releases_rows,
+    "memory": memory_rows,
+    "requests": requests_rows,
+    "overload": overload_rows,
+    "venvs": venvs_rows,
+}
+
+
+NOTES = """\
+A trip is what has to go to the server and come back: a command, or a file. A callback,
+[trips](../../benchmarks/callbacks/trips.py), counts them.
+
+The hosts of the runs with several are one server under several names, each with a connection of its
+own: what grows with them is the control machine's work, of which the second figure tells.
+
+The load comes from inside of the server, which has two cores. What the app can serve is what wrk
+gets of `/archive`, a page with a query, over 16 connections. h2load asks in an open loop: once a
+second over each of as many connections, whatever becomes of the answers. What an app is asked
+beyond what it can serve is answered with 503, once as many requests wait as `max_conns` of
+[the site](../../roles/nginx/README.md) says.
+
+The virtual environments are built by the commands of the role `app`, once with nothing there, not
+even uv, and once with a cache of all packages (the small one alone, since pip takes minutes).
+"""
 
 RELEASES_TEXT = """\
 ## Releases under load
@@ -291,60 +406,87 @@ latency is left out. A line's steps are one second wide.
 """
 
 
-def release_rows(measured: dict) -> list[tuple[str, str, str]]:
-    """Return the rows on releases by deploy.yml, and by the script beside it."""
-    seconds, slots = measured["deploy_seconds"], measured["deploy_slots_seconds"]
-    ours, theirs = (measured["under_load"][x] for x in ("deploy.yml", "script"))
-
-    def lost(load: dict) -> tuple[str, str]:
-        count = len(load["deployments"])
-        return (
-            f"… requests lost in {count} releases under load",
-            f"{load['lost']:,} of {load['requests']:,}",
-        )
-
-    return [
-        ("deploy.yml, unchanged dependencies", f"{seconds:.1f} s", ""),
-        ("… of which the switch and the slots' start", f"{slots:.1f} s", ""),
-        ("… without these", f"{seconds - slots:.1f} s", "≤ 15 s"),
-        ("… tasks on the server", f"{measured['deploy_tasks']}", "≤ 20"),
-        (*lost(ours), "0"),
-        ("… latency that they added at most", f"{ours['added_ms']:.0f} ms", "< 250 ms"),
-        (
-            "git pull, pip install and supervisorctl restart",
-            f"{measured['script_seconds']:.1f} s",
-            "",
-        ),
-        (*lost(theirs), ""),
+def trips_text(results: dict) -> str:
+    """Return how many trips each role takes, in a run with nothing to do and in a release."""
+    found = {
+        "site.yml, nothing to do": results.get("whole", {}).get("noop_trips_by_role"),
+        "deploy.yml": results.get("releases", {}).get("deploy_trips"),
+    }
+    lines = [
+        f"- {name}: {', '.join(f'{role} {count}' for role, count in roles.items())}"
+        for name, roles in found.items()
+        if roles
     ]
+    return "Trips to the server, by role:\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
-def main() -> None:
-    try:
-        results = measure()
-    finally:
-        run(ROOT / "scripts/server", "down", "bench")
-    # What is measured second by second takes one line, and not one for each.
+def keep(results: dict) -> None:
+    """Write what was measured so far, with one line for what is measured second by second."""
     text = re.sub(r"\[[^][{}]*\]", lambda x: " ".join(x[0].split()), json.dumps(results, indent=2))
     RESULTS.write_text(text + "\n")
-    rows = table(results)
+
+
+def page(results: dict) -> str:
     lines = [
         "| what | measured | bar |",
         "| --- | --- | --- |",
-        *(f"| {a} | {b} | {c} |" for a, b, c in rows),
+        *(f"| {' | '.join(row)} |" for row in table(results)),
     ]
-    PAGE.parent.mkdir(exist_ok=True)
-    (ROOT / "docs/images").mkdir(exist_ok=True)
-    PAGE.write_text(
+    parts = [
         "# Benchmarks\n\n"
         "Made by `make bench`, on one machine in one run: read the ratios, not the seconds.\n"
-        f"Debian {results['debian']}. Raw numbers: `benchmarks/results.json`.\n\n"
-        + "\n".join(lines)
-        + "\n\n![Times and loads](../images/bench.svg)\n\n"
-        + RELEASES_TEXT.format(**results["releases"])
+        f"Debian {results['debian']}. Raw numbers: `benchmarks/results.json`.\n",
+        "\n".join(lines) + "\n",
+        "![Times and loads](../images/bench.svg)\n",
+        trips_text(results),
+        NOTES,
+    ]
+    if "releases" in results:
+        parts.append(RELEASES_TEXT.format(**results["releases"]))
+    return "\n".join(x for x in parts if x)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure Carafe.")
+    parser.add_argument("blocks", nargs="*", metavar="BLOCK", help=", ".join(BLOCKS))
+    parser.add_argument("--go-on", action="store_true", help="only what is not measured yet")
+    parser.add_argument("--keep", action="store_true", help="let the servers be, for the next time")
+    parser.add_argument(
+        "--down", action="store_true", help="remove the servers, and measure nothing"
     )
-    plots.times(results)
-    plots.under_load(results["releases"])
+    chosen = parser.parse_args()
+    if unknown := set(chosen.blocks) - set(BLOCKS):
+        parser.error(
+            f"there is no block {', '.join(sorted(unknown))}; there are {', '.join(BLOCKS)}"
+        )
+    if chosen.down:
+        down()
+        return
+    results = {"debian": RELEASE}
+    if chosen.go_on or chosen.blocks:
+        results |= {k: v for k, v in json.loads(RESULTS.read_text()).items() if k in BLOCKS}
+    keep(results)
+    wanted = chosen.blocks or [x for x in BLOCKS if x not in results]
+    run(ROOT / "scripts/engine")
+    run(ROOT / "scripts/image", RELEASE)
+    FOLDER.mkdir(exist_ok=True)
+    try:
+        for name in wanted:
+            began = time.monotonic()
+            say(name)
+            results[name] = BLOCKS[name]()
+            keep(results)
+            say(f"{name} took {time.monotonic() - began:.0f} s")
+    finally:
+        if not chosen.keep:
+            down()
+    (ROOT / "docs/images").mkdir(exist_ok=True)
+    PAGE.write_text(page(results))
+    if {"bare", "noop", "requests"} <= results.keys():
+        plots.times(results)
+    if "releases" in results:
+        plots.under_load(results["releases"])
+    rows = table(results)
     width = max(len(row[0]) for row in rows)
     for what, measured, bar in rows:
         print(f"{what:{width}}  {measured:>8}  {bar}")

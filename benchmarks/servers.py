@@ -3,19 +3,20 @@
 import json
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# Keys, inventories and what is released, for as long as the servers live.
+FOLDER = ROOT / ".bench"
 RELEASE = os.environ.get("BENCH_RELEASE", "13")
-# The last is a plugin of this repository, which reads what was gathered before.
-NOT_ON_THE_SERVER = {
-    *("validate_argument_spec", "assert", "fail", "debug", "set_fact", "meta"),
-    "preflight",
-}
 
 
 def run(*command: object, **options) -> str:
@@ -41,13 +42,13 @@ def say(text: str) -> None:
 class Server:
     """A bare server in a container, reached over ssh as root, as the README does it."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str) -> None:
         published = "--publish=127.0.0.1::80"
-        answer = run(ROOT / "scripts/server", "up", "bench", name, RELEASE, folder, published)
+        answer = run(ROOT / "scripts/server", "up", "bench", name, RELEASE, FOLDER, published)
         self.container, self.port = answer.split()
-        self.folder, self.name = folder, name
+        self.folder, self.name = FOLDER, name
         self.http_port = run("docker", "port", self.container, "80").split(":")[-1].strip()
-        self.inside("cp -r /home/deploy/.ssh /root && chown -R root:root /root/.ssh")
+        self.inside("cp -rT /home/deploy/.ssh /root/.ssh && chown -R root:root /root/.ssh")
         options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
         key = f"-o IdentitiesOnly=yes -i {self.folder}/id_ed25519"
         self.ssh_words = f"ssh {options} {key} -p {self.port}"
@@ -63,9 +64,17 @@ class Server:
         """Run a command as root in the container, for measuring."""
         return run("docker", "exec", self.container, "sh", "-c", command)
 
-    def inventory(self) -> Path:
-        """Write the inventory that describes this server, as inventory/lab does the lab's."""
-        folder = self.folder / f"inventory-{self.name}"
+    def has(self, path: str) -> bool:
+        done = subprocess.run(["docker", "exec", self.container, "test", "-e", path], check=False)
+        return done.returncode == 0
+
+    def inventory(self, hosts: int = 1) -> Path:
+        """Write the inventory that describes this server, as inventory/lab does the lab's.
+
+        With several hosts each is this server under a name of its own, by a connection of its own,
+        with a stack of its own.
+        """
+        folder = self.folder / f"inventory-{self.name}-{hosts}"
         folder.mkdir(exist_ok=True)
         link = folder / "group_vars"
         link.unlink(missing_ok=True)
@@ -78,37 +87,91 @@ class Server:
             "ansible_ssh_common_args": "-o IdentitiesOnly=yes -o StrictHostKeyChecking=no"
             " -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
         }
-        groups = {group: {"hosts": {self.name: {}}} for group in ("db", "app", "web", "guestbook")}
+        names = [f"{self.name}{number}" for number in range(hosts)]
+        # Ansible names a connection after address, port and user, which are the same here.
+        known = {x: {**host, "ansible_control_path": f"/tmp/bench-{self.port}-{x}"} for x in names}
+        stacks = {
+            f"stack-{x}": {"hosts": {x: {}}, "vars": {"stack_name": f"stack-{x}"}} for x in names
+        }
+        groups = {
+            x: {"hosts": {name: {} for name in names}} for x in ("db", "app", "web", "guestbook")
+        }
         (folder / "hosts.json").write_text(
-            json.dumps({"bench": {"hosts": {self.name: host}}, **groups})
+            json.dumps({"bench": {"hosts": known}, **groups, **stacks})
         )
         return folder
 
 
-def playbook(server: Server, name: str, variables: dict, **environment: str) -> tuple[float, dict]:
-    """Run a playbook; the seconds it took, and what Ansible reports of every task."""
-    began = time.monotonic()
+@dataclass
+class Run:
+    """What a run of a playbook took, and what Ansible and the callback `trips` say of it."""
+
+    seconds: float
+    cpu_seconds: float  # of the control machine
+    report: dict
+    tasks: list[dict]
+
+    @property
+    def changed(self) -> int:
+        return sum(x["changed"] for x in self.report["stats"].values())
+
+    @property
+    def trips(self) -> int:
+        return sum(x["trips"] for x in self.tasks)
+
+    @property
+    def tasks_on_server(self) -> int:
+        return sum(x["trips"] > 0 for x in self.tasks)
+
+    @property
+    def trips_by_role(self) -> dict[str, int]:
+        """Return the trips of each role, and as `play` those of the tasks of no role."""
+        roles: dict[str, int] = {}
+        for task in self.tasks:
+            if task["trips"]:
+                role = task["role"].rpartition(".")[2] or "play"
+                roles[role] = roles.get(role, 0) + task["trips"]
+        return roles
+
+
+def playbook(server: Server, name: str, variables: dict, hosts: int = 1, **environment: str) -> Run:
+    """Run a playbook on a server, or on several hosts that are this server."""
+    notes = FOLDER / "trips"
+    notes.unlink(missing_ok=True)
+    callback = {
+        "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+        "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "benchmarks/callbacks"),
+        "ANSIBLE_CALLBACKS_ENABLED": "trips",
+        "BENCH_TRIPS": str(notes),
+    }
+    began, cpu = time.monotonic(), cpu_of_children()
     output = run(
         Path(sys.executable).parent / "ansible-playbook",
         ROOT / name,
         "--inventory",
-        server.inventory(),
+        server.inventory(hosts),
         "--extra-vars",
         json.dumps(variables),
         cwd=ROOT,
-        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json", **environment},
+        env={**os.environ, **callback, **environment},
     )
-    return time.monotonic() - began, json.loads(output[output.index("{") :])
+    seconds, cpu = time.monotonic() - began, cpu_of_children() - cpu
+    report = json.loads(output[output.index("{") :])
+    lines = notes.read_text().splitlines() if notes.exists() else []
+    return Run(seconds, cpu, report, tasks_of(map(json.loads, lines)))
 
 
-def tasks_on_server(report: dict) -> int:
-    """Count the tasks that ran on the server: not skipped, not on the control machine."""
-    count = 0
-    for play in report["plays"]:
-        for task in play["tasks"]:
-            for result in task["hosts"].values():
-                action = result.get("action", "").rpartition(".")[2]
-                elsewhere = "_ansible_delegated_vars" in result
-                if not (result.get("skipped") or elsewhere or action in NOT_ON_THE_SERVER):
-                    count += 1
-    return count
+def cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def tasks_of(notes: Iterable[dict]) -> list[dict]:
+    """Return the tasks of a run in order, with their trips, from what the callback has noted."""
+    notes = list(notes)
+    trips = Counter(x["task"] for x in notes if "trip" in x)
+    tasks = {x["task"]: x for x in notes if "name" in x}
+    # A task that is begun anew for each server is one.
+    return [
+        {"name": x["name"], "role": x["role"], "trips": trips[uuid]} for uuid, x in tasks.items()
+    ]
