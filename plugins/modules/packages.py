@@ -56,6 +56,10 @@ installed:
   type: list
   elements: str
   returned: success
+due:
+  description: Whether there was anything to do, or is, in check mode.
+  type: bool
+  returned: success
 repaired:
   description: Whether dpkg had been cut off, and was brought to its end first.
   type: bool
@@ -98,6 +102,7 @@ def main() -> None:
         changed=before != after or repair or left,
         installed=new,
         repaired=repair,
+        due=bool(missing or repair or left),
         diff={"before": listing(before, after), "after": listing(after, before)},
     )
 
