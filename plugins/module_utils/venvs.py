@@ -17,13 +17,12 @@ CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"  # which Debian's pip trusts
 WHEELS = "/usr/share/python-wheels/pip-*.whl"
 OF_THE_SERVER = [Path("/etc/xdg/pip/pip.conf"), Path("/etc/pip.conf")]
 # What changes nothing of what is installed, and from where.
-WITHOUT_EFFECT = set(
-    """
-    break-system-packages cache-dir config-file default-timeout disable-pip-version-check
-    exists-action log no-cache-dir no-color no-compile no-input no-python-version-warning
-    no-warn-script-location progress-bar quiet retries root-user-action timeout verbose
-    """.split()
-)
+WITHOUT_EFFECT = {
+    *("break-system-packages", "cache-dir", "config-file", "default-timeout"),
+    *("disable-pip-version-check", "exists-action", "log", "no-cache-dir", "no-color"),
+    *("no-compile", "no-input", "no-python-version-warning", "no-warn-script-location"),
+    *("progress-bar", "quiet", "retries", "root-user-action", "timeout", "verbose"),
+}
 
 
 class NoCounterpart(Exception):
