@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import claims
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure, Refused
 
 
 def test_an_owner_reads_the_others_and_its_own_new_claim(tmp_path: Path) -> None:
@@ -36,7 +37,7 @@ def test_a_dry_run_writes_and_makes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", '{"a": 1'])
 def test_a_broken_claim_is_named_and_heals_by_its_owner(tmp_path: Path, text: str) -> None:
     (tmp_path / "shop.json").write_text(text)
-    with pytest.raises(claims.Unreadable, match=r"shop\.json .*Run the playbook of shop"):
+    with pytest.raises(Failure, match=r"shop\.json .*Run the playbook of shop"):
         claims.read(tmp_path, "blog", {})
     assert claims.read(tmp_path, "shop", {"a": 1}) == {"shop": {"a": 1}}
     assert claims.claim(tmp_path, "shop", {"a": 1})
@@ -48,11 +49,26 @@ def test_only_what_two_state_differently_is_a_conflict(tmp_path: Path) -> None:
         "b": {"hardening_timezone": "Europe/Berlin", "list": [2]},
         "c": {"hardening_hostname": "x"},
     }
-    (problem,) = claims.conflicts(stated, tmp_path, ["hardening_timezone", "hardening_hostname"])
+    problem, _ = claims.conflicts(stated, tmp_path)
     assert problem.startswith(
         "hardening_timezone is 'Etc/UTC' for a and 'Europe/Berlin' for b, and this server has it"
     )
-    assert len(claims.conflicts(stated, tmp_path)) == 2
+
+
+def test_owners_agree_on_what_the_server_has_once(tmp_path: Path) -> None:
+    claims.claim(tmp_path, "shop", {"zone": "Etc/UTC", "jails": [1]})
+    with pytest.raises(Refused, match=r"^zone is .* for blog and .* for shop, .*jails is"):
+        claims.agreed(tmp_path, "blog", {"zone": "Europe/Berlin", "jails": [2]})
+    mine = {"zone": "Etc/UTC", "jails": [2]}
+    everybody = claims.agreed(tmp_path, "blog", mine, lambda x: {"zone": x["zone"]})
+    assert claims.merged(everybody.values()) == {"zone": "Etc/UTC", "jails": [1]}
+
+
+def test_a_default_states_nothing_in_whatever_order_it_is() -> None:
+    defaults = {"ports": [22, 23], "rate": 10}
+    assert claims.stated({"ports": [23, 22], "rate": 10}, defaults) == {}
+    found = claims.stated({"ports": [24, 22, 24], "rate": 9}, defaults, "ssh_")
+    assert found == {"ssh_ports": [22, 24], "ssh_rate": 9}
 
 
 def test_the_lock_keeps_others_out_until_all_is_applied(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.carafe.stack.plugins.module_utils import (
+    commands,
     firewall,
     firewall_rules,
     programs,
@@ -29,17 +31,18 @@ class Kernel:
 
     def __init__(self) -> None:
         self.table = ""
-        self.services: list[tuple[str, ...]] = []
         self.peer: ssh_peer.Peer | None = None
 
-    def nft(self, *options: str, text: str | None = None, check: bool = True) -> str:
-        if "-c" not in options and text is not None:
+    def run(self, *words: Any, text: str | None = None) -> str:
+        if words[0] == firewall.NFT and "-c" not in words:
             self.table = text
-        return self.table
+        return ""
 
-    def run(self, *words: str, **_: Any) -> str:
-        self.services.append(words)
-        return "ActiveState=active\nUnitFileState=enabled\nNeedDaemonReload=no\n"
+    def ask(self, *words: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(words, 0, self.table)
+
+    def show(self, *_: str) -> list[dict[str, str]]:
+        return [{"ActiveState": "active", "UnitFileState": "enabled", "NeedDaemonReload": "no"}]
 
 
 @pytest.fixture
@@ -49,11 +52,14 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     for name in ("CLAIMS", "CONFIRMED", "NFT", "LOADED", "LISTING", "UNIT", "RUN"):
         monkeypatch.setattr(firewall, name, tmp_path / name)
     firewall.NFT.touch()
-    change = takeback.TakeBack("firewall", tmp_path / "RUN/change.json", "firewall_revert_seconds")
+    change = takeback.TakeBack(
+        "firewall", tmp_path / "RUN/change.json", firewall.CLAIMS, "firewall_revert_seconds"
+    )
     monkeypatch.setattr(firewall, "CHANGE", change)
-    monkeypatch.setattr(firewall, "nft", found.nft)
-    monkeypatch.setattr(firewall, "run", found.run)
-    monkeypatch.setattr(takeback, "run", found.run)
+    for name in ("run", "ask"):
+        monkeypatch.setattr(firewall, name, getattr(found, name))
+        monkeypatch.setattr(takeback, name, getattr(found, name))
+    monkeypatch.setattr(firewall, "show", found.show)
     monkeypatch.setattr(programs, "FOLDER", tmp_path / "programs")
     monkeypatch.setattr(ssh_peer, "peer", lambda: found.peer)
     return found
@@ -70,6 +76,10 @@ def apply(owner: str, *ports: str, check: bool = False, **params: Any) -> dict[s
     """Apply what an owner claims, as one run does up to the new connection."""
     allow = [{"ports": list(ports)}] if ports else []
     return module.present(arguments(owner=owner, allow=allow, **params), check)
+
+
+def confirm(owner: str) -> None:
+    module.confirmed(arguments(owner=owner, state="confirmed"))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +113,7 @@ def apply(owner: str, *ports: str, check: bool = False, **params: Any) -> dict[s
 def test_what_cannot_be_is_refused(
     kernel: Kernel, wanted: dict[str, Any], problem: str, check: bool
 ) -> None:
-    with pytest.raises(firewall_rules.Problem) as refused:
+    with pytest.raises(commands.Refused) as refused:
         module.present(arguments(**wanted), check)
     assert problem in str(refused.value)
     assert kernel.table == ""
@@ -148,7 +158,7 @@ def test_rules_that_would_lock_out_who_asks_for_them_are_refused(
     if not refused:
         module.present(arguments(**wanted), check=True)
         return
-    with pytest.raises(firewall_rules.Problem, match=r"would lock you out.*firewall_ssh_ports"):
+    with pytest.raises(commands.Refused, match=r"would lock you out.*firewall_ssh_ports"):
         module.present(arguments(**wanted), check=True)
 
 
@@ -197,7 +207,7 @@ def test_what_is_applied_counts_at_boot_once_it_is_confirmed(kernel: Kernel) -> 
     assert "tcp dport { 80 }" in kernel.table
     assert not firewall.CONFIRMED.exists()
     assert not list(firewall.CLAIMS.glob("*.json"))
-    module.confirmed("shop")
+    confirm("shop")
     assert firewall.CONFIRMED.read_text() == kernel.table
     assert json.loads((firewall.CLAIMS / "shop.json").read_text()) == {
         "firewall_allow": [ENTRY | {"ports": ["80"]}]
@@ -209,7 +219,7 @@ def test_what_is_applied_counts_at_boot_once_it_is_confirmed(kernel: Kernel) -> 
 
 def test_what_is_not_confirmed_leaves_neither_rules_nor_a_claim(kernel: Kernel) -> None:
     apply("shop", "80")
-    module.confirmed("shop")
+    confirm("shop")
     before = kernel.table
     apply("shop", "80", "443")
     assert kernel.table != before
@@ -217,7 +227,7 @@ def test_what_is_not_confirmed_leaves_neither_rules_nor_a_claim(kernel: Kernel) 
     assert kernel.table == before
     assert not apply("shop", "80")["changed"]
     with pytest.raises(takeback.NotConfirmed, match="too late"):
-        module.confirmed("shop")
+        confirm("shop")
 
 
 def test_a_dry_run_shows_the_rules_and_makes_nothing(kernel: Kernel, tmp_path: Path) -> None:
@@ -235,14 +245,14 @@ def test_a_dry_run_shows_the_rules_and_makes_nothing(kernel: Kernel, tmp_path: P
 
 def test_no_rules_without_nft(kernel: Kernel) -> None:
     firewall.NFT.unlink()
-    with pytest.raises(firewall_rules.Problem, match="firewall_manage_packages"):
+    with pytest.raises(commands.Refused, match="firewall_manage_packages"):
         apply("shop", "80")
 
 
 def test_no_owner_closes_what_another_opened(kernel: Kernel) -> None:
     for owner, port in (("shop", "80"), ("blog", "8080")):
         apply(owner, port)
-        module.confirmed(owner)
+        confirm(owner)
     assert "{ 80 }" in kernel.table
     assert "{ 8080 }" in kernel.table
     # The other one's run has nothing to do.
@@ -257,9 +267,9 @@ def test_a_claim_that_comes_between_look_and_act_is_in_the_rules(kernel: Kernel)
     looked = apply("shop", "80", check=True)
     assert "{ 8080 }" not in looked["diff"][0]["after"]
     apply("blog", "8080")
-    module.confirmed("blog")
+    confirm("blog")
     apply("shop", "80")
-    module.confirmed("shop")
+    confirm("shop")
     for port in ("80", "8080"):
         assert f"{{ {port} }}" in kernel.table
         assert f"{{ {port} }}" in firewall.CONFIRMED.read_text()
@@ -268,7 +278,7 @@ def test_a_claim_that_comes_between_look_and_act_is_in_the_rules(kernel: Kernel)
 def test_what_two_owners_let_in_is_one_rule(kernel: Kernel) -> None:
     for owner in ("blog", "shop"):
         apply(owner, "80")
-        module.confirmed(owner)
+        confirm(owner)
     assert kernel.table.count("tcp dport { 80 }") == 1
     assert apply("blog")["unconfirmed"]
     assert kernel.table.count("tcp dport { 80 }") == 1
@@ -289,14 +299,14 @@ def test_two_owners_cannot_state_what_the_server_has_once_differently(
     kernel: Kernel, name: str, one: Any, other: Any
 ) -> None:
     apply("shop", **{name: one})
-    module.confirmed("shop")
+    confirm("shop")
     before = kernel.table
-    with pytest.raises(firewall_rules.Problem, match=rf"firewall_{name} .*blog .*shop"):
+    with pytest.raises(commands.Refused, match=rf"firewall_{name} .*blog .*shop"):
         apply("blog", "80", **{name: other})
     assert kernel.table == before
     # Who leaves it as it is by default states nothing, and gets what the other one states.
     apply("blog", "80")
-    module.confirmed("blog")
+    confirm("blog")
     assert not apply("shop", **{name: one})["changed"]
     # In another order it is the same.
     if isinstance(one, list):
@@ -305,9 +315,9 @@ def test_two_owners_cannot_state_what_the_server_has_once_differently(
 
 def test_the_claim_of_another_that_cannot_be_read_is_named(kernel: Kernel) -> None:
     apply("shop", "80")
-    module.confirmed("shop")
+    confirm("shop")
     (firewall.CLAIMS / "shop.json").write_text("")
-    with pytest.raises(module.claims.Unreadable, match=r"shop\.json"):
+    with pytest.raises(commands.Failure, match=r"shop\.json"):
         apply("blog", "8080")
     # Its own run writes it again.
     assert apply("shop", "80")["changed"]
@@ -317,7 +327,7 @@ def test_the_claim_of_another_that_cannot_be_read_is_named(kernel: Kernel) -> No
 @pytest.mark.parametrize("harm", ["table", "CONFIRMED", "UNIT", "program"])
 def test_what_somebody_did_by_hand_is_due(kernel: Kernel, harm: str, tmp_path: Path) -> None:
     apply("shop", "80")
-    module.confirmed("shop")
+    confirm("shop")
     if harm == "table":
         kernel.table = "table inet carafe {}"
     elif harm == "program":
@@ -330,7 +340,7 @@ def test_what_somebody_did_by_hand_is_due(kernel: Kernel, harm: str, tmp_path: P
     # What lets in as before needs no proof.
     assert found["unconfirmed"] is (harm in ("table", "CONFIRMED"))
     if found["unconfirmed"]:
-        module.confirmed("shop")
+        confirm("shop")
     assert not apply("shop", "80")["changed"]
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.module_utils import basic
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module, options
 from conftest import ROOT
 
 # Without those that an action does all of, whose files are their documentation alone.
 MODULES = sorted(
-    path.stem
-    for path in (ROOT / "plugins/modules").glob("*.py")
-    if "AnsibleModule(" in path.read_text()
+    path.stem for path in (ROOT / "plugins/modules").glob("*.py") if "def main(" in path.read_text()
 )
 SAID = ("type", "elements", "required", "default", "choices")
 
@@ -25,10 +26,10 @@ class Captured(Exception):
 def spec_of(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
     module = importlib.import_module(f"ansible_collections.carafe.stack.plugins.modules.{name}")
 
-    def capture(argument_spec: dict[str, Any], **arguments: Any) -> None:
+    def capture(self: Any, argument_spec: dict[str, Any], **arguments: Any) -> None:
         raise Captured({"argument_spec": argument_spec, **arguments})
 
-    monkeypatch.setattr(module, "AnsibleModule", capture)
+    monkeypatch.setattr(basic.AnsibleModule, "__init__", capture)
     with pytest.raises(Captured) as captured:
         module.main()
     return module, captured.value.args[0]
@@ -43,6 +44,16 @@ def shape(options: dict[str, Any], below: str) -> dict[str, Any]:
     }
 
 
+def options_of(documented: dict[str, Any]) -> dict[str, Any]:
+    """Return what a module documents, by itself and by the fragments that it extends."""
+    found = dict(documented.get("options", {}))
+    for name in documented.get("extends_documentation_fragment", []):
+        place = f"ansible_collections.carafe.stack.plugins.doc_fragments.{name.split('.')[-1]}"
+        text = importlib.import_module(place).ModuleDocFragment.DOCUMENTATION
+        found |= yaml.safe_load(text).get("options", {})
+    return found
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_takes_what_it_documents(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, arguments = spec_of(name, monkeypatch)
@@ -50,7 +61,7 @@ def test_a_module_takes_what_it_documents(name: str, monkeypatch: pytest.MonkeyP
     assert documented["module"] == name
     assert arguments.get("supports_check_mode") is True
     taken = shape(arguments["argument_spec"], "options")
-    assert shape(documented["options"], "suboptions") == taken
+    assert shape(options_of(documented), "suboptions") == taken
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -62,3 +73,12 @@ def test_a_module_shows_examples_and_what_it_returns(
     assert f"carafe.stack.{name}" in task
     for returned in yaml.safe_load(module.RETURN).values():
         assert {"description", "type", "returned"} <= returned.keys()
+
+
+def test_no_argument_gets_into_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(basic.AnsibleModule, "log", lambda _, message, **__: said.append(message))
+    # As Ansible calls it for a task that says nothing of no_log.
+    with patch_module_args({"files": ["secret"], "_ansible_no_log": False}):
+        Module(options(files=[]))
+    assert said == ["Invoked"]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.carafe.stack.plugins.module_utils import (
+    commands,
     programs,
     ssh_peer,
     sshd,
@@ -37,7 +38,7 @@ def render(monkeypatch: pytest.MonkeyPatch, **params: Any) -> str:
     """Return the text of the settings where sshd is not installed."""
     monkeypatch.setattr(sshd, "SSHD", Path("/nowhere"))
     claim = sshd_settings.claim(arguments(**params))
-    return sshd_settings.render(sshd_settings.merged([claim]), None)
+    return sshd_settings.render(sshd_settings.composed([claim]), None)
 
 
 @pytest.fixture
@@ -203,7 +204,9 @@ def test_what_is_not_as_it_should_be_is_due(
     lacks: tuple[str, ...],
     told: str | None,
 ) -> None:
-    monkeypatch.setattr(sshd, "CHANGE", takeback.TakeBack("sshd", tmp_path / "pending", ""))
+    monkeypatch.setattr(
+        sshd, "CHANGE", takeback.TakeBack("sshd", tmp_path / "pending", tmp_path, "")
+    )
     for name in ("DROP_IN", "MODULI", "RSA_KEY", "ED25519_KEY"):
         monkeypatch.setattr(sshd, name, tmp_path / name)
         if name not in lacks:
@@ -221,7 +224,7 @@ def test_what_is_not_as_it_should_be_is_due(
 def test_settings_that_nobody_has_confirmed_are_due(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    change = takeback.TakeBack("sshd", tmp_path / "pending", "")
+    change = takeback.TakeBack("sshd", tmp_path / "pending", tmp_path, "")
     change.record.write_text('{"former": null}')
     monkeypatch.setattr(sshd, "CHANGE", change)
     found = list(sshd_settings.due("", 1, RUNNING, set()))
@@ -235,7 +238,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, .
         monkeypatch.setattr(sshd, name, tmp_path / name)
         if name in ("MODULI", "RSA_KEY", "ED25519_KEY", "SSHD"):
             (tmp_path / name).touch()
-    change = takeback.TakeBack("sshd", tmp_path / "run/pending.json", "sshd_confirm_seconds")
+    change = takeback.TakeBack(
+        "sshd", tmp_path / "run/pending.json", sshd.CLAIMS, "sshd_confirm_seconds"
+    )
     monkeypatch.setattr(sshd, "CHANGE", change)
     monkeypatch.setattr(programs, "FOLDER", tmp_path / "programs")
     commands: list[tuple[str, ...]] = []
@@ -246,6 +251,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, .
 
     for code in (sshd, sshd_settings, takeback):
         monkeypatch.setattr(code, "run", run)
+        monkeypatch.setattr(code, "ask", run, raising=False)
     monkeypatch.setattr(sshd, "units", lambda: (RUNNING | {"MainPID": "1"}, set()))
     monkeypatch.setattr(sshd, "bits", lambda path: 4096)
     monkeypatch.setattr(sshd_settings, "problems", lambda *_: [])
@@ -277,10 +283,10 @@ def test_what_is_taken_back_leaves_neither_settings_nor_a_claim(
     server: list[tuple[str, ...]],
 ) -> None:
     module.present(arguments(max_auth_tries=5), check=False)
-    assert module.reverted(arguments()) == {"changed": True}
+    assert module.reverted(arguments())
     assert not sshd.DROP_IN.exists()
     assert not list(sshd.CLAIMS.glob("*.json"))
-    assert module.reverted(arguments()) == {"changed": False}
+    assert not module.reverted(arguments())
 
 
 @pytest.mark.parametrize(
@@ -297,7 +303,7 @@ def test_two_owners_cannot_state_settings_differently(
     module.present(arguments(owner="shop", **one), check=False)
     module.confirmed(arguments(owner="shop", same_connection=True))
     before = sshd.DROP_IN.read_text()
-    with pytest.raises(module.Refused, match=f"{name} .* blog .* shop"):
+    with pytest.raises(commands.Refused, match=f"{name} .* blog .* shop"):
         module.present(arguments(owner="blog", **other), check=False)
     assert sshd.DROP_IN.read_text() == before
 
@@ -311,7 +317,7 @@ def test_a_dry_run_shows_the_settings_where_sshd_is_not_installed(
     assert found["due"][0] == "sshd is not installed"
     assert "PasswordAuthentication no" in found["diff"][0]["after"]
     assert sorted(tmp_path.rglob("*")) == before
-    with pytest.raises(module.Refused, match="sshd_manage_packages"):
+    with pytest.raises(commands.Refused, match="sshd_manage_packages"):
         module.present(arguments(), check=False)
 
 

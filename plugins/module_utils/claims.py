@@ -5,8 +5,7 @@ A claim is a file of its owner's, /etc/carafe/<role>.d/<owner>.json.
 Whoever applies the claims holds their lock from reading them until they are in force:
 
     with claims.locked(folder, check):
-        everybody = claims.read(folder, owner, mine)
-        problems = claims.conflicts(everybody, folder, ["fail2ban_seconds"])
+        everybody = claims.agreed(folder, owner, mine)
         …
         claims.claim(folder, owner, mine, check)
 """
@@ -17,16 +16,13 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .commands import Failure, Refused
 from .files import read as read_file
 from .files import write
-
-
-class Unreadable(Exception):
-    """The claim of another owner that cannot be read; says what to do."""
 
 
 @contextlib.contextmanager
@@ -52,7 +48,7 @@ def read(folder: Path, owner: str, data: Any) -> dict[str, Any]:
             try:
                 claims[path.stem] = json.loads(path.read_text())
             except ValueError:
-                raise Unreadable(
+                raise Failure(
                     f"{path} holds what {path.stem} claims of this server, and cannot be read. Run"
                     f" the playbook of {path.stem}, which writes it again, or remove the file where"
                     f" {path.stem} is gone from the server."
@@ -77,20 +73,52 @@ def text(data: Any) -> str:
     return "" if data is None else json.dumps(data, indent=2) + "\n"
 
 
-def conflicts(
-    claims: dict[str, dict], folder: Path, names: Iterable[str] | None = None
-) -> list[str]:
-    """Return a sentence for each of these names, or of all, that two claims state differently."""
-    found = []
-    for name in dict.fromkeys(name for data in claims.values() for name in (names or data)):
-        stated = {owner: data[name] for owner, data in claims.items() if name in data}
-        first = next(iter(stated), None)
-        other = next((owner for owner in stated if stated[owner] != stated[first]), None)
+def conflicts(stated: Mapping[str, Mapping[str, Any]], folder: Path) -> Iterator[str]:
+    """Yield a sentence for each name that two owners state differently."""
+    for name in dict.fromkeys(name for data in stated.values() for name in data):
+        values = {owner: data[name] for owner, data in stated.items() if name in data}
+        first = next(iter(values))
+        other = next((owner for owner in values if values[owner] != values[first]), None)
         if other is not None:
-            found.append(
-                f"{name} is {stated[first]!r} for {first} and {stated[other]!r} for {other}, and"
+            yield (
+                f"{name} is {values[first]!r} for {first} and {values[other]!r} for {other}, and"
                 " this server has it once. State it in the inventory of one of them only, and run"
                 " the playbook of the other first; where one is gone from the server, remove its"
                 f" file from {folder}."
             )
-    return found
+
+
+def agreed(
+    folder: Path, owner: str, mine: Any, once: Callable[[Any], Mapping[str, Any]] = dict
+) -> dict[str, Any]:
+    """Return all claims by their owner, as read() does, once no two contradict each other.
+
+    ``once`` returns what a claim states of what the server has only once.
+    """
+    everybody = read(folder, owner, mine)
+    if found := list(conflicts({k: once(x) for k, x in everybody.items()}, folder)):
+        raise Refused(" ".join(found))
+    return everybody
+
+
+def stated(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = ""
+) -> dict[str, Any]:
+    """Return what an owner states: nothing of what is as by default, so that another one may.
+
+    The order of a list says nothing.
+    """
+
+    def ordered(value: Any) -> Any:
+        return sorted(set(value)) if isinstance(value, list) else value
+
+    return {
+        f"{prefix}{name}": ordered(values[name])
+        for name, default in defaults.items()
+        if ordered(values[name]) != ordered(default)
+    }
+
+
+def merged(everybody: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what all claims state together."""
+    return {name: value for claimed in everybody for name, value in claimed.items()}

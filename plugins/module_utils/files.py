@@ -11,6 +11,7 @@ import grp
 import os
 import pwd
 from pathlib import Path
+from typing import Any
 
 # What a write that was cut short leaves behind, until the next write of the same file.
 SUFFIX = ".carafe"
@@ -22,6 +23,16 @@ def read(path: str | Path) -> str | None:
         return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def diff(path: str | Path, before: Any, after: Any) -> dict[str, Any]:
+    """Return a change of a file as a module's ``diff`` has it."""
+    return {
+        "before_header": str(path),
+        "after_header": str(path),
+        "before": before or "",
+        "after": after or "",
+    }
 
 
 def user_id(name: str | int | None) -> int:

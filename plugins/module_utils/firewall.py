@@ -7,14 +7,12 @@ back what waits for its confirmation, and ``record``, which notes what the servi
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import claims
+from .commands import CommandFailed, ask, run, show
 from .files import read, write
-from .takeback import NotConfirmed, TakeBack, reason, run, systemctl
+from .takeback import NotConfirmed, TakeBack
 
 NFT = Path("/usr/sbin/nft")
 TABLE = ("table", "inet", "carafe")
@@ -26,7 +24,7 @@ CONFIRMED = Path("/etc/carafe-firewall.nft")
 RUN = Path("/run/carafe-firewall")
 LOADED = RUN / "loaded.nft"  # the rules that were loaded last
 LISTING = RUN / "loaded.list"  # what nft made of them
-CHANGE = TakeBack("firewall", RUN / "change.json", "firewall_revert_seconds")
+CHANGE = TakeBack("firewall", RUN / "change.json", CLAIMS, "firewall_revert_seconds")
 UNIT_TEXT = f"""\
 # Managed by Ansible, role firewall.
 # Debian's nftables.service throws all tables away, those of Docker and fail2ban too. This one has a table of its own.
@@ -62,38 +60,37 @@ WantedBy=sysinit.target
 """  # noqa: E501
 
 
-def nft(*options: str, text: str | None = None, check: bool = True) -> str:
-    return run(str(NFT), *options, text=text, check=check)
-
-
-def listing() -> str:
+def listing(*options: str) -> str:
     """Return the table as the kernel has it, without counters and what ssh's limit remembers."""
-    return nft("--stateless", "--terse", "list", *TABLE, check=False)
+    return ask(NFT, "--stateless", *options, "list", *TABLE).stdout
 
 
 def record(text: str) -> None:
     RUN.mkdir(mode=0o755, exist_ok=True)
     write(LOADED, text)
-    write(LISTING, listing())
+    write(LISTING, listing("--terse"))
 
 
 def load(text: str) -> None:
-    nft("-f", "-", text=text)
+    run(NFT, "-f", "-", text=text)
     record(text)
+
+
+def is_changed() -> bool:
+    """Tell whether somebody else has changed the table since it was loaded."""
+    return listing("--terse") != read(LISTING)
 
 
 def in_force() -> str:
     """Return rules that bring the table back as it is."""
-    if listing() == read(LISTING):
-        return LOADED.read_text()
-    # Somebody has changed it by hand, or this is the first time.
-    return NOTHING + nft("--stateless", "list", *TABLE, check=False)
+    # It differs too where this is the first time.
+    return NOTHING + listing() if is_changed() else LOADED.read_text()
 
 
 def restore(former: str) -> None:
     """Load the rules from before. At worst none: who is locked out can mend nothing."""
     for text in (former, read(CONFIRMED), NOTHING):
-        with contextlib.suppress(subprocess.CalledProcessError):
+        with contextlib.suppress(CommandFailed):
             if text is not None:
                 load(text)
                 return
@@ -101,10 +98,8 @@ def restore(former: str) -> None:
 
 def service_is_due() -> bool:
     """Tell whether the service would not bring the rules back at the next boot."""
-    wanted = {"ActiveState=active", "UnitFileState=enabled", "NeedDaemonReload=no"}
-    names = ",".join(x.partition("=")[0] for x in wanted)
-    found = set(systemctl("show", f"--property={names}", SERVICE).splitlines())
-    return found != wanted or read(UNIT) != UNIT_TEXT
+    wanted = {"ActiveState": "active", "UnitFileState": "enabled", "NeedDaemonReload": "no"}
+    return show(",".join(wanted), SERVICE) != [wanted] or read(UNIT) != UNIT_TEXT
 
 
 def due(text: str) -> Iterator[str]:
@@ -116,7 +111,7 @@ def due(text: str) -> Iterator[str]:
         yield "the rules are others than the confirmed ones"
     if read(LOADED) != text:
         yield "the rules are others than the loaded ones"
-    if listing() != read(LISTING):
+    if is_changed():
         yield "somebody else has changed the table"
     if CHANGE.waiting():
         yield "rules wait for their confirmation"
@@ -124,48 +119,36 @@ def due(text: str) -> Iterator[str]:
 
 def apply(text: str, seconds: int, owner: str, claim: object) -> None:
     """Load rules, and take them back after some seconds unless their owner confirms them."""
-    nft("-c", "-f", "-", text=text)
-    try:
-        # Before the rules: there must be no moment in which nothing would take them back.
-        CHANGE.arm(owner, seconds, in_force(), claim=claim)
+    run(NFT, "-c", "-f", "-", text=text)
+    with CHANGE.armed(restore, owner, seconds, in_force(), claim=claim):
         load(text)
-    except subprocess.CalledProcessError:
-        CHANGE.revert(restore)
-        raise
 
 
 def confirm(owner: str) -> None:
     """Keep what was applied, now and at boot, and what its owner claims."""
     record = CHANGE.unconfirmed(owner)
-    if listing() != read(LISTING):
+    if is_changed():
         raise NotConfirmed(
             "Somebody else has changed the table inet carafe meanwhile, so the rules are taken"
             " back. Run the playbook again."
         )
-    claims.claim(CLAIMS, owner, record["claim"])
     write(CONFIRMED, LOADED.read_text())
-    CHANGE.settle()
+    CHANGE.settle(record)
 
 
 def enable() -> None:
     """Have the confirmed rules loaded at boot."""
     if read(UNIT) != UNIT_TEXT:
         write(UNIT, UNIT_TEXT)
-    systemctl("daemon-reload")
+    run("systemctl", "daemon-reload")
     run("systemctl", "enable", "--quiet", "--now", SERVICE)
 
 
+def boot() -> None:
+    """Note what the service has loaded."""
+    CHANGE.record.unlink(missing_ok=True)
+    record(CONFIRMED.read_text())
+
+
 def main() -> str | None:
-    with claims.locked(CLAIMS):
-        try:
-            match sys.argv[1:]:
-                case ["revert"]:
-                    CHANGE.revert(restore)
-                case ["record"]:
-                    CHANGE.record.unlink(missing_ok=True)
-                    record(CONFIRMED.read_text())
-                case _:
-                    return __doc__
-        except subprocess.CalledProcessError as error:
-            return reason(error)
-    return None
+    return CHANGE.main(revert=lambda: CHANGE.revert(restore), record=boot)

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from .claims import merged, stated
+from .commands import Refused
 from .ssh_peer import Peer
 
 FAMILIES = {4: "ip", 6: "ip6"}
@@ -25,10 +27,6 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Ports = list[tuple[int, int]]
 
 
-class Problem(ValueError):
-    """What is wrong with a variable."""
-
-
 def networks(texts: Iterable[str], where: str) -> list[Network]:
     """Return the networks that these texts name, those that touch or overlap merged into one."""
     found = []
@@ -36,7 +34,7 @@ def networks(texts: Iterable[str], where: str) -> list[Network]:
         try:
             found.append(ipaddress.ip_network(text))
         except ValueError as error:
-            raise Problem(
+            raise Refused(
                 f"{where} has {text!r}, but needs addresses and networks such as 192.0.2.7,"
                 f" 192.0.2.0/24 or 2001:db8::/32 ({error})."
             ) from None
@@ -65,7 +63,7 @@ def ports(texts: Iterable[object], where: str) -> Ports:
         found = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
         if not 1 <= first <= last <= 65535:
-            raise Problem(
+            raise Refused(
                 f"{where} has {text!r}, but needs ports from 1 to 65535, or ranges such as"
                 " '8000-8010'."
             )
@@ -87,12 +85,12 @@ def entry(wanted: dict[str, Any]) -> tuple[list[str], Ports, list]:
     """Return the rules of one entry of firewall_allow, and its ports and networks."""
     where = "firewall_allow"
     if wanted["protocol"] not in ("tcp", "udp"):
-        raise Problem(f"{where} has the protocol {wanted['protocol']!r}, but needs tcp or udp.")
+        raise Refused(f"{where} has the protocol {wanted['protocol']!r}, but needs tcp or udp.")
     if not wanted.get("ports"):
-        raise Problem(f"{where} has an entry without ports: {json.dumps(wanted)}.")
+        raise Refused(f"{where} has an entry without ports: {json.dumps(wanted)}.")
     comment = wanted["comment"]
     if len(comment.encode()) > COMMENT or re.search(r'["\x00-\x1f\x7f]', comment):
-        raise Problem(
+        raise Refused(
             f"{where} has the comment {comment!r}, but takes {COMMENT} bytes at most, with no"
             " double quote and no line break."
         )
@@ -107,22 +105,22 @@ def entry(wanted: dict[str, Any]) -> tuple[list[str], Ports, list]:
 
 
 def claim(allow: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what an owner claims: its ports, and what it states of the server's settings.
-
-    What is as it is by default is not stated, so that another owner may have it otherwise.
-    """
+    """Return what an owner claims: its ports, and what it states of the server's settings."""
     if not settings["firewall_ssh_ports"]:
-        raise Problem("firewall_ssh_ports is empty, which would lock everybody out.")
+        raise Refused("firewall_ssh_ports is empty, which would lock everybody out.")
     if settings["firewall_ssh_rate"] < 0 or settings["firewall_ssh_burst"] < 5:
-        raise Problem("firewall_ssh_rate must be 0 or more, and firewall_ssh_burst 5 or more.")
+        raise Refused("firewall_ssh_rate must be 0 or more, and firewall_ssh_burst 5 or more.")
     for name in settings["firewall_trusted_interfaces"]:
         if not re.fullmatch(r"[A-Za-z0-9_.:@-]{1,15}|[A-Za-z0-9_.:@-]{1,14}\*", name):
-            raise Problem(f"firewall_trusted_interfaces has {name!r}, which names no interface.")
-    ordered = {k: sorted(set(x)) if isinstance(x, list) else x for k, x in settings.items()}
-    stated = {name: value for name, value in ordered.items() if value != DEFAULTS[name]}
-    found = {"firewall_allow": allow, **stated}
+            raise Refused(f"firewall_trusted_interfaces has {name!r}, which names no interface.")
+    found = {"firewall_allow": allow, **stated(settings, DEFAULTS)}
     compose({"": found}, None)
     return found
+
+
+def once(claimed: dict[str, Any]) -> dict[str, Any]:
+    """Return what a claim states of what the server has once."""
+    return {name: value for name, value in claimed.items() if name in DEFAULTS}
 
 
 def let_in(peer: Peer, ways: Iterable[tuple[Ports, list[Network]]]) -> bool:
@@ -136,10 +134,8 @@ def let_in(peer: Peer, ways: Iterable[tuple[Ports, list[Network]]]) -> bool:
 
 
 def compose(claims: dict[str, dict[str, Any]], peer: Peer | None) -> str:
-    """Return the rules of all owners as nft takes them. Raise a Problem when they would not do."""
-    settings = dict(DEFAULTS)
-    for claimed in claims.values():
-        settings |= {name: value for name, value in claimed.items() if name in DEFAULTS}
+    """Return the rules of all owners as nft takes them. Refuse those that would not do."""
+    settings = DEFAULTS | merged(claims.values())
     ssh_ports = ports(settings["firewall_ssh_ports"], "firewall_ssh_ports")
     ssh_sources = networks(settings["firewall_ssh_sources"], "firewall_ssh_sources")
     unlimited = networks(settings["firewall_ssh_unlimited"], "firewall_ssh_unlimited")
@@ -148,7 +144,7 @@ def compose(claims: dict[str, dict[str, Any]], peer: Peer | None) -> str:
     ways = [(ssh_ports, ssh_sources), *([(ssh_ports, unlimited)] if unlimited else [])]
     ways += [(pairs, found) for _, rules, pairs, found in entries if "tcp dport" in rules[0]]
     if peer and not let_in(peer, ways):
-        raise Problem(
+        raise Refused(
             f"These rules would lock you out: your ssh comes from {peer.client} to port"
             f" {peer.port}. Let firewall_ssh_ports have {peer.port}, and firewall_ssh_sources or"
             f" firewall_ssh_unlimited have {peer.client}, or be empty."

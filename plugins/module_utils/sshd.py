@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-from . import claims
+from .commands import ask, run, show
 from .files import read, write
 from .ssh_peer import session
-from .takeback import NotConfirmed, TakeBack, reason, run, systemctl
+from .takeback import NotConfirmed, TakeBack
 
 SSHD = Path("/usr/sbin/sshd")
 MAIN = Path("/etc/ssh/sshd_config")
@@ -27,7 +25,7 @@ DEBIANS_MODULI = Path("/etc/ssh/moduli")
 MODULI = Path("/etc/ssh/moduli_carafe")
 MODULI_BITS = 3071  # moduli(5) has one less than the size of the group
 CLAIMS = Path("/etc/carafe/sshd.d")
-CHANGE = TakeBack("sshd", Path("/var/lib/carafe-sshd/pending.json"), "sshd_confirm_seconds")
+CHANGE = TakeBack("sshd", Path("/var/lib/carafe-sshd/pending.json"), CLAIMS, "sshd_confirm_seconds")
 BOOT = "carafe-sshd-boot.service"
 BOOT_UNIT = Path("/etc/systemd/system", BOOT)
 BOOT_TEXT = f"""\
@@ -49,12 +47,11 @@ WantedBy=multi-user.target
 
 def units() -> tuple[dict[str, str], set[str]]:
     """Return what systemd knows of sshd, and the ports of a socket that starts it, if any."""
-    names = "--property=ActiveState,UnitFileState,StateChangeTimestamp,MainPID"
-    lines = systemctl("show", "--timestamp=us+utc", names, "ssh.service").splitlines()
-    service = dict(line.split("=", 1) for line in lines)
-    if systemctl("is-active", "ssh.socket") != "active":
+    names = "ActiveState,UnitFileState,StateChangeTimestamp,MainPID"
+    (service,) = show(names, "ssh.service", options=["--timestamp=us+utc"])
+    if ask("systemctl", "is-active", "ssh.socket").returncode:
         return service, set()
-    listen = systemctl("show", "--property=Listen", "ssh.socket")
+    listen = run("systemctl", "show", "--property=Listen", "ssh.socket")
     return service, set(re.findall(r":(\d+) \(Stream\)", listen))
 
 
@@ -67,12 +64,12 @@ def load() -> None:
     service, socket = units()
     if not socket and service["UnitFileState"] == "disabled":
         # systemd 257 may lose sight of a service that runs when its alias comes back.
-        systemctl("stop", "ssh.service")
+        ask("systemctl", "stop", "ssh.service")
         run("systemctl", "enable", "--quiet", "ssh.service")
     # With a socket, the next connection starts one that does not run.
     if not socket or service["MainPID"] != "0":
         # Else systemd could find that it was started too often.
-        systemctl("reset-failed", "ssh.service")
+        ask("systemctl", "reset-failed", "ssh.service")
         run("systemctl", "restart", "ssh.service")
 
 
@@ -90,7 +87,7 @@ def restore(former: str | None) -> None:
 
 def bits(path: Path) -> int:
     """Return the size of a key, 0 if there is none."""
-    found = run("ssh-keygen", "-l", "-f", str(path), check=False).split()
+    found = ask("ssh-keygen", "-l", "-f", path).stdout.split()
     return int(found[0]) if found else 0
 
 
@@ -125,15 +122,10 @@ def apply(text: str, rsa_bits: int, seconds: int, owner: str, claim: object) -> 
     if read(BOOT_UNIT) != BOOT_TEXT:
         write(BOOT_UNIT, BOOT_TEXT)
     run("systemctl", "enable", "--quiet", BOOT)
-    former = read(DROP_IN)
-    try:
-        CHANGE.arm(owner, seconds, former, claim=claim, session=session())
+    with CHANGE.armed(restore, owner, seconds, read(DROP_IN), claim=claim, session=session()):
         write(DROP_IN, text, mode=0o600)
-        run(str(SSHD), "-t")
+        run(SSHD, "-t")
         load()
-    except subprocess.CalledProcessError:
-        CHANGE.revert(restore)
-        raise
 
 
 def confirm(owner: str, same: bool) -> None:
@@ -144,20 +136,10 @@ def confirm(owner: str, same: bool) -> None:
             "The confirmation came by the old connection. Is there a ControlPath in ssh_args? Use"
             " control_path of ansible.cfg instead."
         )
-    claims.claim(CLAIMS, owner, record["claim"])
-    CHANGE.settle()
+    CHANGE.settle(record)
 
 
 def main() -> str | None:
-    with claims.locked(CLAIMS):
-        try:
-            match sys.argv[1:]:
-                case ["revert"]:
-                    CHANGE.revert(restore)
-                case ["boot"]:
-                    CHANGE.revert(restore)
-                case _:
-                    return __doc__
-        except subprocess.CalledProcessError as error:
-            return reason(error)
-    return None
+    return CHANGE.main(
+        revert=lambda: CHANGE.revert(restore), boot=lambda: CHANGE.revert(restore_drop_in)
+    )

@@ -10,15 +10,15 @@ import ipaddress
 import os
 import pwd
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from . import sshd
+from .claims import merged, stated
+from .commands import CommandFailed, run
 from .ssh_peer import Peer
-from .takeback import run
 
 # What an owner states where it says nothing else.
 DEFAULTS: dict[str, Any] = {
@@ -139,20 +139,16 @@ def claim(params: dict[str, Any]) -> dict[str, Any]:
 
     The names are those of the role's variables. Each keyword of sshd_settings is stated by itself.
     """
-    ordered = {
-        name: sorted(set(params[name])) if isinstance(default, list) else params[name]
-        for name, default in DEFAULTS.items()
-    }
-    stated = {f"sshd_{k}": value for k, value in ordered.items() if value != DEFAULTS[k]}
     # In an order that the file of the claim keeps.
-    return stated | {f"sshd_settings.{k}": x for k, x in sorted(params["settings"].items())}
+    settings = {f"sshd_settings.{k}": x for k, x in sorted(params["settings"].items())}
+    return stated(params, DEFAULTS, "sshd_") | settings
 
 
-def merged(claims: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def composed(claims: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Return the settings of all owners, none of whom contradicts another."""
-    stated = {k.removeprefix("sshd_"): x for claimed in claims for k, x in claimed.items()}
-    settings = {k.partition(".")[2]: stated[k] for k in sorted(stated) if k not in DEFAULTS}
-    return {**DEFAULTS, **{k: x for k, x in stated.items() if k in DEFAULTS}, "settings": settings}
+    found = {k.removeprefix("sshd_"): x for k, x in merged(claims).items()}
+    settings = {k.partition(".")[2]: found[k] for k in sorted(found) if k not in DEFAULTS}
+    return DEFAULTS | {k: x for k, x in found.items() if k in DEFAULTS} | {"settings": settings}
 
 
 def render(wanted: dict[str, Any], peer: Peer | None) -> str:
@@ -221,7 +217,7 @@ def effective(path: Path, who: Peer | None = None) -> dict[str, set[str]]:
     # sshd makes it when it starts, and tests nothing without it.
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     found = {}
-    for line in run(str(sshd.SSHD), "-T", "-f", str(path), *options).splitlines():
+    for line in run(sshd.SSHD, "-T", "-f", path, *options).splitlines():
         keyword, _, value = line.partition(" ")
         found.setdefault(keyword, set()).add(value)
     return found
@@ -399,8 +395,8 @@ def problems(
         try:
             settings = effective(whole, who)
             yield from overruled(text, effective(candidate), effective(whole))
-        except subprocess.CalledProcessError as error:
-            said = error.stderr.strip().replace(str(candidate), str(sshd.DROP_IN))
+        except CommandFailed as error:
+            said = str(error).partition(": ")[2].replace(str(candidate), str(sshd.DROP_IN))
             yield (
                 f"sshd does not take these settings: {said.replace(str(whole), str(sshd.MAIN))}."
                 " Correct sshd_settings, or the file that it names."

@@ -8,44 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from . import claims
-from .files import write
+from .commands import CommandFailed, Failure, Refused, ask, run
+from .files import diff, write
 
 PYTHON = "/usr/bin/python3"
 PROGRAMS = Path("/usr/local/lib/carafe")
 
 
-class NotConfirmed(Exception):
+class NotConfirmed(Failure):
     """Why a change is not kept."""
-
-
-def run(*command: str, text: str | None = None, check: bool = True) -> str:
-    """Run a program and return what it says; with ``check``, CalledProcessError when it fails."""
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=check)
-    return done.stdout
-
-
-def reason(error: subprocess.CalledProcessError) -> str:
-    """Return what failed, and what it said."""
-    return f"{' '.join(map(str, error.cmd[:3]))}: {error.stderr.strip()}"
-
-
-def systemctl(*words: str) -> str:
-    return run("systemctl", *words, check=False).strip()
 
 
 class TakeBack:
     """The change of one program that may wait for its confirmation."""
 
-    def __init__(self, program: str, record: Path, seconds: str) -> None:
-        # ``seconds`` is the name of the variable that says how long it waits.
-        self.program, self.record, self.seconds = program, record, seconds
+    def __init__(self, program: str, record: Path, folder: Path, seconds: str) -> None:
+        # ``folder`` has the claims, ``seconds`` is the variable that says how long it waits.
+        self.program, self.record, self.claims, self.seconds = program, record, folder, seconds
         self.unit = f"carafe-{program}-revert"
 
     def waiting(self) -> dict[str, Any] | None:
@@ -53,14 +39,14 @@ class TakeBack:
         return json.loads(self.record.read_text()) if self.record.exists() else None
 
     @contextlib.contextmanager
-    def alone(self, folder: Path, owner: str, check: bool = False) -> Iterator[None]:
-        """Hold the claims in a folder while no other owner's change waits for its confirmation.
+    def alone(self, owner: str, check: bool = False) -> Iterator[None]:
+        """Hold the claims while no other owner's change waits for its confirmation.
 
         That takes a moment, until it is confirmed or taken back. What this owner has left
         unconfirmed is of a run that was cut short. With ``check`` nothing is held or waited for.
         """
         while True:
-            with claims.locked(folder, check):
+            with claims.locked(self.claims, check):
                 record = None if check else self.waiting()
                 if not record or record["owner"] == owner or record["until"] < time.monotonic():
                     yield
@@ -84,8 +70,20 @@ class TakeBack:
             *(PYTHON, str(PROGRAMS / self.program), "revert"),
         )
 
+    @contextlib.contextmanager
+    def armed(
+        self, restore: Callable[[Any], None], owner: str, seconds: int, former: Any, **more: Any
+    ) -> Iterator[None]:
+        """Arm before a change, so that nothing is ever not taken back; take back what fails."""
+        try:
+            self.arm(owner, seconds, former, **more)
+            yield
+        except CommandFailed:
+            self.revert(restore)
+            raise
+
     def disarm(self) -> None:
-        systemctl("stop", f"{self.unit}.timer", f"{self.unit}.service")
+        ask("systemctl", "stop", f"{self.unit}.timer", f"{self.unit}.service")
 
     def unconfirmed(self, owner: str) -> dict[str, Any]:
         """Return the record of this owner's change, for its confirmation."""
@@ -97,8 +95,9 @@ class TakeBack:
             )
         return record
 
-    def settle(self) -> None:
-        """Let the change be."""
+    def settle(self, record: dict[str, Any]) -> None:
+        """Let the change be, with what its owner claims by it."""
+        claims.claim(self.claims, record["owner"], record["claim"])
         self.record.unlink()
         self.disarm()
 
@@ -110,5 +109,53 @@ class TakeBack:
         restore(record["former"])
         self.record.unlink()
         # Not the service, which this may be.
-        systemctl("stop", f"{self.unit}.timer")
+        ask("systemctl", "stop", f"{self.unit}.timer")
         return True
+
+    def main(self, **words: Callable[[], Any]) -> str | None:
+        """Be the program on the server, which does what one of these words means."""
+        (word,) = sys.argv[1:] if len(sys.argv) == 2 else ("",)
+        if word not in words:
+            return f"usage: {self.program} {'|'.join(words)}"
+        with claims.locked(self.claims):
+            try:
+                words[word]()
+            except CommandFailed as error:
+                return str(error)
+        return None
+
+
+def report(path: Path, before: str, after: str, due: list[str], unconfirmed: bool) -> dict:
+    """Return the result of a module that brings a text into force, as far as that was due."""
+    shown = [diff(path, before, after)] if before != after else []
+    shown += [{"prepared": "".join(f"{reason}\n" for reason in due)}] if due else []
+    return {"changed": bool(due), "due": due, "unconfirmed": unconfirmed, "diff": shown}
+
+
+def answer(
+    module: Any,
+    present: Callable[[dict, bool], dict],
+    later: dict[str, Callable[[dict], bool]],
+    refused: str,
+    failed: str,
+) -> None:
+    """End a module by its state: ``present``, ``planned``, or one of ``later`` by another call.
+
+    ``refused`` and ``failed`` are what is said of a change that cannot be, and of a program that
+    fails on the way, with {} for the reason.
+    """
+    params, check = module.params, module.check_mode
+    state = params["state"]
+    try:
+        if state in later:
+            module.exit_json(changed=check or later[state](params))
+        found = present(params, check or state == "planned")
+        if state == "planned":
+            found = {"changed": False, "due": found["due"], "unconfirmed": False}
+        module.exit_json(**found)
+    except Refused as problem:
+        module.fail_json(msg=refused.format(problem))
+    except CommandFailed as error:
+        module.fail_json(msg=failed.format(error))
+    except Failure as problem:
+        module.fail_json(msg=str(problem))

@@ -126,52 +126,42 @@ unconfirmed:
   returned: when O(state=present)
 """
 
-import subprocess
-
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.carafe.stack.plugins.module_utils import (
     claims,
+    commands,
     files,
     firewall,
     programs,
     ssh_peer,
     takeback,
 )
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Refused
 from ansible_collections.carafe.stack.plugins.module_utils.firewall_rules import (
     DEFAULTS,
-    Problem,
     claim,
     compose,
+    once,
+)
+from ansible_collections.carafe.stack.plugins.module_utils.module import (
+    Module,
+    choice,
+    entries,
+    options,
 )
 
 ALLOW = {
     "ports": {"type": "list", "elements": "str", "required": True},
-    "protocol": {"type": "str", "choices": ["tcp", "udp"], "default": "tcp"},
-    "sources": {"type": "list", "elements": "str", "default": []},
-    "comment": {"type": "str", "default": ""},
+    "protocol": choice("tcp", "udp", default="tcp"),
+    **options(sources=[], comment=""),
 }
 ARGUMENTS = {
-    "state": {"type": "str", "choices": ["planned", "present", "confirmed"], "default": "present"},
-    "owner": {"type": "str", "default": "default"},
-    "allow": {"type": "list", "elements": "dict", "default": [], "options": ALLOW},
-    "ssh_ports": {"type": "list", "elements": "int", "default": [22]},
-    "ssh_sources": {"type": "list", "elements": "str", "default": []},
-    "ssh_unlimited": {"type": "list", "elements": "str", "default": []},
-    "ssh_rate": {"type": "int", "default": 10},
-    "ssh_burst": {"type": "int", "default": 20},
-    "trusted_interfaces": {"type": "list", "elements": "str", "default": []},
-    "revert_seconds": {"type": "int", "default": 60},
+    "state": choice("planned", "present", "confirmed", default="present"),
+    "allow": entries(ALLOW),
+    **options(owner="default", revert_seconds=60),
+    **options(**{name.removeprefix("firewall_"): value for name, value in DEFAULTS.items()}),
 }
 # Of this module's own text, so that they travel with it.
-PROGRAM = [x.__name__.rpartition(".")[2] for x in (firewall, takeback, claims, files)]
-
-
-def rules_of_all(owner: str, mine: dict) -> str:
-    """Return the rules that all owners together want at this moment."""
-    everybody = claims.read(firewall.CLAIMS, owner, mine)
-    if conflicts := claims.conflicts(everybody, firewall.CLAIMS, DEFAULTS):
-        raise Problem(" ".join(conflicts))
-    return compose(everybody, ssh_peer.peer())
+PROGRAM = [x.__name__.rpartition(".")[2] for x in (firewall, takeback, claims, commands, files)]
 
 
 def present(params: dict, check: bool) -> dict:
@@ -179,23 +169,24 @@ def present(params: dict, check: bool) -> dict:
     owner = params["owner"]
     mine = claim(params["allow"], {x: params[x.removeprefix("firewall_")] for x in DEFAULTS})
     if params["revert_seconds"] < 20:
-        raise Problem(
+        raise Refused(
             "firewall_revert_seconds must be 20 or more: a new connection takes its time."
         )
-    with firewall.CHANGE.alone(firewall.CLAIMS, owner, check):
-        rules = rules_of_all(owner, mine)
+    with firewall.CHANGE.alone(owner, check):
+        everybody = claims.agreed(firewall.CLAIMS, owner, mine, once)
+        rules = compose(everybody, ssh_peer.peer())
         if not check and not firewall.NFT.exists():
-            raise Problem(
+            raise Refused(
                 "There is no nft. Install nftables, or leave firewall_manage_packages at true."
             )
         confirmed = files.read(firewall.CONFIRMED) or ""
         service = firewall.service_is_due()
         due = list(firewall.due(rules))
         unconfirmed = bool(due)
+        # What is claimed counts once the rules do.
+        claimed = claims.claim(firewall.CLAIMS, owner, mine, check or unconfirmed)
         reasons = {
-            f"{owner} claims something else": claims.claim(
-                firewall.CLAIMS, owner, mine, check=True
-            ),
+            f"{owner} claims something else": claimed,
             f"{firewall.SERVICE} is not as it should be": service,
             "the program that takes rules back is another": programs.install(
                 "firewall", PROGRAM, check
@@ -204,53 +195,28 @@ def present(params: dict, check: bool) -> dict:
         due += [reason for reason, holds in reasons.items() if holds]
         if unconfirmed and not check:
             firewall.apply(rules, params["revert_seconds"], owner, mine)
-        elif not check:
-            claims.claim(firewall.CLAIMS, owner, mine)
     # It takes the lock of the claims itself. Where rules wait, their confirmation comes first.
     if service and not unconfirmed and not check:
         firewall.enable()
-    header = {"before_header": str(firewall.CONFIRMED), "after_header": str(firewall.CONFIRMED)}
-    diff = [{"before": confirmed, "after": rules, **header}] if confirmed != rules else []
-    diff += [{"prepared": "".join(f"{reason}\n" for reason in due)}] if due else []
-    return {
-        "changed": bool(due),
-        "due": due,
-        "unconfirmed": unconfirmed and not check,
-        "diff": diff,
-    }
+    return takeback.report(firewall.CONFIRMED, confirmed, rules, due, unconfirmed and not check)
 
 
-def confirmed(owner: str) -> dict:
+def confirmed(params: dict) -> bool:
     with claims.locked(firewall.CLAIMS):
-        firewall.confirm(owner)
+        firewall.confirm(params["owner"])
     firewall.enable()
-    return {"changed": True}
+    return True
 
 
 def main() -> None:
-    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    state, owner = module.params["state"], module.params["owner"]
-    try:
-        match state:
-            case "planned":
-                found = present(module.params, check=True)
-                module.exit_json(changed=False, due=found["due"], unconfirmed=False)
-            case "present":
-                module.exit_json(**present(module.params, module.check_mode))
-            case "confirmed":
-                module.exit_json(**({"changed": True} if module.check_mode else confirmed(owner)))
-    except Problem as problem:
-        module.fail_json(
-            msg=f"{problem} Nothing was changed. Correct it in group_vars and run the playbook"
-            " again."
-        )
-    except (claims.Unreadable, takeback.NotConfirmed) as problem:
-        module.fail_json(msg=str(problem))
-    except subprocess.CalledProcessError as error:
-        module.fail_json(
-            msg=f"{takeback.reason(error)}. The rules from before are in force. Correct what it"
-            " names, and run the playbook again."
-        )
+    takeback.answer(
+        Module(ARGUMENTS),
+        present,
+        {"confirmed": confirmed},
+        refused="{} Nothing was changed. Correct it in group_vars and run the playbook again.",
+        failed="{}. The rules from before are in force. Correct what it names, and run the playbook"
+        " again.",
+    )
 
 
 if __name__ == "__main__":

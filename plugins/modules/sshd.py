@@ -132,54 +132,35 @@ unconfirmed:
   returned: when O(state=planned) or O(state=present)
 """
 
-import subprocess
-
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.carafe.stack.plugins.module_utils import (
     claims,
+    commands,
     files,
     programs,
     ssh_peer,
     sshd,
     takeback,
 )
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Refused
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options
 from ansible_collections.carafe.stack.plugins.module_utils.sshd_settings import (
+    DEFAULTS,
     claim,
+    composed,
     due,
-    merged,
     problems,
     render,
 )
 
 ARGUMENTS = {
-    "state": {
-        "type": "str",
-        "choices": ["planned", "present", "confirmed", "reverted"],
-        "default": "present",
-    },
-    "owner": {"type": "str", "default": "default"},
-    "same_connection": {"type": "bool", "default": False},
-    "ports": {"type": "list", "elements": "int", "default": [22]},
-    "permit_root_login": {"type": "str", "choices": ["auto", "never", "keys"], "default": "auto"},
-    "allow_users": {"type": "list", "elements": "str", "default": []},
-    "allow_groups": {"type": "list", "elements": "str", "default": []},
-    "allow_tcp_forwarding": {"type": "bool", "default": False},
-    "allow_agent_forwarding": {"type": "bool", "default": False},
-    "allow_x11_forwarding": {"type": "bool", "default": False},
-    "max_auth_tries": {"type": "int", "default": 3},
-    "login_grace_seconds": {"type": "int", "default": 30},
-    "max_startups": {"type": "str", "default": "10:30:60"},
-    "client_alive_seconds": {"type": "int", "default": 120},
-    "rsa_host_key_bits": {"type": "int", "default": 4096},
-    "settings": {"type": "dict", "default": {}},
-    "confirm_seconds": {"type": "int", "default": 60},
+    **options(owner="default", same_connection=False, confirm_seconds=60, **DEFAULTS, settings={}),
+    "state": choice("planned", "present", "confirmed", "reverted", default="present"),
+    "permit_root_login": choice("auto", "never", "keys", default="auto"),
 }
 # Of this module's own text, so that they travel with it.
-PROGRAM = [x.__name__.rpartition(".")[2] for x in (sshd, takeback, claims, files, ssh_peer)]
-
-
-class Refused(Exception):
-    """Why these settings cannot be."""
+PROGRAM = [
+    x.__name__.rpartition(".")[2] for x in (sshd, takeback, claims, commands, files, ssh_peer)
+]
 
 
 def present(params: dict, check: bool) -> dict:
@@ -191,11 +172,8 @@ def present(params: dict, check: bool) -> dict:
         raise Refused(
             "There is no sshd. Install openssh-server, or leave sshd_manage_packages at true."
         )
-    with sshd.CHANGE.alone(sshd.CLAIMS, owner, check):
-        everybody = claims.read(sshd.CLAIMS, owner, mine)
-        if conflicts := claims.conflicts(everybody, sshd.CLAIMS):
-            raise Refused(" ".join(conflicts))
-        wanted = merged(everybody.values())
+    with sshd.CHANGE.alone(owner, check):
+        wanted = composed(claims.agreed(sshd.CLAIMS, owner, mine).values())
         text, (service, socket) = render(wanted, peer), sshd.units()
         bits = wanted["rsa_host_key_bits"]
         if there and (found := list(problems(text, peer, service, socket))):
@@ -208,51 +186,28 @@ def present(params: dict, check: bool) -> dict:
         if unconfirmed and not check:
             programs.install("sshd", PROGRAM)
             sshd.apply(text, bits, seconds, owner, mine)
-    header = {"before_header": str(sshd.DROP_IN), "after_header": str(sshd.DROP_IN)}
-    diff = [{"before": before, "after": text, **header}] if before != text else []
-    diff += [{"prepared": "".join(f"{reason}\n" for reason in reasons)}] if reasons else []
-    return {
-        "changed": bool(reasons),
-        "due": reasons,
-        "unconfirmed": unconfirmed and not check,
-        "diff": diff,
-    }
+    return takeback.report(sshd.DROP_IN, before, text, reasons, unconfirmed and not check)
 
 
-def confirmed(params: dict) -> dict:
+def confirmed(params: dict) -> bool:
     with claims.locked(sshd.CLAIMS):
         sshd.confirm(params["owner"], params["same_connection"])
-    return {"changed": True}
+    return True
 
 
-def reverted(params: dict) -> dict:
+def reverted(params: dict) -> bool:
     with claims.locked(sshd.CLAIMS):
-        return {"changed": sshd.CHANGE.revert(sshd.restore, params["owner"])}
+        return sshd.CHANGE.revert(sshd.restore, params["owner"])
 
 
 def main() -> None:
-    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    params, check = module.params, module.check_mode
-    try:
-        match params["state"]:
-            case "planned":
-                found = present(params, check=True)
-                module.exit_json(changed=False, due=found["due"], unconfirmed=False)
-            case "present":
-                module.exit_json(**present(params, check))
-            case "confirmed":
-                module.exit_json(**({"changed": True} if check else confirmed(params)))
-            case "reverted":
-                module.exit_json(**({"changed": True} if check else reverted(params)))
-    except Refused as problem:
-        module.fail_json(msg=f"{problem} Nothing was changed.")
-    except (claims.Unreadable, takeback.NotConfirmed) as problem:
-        module.fail_json(msg=str(problem))
-    except subprocess.CalledProcessError as error:
-        module.fail_json(
-            msg=f"sshd has its old settings: {takeback.reason(error)}."
-            " The server's side of it: journalctl --unit ssh"
-        )
+    takeback.answer(
+        Module(ARGUMENTS),
+        present,
+        {"confirmed": confirmed, "reverted": reverted},
+        refused="{} Nothing was changed.",
+        failed="sshd has its old settings: {}. The server's side of it: journalctl --unit ssh",
+    )
 
 
 if __name__ == "__main__":

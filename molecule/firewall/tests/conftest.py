@@ -16,14 +16,14 @@ CLAIMS = "/etc/carafe/firewall.d"
 RULES = "/etc/carafe-firewall.nft"
 # Runs some code on the server as the module does, with what the module shares with the program.
 LIBRARY = """
-import json, subprocess, sys
+import json, sys
 sys.path.insert(0, "/usr/local/lib/carafe/firewall")
-from carafe import claims, files, firewall, takeback
+from carafe import claims, commands, files, firewall
 try:
     with claims.locked(firewall.CLAIMS):
         exec(sys.argv[1])
-except subprocess.CalledProcessError as error:
-    sys.exit(takeback.reason(error))
+except commands.Failure as error:
+    sys.exit(str(error))
 """
 APPLY = """
 claim = json.loads((firewall.CLAIMS / "default.json").read_text())

@@ -19,7 +19,7 @@ import json, sys
 sys.path.insert(0, "/opt/library")
 from carafe import ssh_peer, sshd, sshd_settings
 params = {**sshd_settings.DEFAULTS, "settings": {}, **json.load(sys.stdin)}
-wanted = sshd_settings.merged([sshd_settings.claim(params)])
+wanted = sshd_settings.composed([sshd_settings.claim(params)])
 who, units = ssh_peer.peer(), sshd.units()
 text = sshd_settings.render(wanted, who)
 problems = list(sshd_settings.problems(text, who, *units))

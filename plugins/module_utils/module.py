@@ -1,0 +1,59 @@
+"""What each module is made of: its options, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from .commands import Failure
+
+KINDS = {bool: "bool", int: "int", str: "str", dict: "dict"}
+
+
+def options(**defaults: Any) -> dict[str, dict[str, Any]]:
+    """Return options of which the default says all: a list has the type of its first element."""
+    return {
+        name: {"type": "list", "elements": KINDS[type((*default, "")[0])], "default": default}
+        if isinstance(default, list)
+        else {"type": KINDS[type(default)], "default": default}
+        for name, default in defaults.items()
+    }
+
+
+def without_default(*names: str, **more: Any) -> dict[str, dict[str, Any]]:
+    """Return options with no default, texts where ``more`` has no other type."""
+    return {name: {"type": "str", **more} for name in names}
+
+
+def choice(*choices: str, **more: Any) -> dict[str, Any]:
+    return {"type": "str", "choices": list(choices), **more}
+
+
+def entries(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return an option that is a list of such dictionaries, empty by default."""
+    more = more or {"default": []}
+    return {"type": "list", "elements": "dict", "options": dict(options), **more}
+
+
+class Module(AnsibleModule):
+    """A module with check mode, whose arguments are kept out of the server's journal.
+
+    They are files and settings, with secrets among them. ``no_log`` is not for that: what the
+    task says of it takes the place of what the module says.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        super().__init__(dict(options), supports_check_mode=True)
+
+    def _log_invocation(self) -> None:
+        self.log("Invoked")
+
+    def answer(self, work: Callable[..., dict[str, Any]], *arguments: Any) -> None:
+        """End with what the work returns, or with the sentences in which it fails."""
+        try:
+            result = work(*arguments)
+        except Failure as failure:
+            self.fail_json(msg=str(failure))
+        self.exit_json(**result)
