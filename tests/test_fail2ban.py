@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import configparser
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.carafe.stack.plugins.module_utils import claims, fail2ban
+from ansible_collections.carafe.stack.plugins.module_utils import (
+    claims,
+    commands,
+    fail2ban,
+    file_set,
+    services,
+)
 from conftest import Role
 
 ROLE = Role("fail2ban")
@@ -22,7 +27,12 @@ WANTED = {
 
 
 def stated(**owners: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: fail2ban.stated({**WANTED, **wanted}) for name, wanted in owners.items()}
+    return {name: fail2ban.claim({**WANTED, **wanted}) for name, wanted in owners.items()}
+
+
+def conflicts(claimed: dict[str, dict[str, Any]]) -> list[str]:
+    once = {owner: fail2ban.once(claim) for owner, claim in claimed.items()}
+    return list(claims.conflicts(once, Path("/claims")))
 
 
 def jails(claimed: dict[str, dict[str, Any]], owner: str = "shop") -> dict[str, dict[str, Any]]:
@@ -42,7 +52,7 @@ def parse(tmp_path: Path):
             {**jail, "log": str(path)} if "log" in jail else jail
             for jail in wanted["default_jails"]
         ]
-        settings = fail2ban.composed({"shop": fail2ban.stated(wanted)}, "shop")
+        settings = fail2ban.composed({"shop": fail2ban.claim(wanted)}, "shop")
         parser = configparser.ConfigParser(interpolation=None)
         parser.read_string(fail2ban.jail_file(settings))
         return parser
@@ -52,7 +62,7 @@ def parse(tmp_path: Path):
 
 def test_what_states_nothing_is_what_the_role_does_by_itself() -> None:
     assert {k: ROLE.defaults[f"fail2ban_{k}"] for k in WANTED} == WANTED
-    assert not fail2ban.single(stated(shop={}))
+    assert not fail2ban.once(stated(shop={})["shop"])
 
 
 def test_an_entry_changes_the_jail_of_its_name_and_leaves_the_others() -> None:
@@ -72,7 +82,7 @@ def test_jails_and_addresses_of_all_owners_add_up() -> None:
         shop={"ignore": ["192.0.2.1"], "seconds": 300},
         blog={"ignore": ["192.0.2.2", "192.0.2.1"], "jails": [{"name": "blog", "log": "/l"}]},
     )
-    assert not claims.conflicts(said, Path(), fail2ban.single(said))
+    assert not conflicts(said)
     settings = fail2ban.composed(said, "shop")
     assert settings["ignore"] == ["127.0.0.0/8", "::1", "192.0.2.1", "192.0.2.2"]
     assert settings["seconds"] == 300
@@ -102,8 +112,7 @@ def test_a_name_with_a_dot_is_a_jail(parse) -> None:
 def test_owners_that_contradict_each_other_are_both_named(
     one: dict[str, Any], other: dict[str, Any], said: str
 ) -> None:
-    claimed = stated(shop=one, blog=other)
-    (problem,) = claims.conflicts(claimed, Path("/claims"), fail2ban.single(claimed))
+    (problem,) = conflicts(stated(shop=one, blog=other))
     assert problem.startswith(said)
 
 
@@ -126,33 +135,16 @@ def test_debians_own_jail_is_off_where_none_is_wanted(parse) -> None:
     assert dict(found["sshd"])["enabled"] == "false"
 
 
-def test_what_changed_after_the_load_is_seen(tmp_path: Path) -> None:
-    folder, loaded = tmp_path / "etc", tmp_path / "loaded"
-    folder.mkdir()
-    (folder / "file").touch()
-    folders = (folder, tmp_path / "none")
-    assert fail2ban.is_newer(folders, loaded)
-    loaded.touch()
-    for path in (folder, folder / "file"):
-        os.utime(path, ns=(0, 0))
-    assert not fail2ban.is_newer(folders, loaded)
-    (folder / "file").touch()
-    os.utime(loaded, ns=(0, 1))
-    assert fail2ban.is_newer(folders, loaded)
-    (folder / "file").unlink()  # the folder tells
-    os.utime(loaded, ns=(0, 1))
-    assert fail2ban.is_newer(folders, loaded)
-
-
 def test_jails_that_fail2ban_refuses_never_get_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "try.py").write_text("import sys; sys.exit('jail sshd: nonsense\\nCorrect it.')")
     monkeypatch.setattr(fail2ban, "TRY", tmp_path / "try.py")
     monkeypatch.setattr(fail2ban, "JAILS", tmp_path / "jails")
+    file = fail2ban.file(fail2ban.composed(stated(shop={}), "shop"))
     for dry in (True, False):
-        with pytest.raises(fail2ban.Failure, match="jail sshd: nonsense Correct it"):
-            fail2ban.write("text", dry)
+        with pytest.raises(commands.Refused, match="jail sshd: nonsense; Correct it"):
+            file_set.write([file], dry)
     assert not (tmp_path / "jails").exists()
 
 
@@ -177,16 +169,17 @@ def test_systemd_is_asked_for_what_is_due(
     verbs: list[str],
 ) -> None:
     names = ("ActiveState", "UnitFileState", "NeedDaemonReload")
-    shown = "\n".join(map("=".join, zip(names, state.split(), strict=True)))
+    monkeypatch.setattr(services, "show", lambda *_: [dict(zip(names, state.split(), strict=True))])
 
-    def run(*command: str) -> subprocess.CompletedProcess[str]:
+    def ask(*command: Any) -> subprocess.CompletedProcess[str]:
         # Somebody is banned, and the kernel's table may be gone.
-        text = shown if command[0] == "systemctl" else "[{'sshd': ['192.0.2.1']}]"
-        return subprocess.CompletedProcess(command, int(command[0] == "nft" and not table), text)
+        failed = command[0] == "nft" and not table
+        return subprocess.CompletedProcess(command, int(failed), "[{'sshd': ['192.0.2.1']}]")
 
-    monkeypatch.setattr(fail2ban, "run", run)
+    monkeypatch.setattr(fail2ban, "ask", ask)
     for name in ("CONFIGURATION", "DROP_IN"):
         monkeypatch.setattr(fail2ban, name, tmp_path / name)
+        (tmp_path / name).mkdir()
     (tmp_path / "loaded").touch()
     monkeypatch.setattr(fail2ban, "LOADED", tmp_path / "loaded")
     assert fail2ban.due(changed) == verbs

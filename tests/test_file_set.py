@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 from ansible_collections.carafe.stack.plugins.action import files as action
-from ansible_collections.carafe.stack.plugins.module_utils.file_set import FileSet, Refused
+from ansible_collections.carafe.stack.plugins.module_utils.file_set import (
+    FileSet,
+    Refused,
+    items_of,
+)
 
 OWN = {"owner": str(os.getuid()), "group": str(os.getgid())}
 FOLDER = {**OWN, "mode": "0755", "only_new": False}
@@ -30,10 +34,9 @@ def wanted(**parts: Any) -> dict[str, Any]:
 
 
 def land(check_mode: bool = False, **parts: Any) -> FileSet:
-    files = FileSet(wanted(**parts), check_mode)
-    files.shown = [entry for item in files.due for entry in item.diff()]
-    files.notes = files.check()
-    files.backups = [] if check_mode else files.land()
+    arguments = wanted(**parts)
+    files = FileSet(items_of(arguments), check_mode, arguments["checks"])
+    files.write()
     return files
 
 
@@ -62,7 +65,7 @@ def test_a_changed_mode_is_mended_and_shown(tmp_path: Path) -> None:
     path.write_text("same")
     path.chmod(0o600)
     files = land(files=[{"dest": path, "content": "same"}])
-    (shown,) = files.shown
+    (shown,) = files.diff
     assert (shown["before"], shown["after"]) == ({"mode": "0600"}, {"mode": "0644"})
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
@@ -165,7 +168,7 @@ def test_what_the_server_lacks_is_told_and_a_dry_run_goes_on(
         land(files=[entry])
     files = land(check_mode=True, files=[entry])
     assert changed(files) == [entry["dest"]]
-    assert files.shown[0]["after"] == "x"
+    assert files.diff[0]["after"] == "x"
     assert len(files.notes) == ("validate" in entry)
     assert not list(tmp_path.iterdir())
 
@@ -190,14 +193,14 @@ def test_a_secret_is_never_shown(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("old words")
     files = land(files=[{"dest": path, "content": "new words", "sensitive": True}])
-    assert "words" not in json.dumps(files.shown)
-    assert str(path) in json.dumps(files.shown)
+    assert "words" not in json.dumps(files.diff)
+    assert str(path) in json.dumps(files.diff)
 
 
 def test_what_is_no_text_is_shown_by_its_size(tmp_path: Path) -> None:
     content = {"content": "/wA=", "encoding": "base64"}
     files = land(files=[{"dest": tmp_path / "a", **content}])
-    assert files.shown[0]["after"] == "(2 bytes that are no text)\n"
+    assert files.diff[0]["after"] == "(2 bytes that are no text)\n"
     assert (tmp_path / "a").read_bytes() == b"\xff\x00"
 
 

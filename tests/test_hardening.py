@@ -74,7 +74,7 @@ WANTED = {**hardening.DEFAULTS, "sysctl": {}}
 def test_what_states_nothing_is_what_the_role_does_by_itself() -> None:
     role = Role("hardening")
     assert {k: role.defaults[f"hardening_{k}"] for k in WANTED} == WANTED
-    assert hardening.stated(WANTED) == {}
+    assert hardening.claim(WANTED) == {}
     upgrades = (role.path / "files/root/etc/apt/apt.conf.d/60carafe").read_text()
     assert re.findall(r'"(origin=.*)";', upgrades) == hardening.DEFAULTS["upgrade_origins"]
     assert hardening.kernel_file(WANTED) is None
@@ -107,8 +107,8 @@ def test_what_no_server_could_be_given_is_refused(name: str, value: str) -> None
 def test_owners_add_to_each_other(tmp_path: Path) -> None:
     shop = {**WANTED, "reboot_time": "03:30", "sysctl": {"net.core.somaxconn": 8192}}
     blog = {**WANTED, "timezone": "Europe/Berlin", "sysctl": {"kernel.sysrq": "1"}}
-    said = {"shop": hardening.stated(shop), "blog": hardening.stated(blog)}
-    assert not claims.conflicts(said, tmp_path)
+    said = {"shop": hardening.claim(shop), "blog": hardening.claim(blog)}
+    assert not list(claims.conflicts(said, tmp_path))
     settings = hardening.composed(said)
     assert (settings["reboot_time"], settings["timezone"]) == ("03:30", "Europe/Berlin")
     assert settings["sysctl"] == {"net.core.somaxconn": "8192", "kernel.sysrq": "1"}
@@ -116,13 +116,13 @@ def test_owners_add_to_each_other(tmp_path: Path) -> None:
 
 def test_owners_that_contradict_each_other_are_both_named(tmp_path: Path) -> None:
     said = {
-        owner: hardening.stated({**WANTED, "sysctl": {"net.core.somaxconn": value}})
+        owner: hardening.claim({**WANTED, "sysctl": {"net.core.somaxconn": value}})
         for owner, value in (("shop", 8192), ("blog", 1024), ("wiki", "8192"))
     }
     (problem,) = claims.conflicts(said, tmp_path)
     assert "hardening_sysctl.net.core.somaxconn is '8192' for shop and '1024' for blog" in problem
     del said["blog"]
-    assert not claims.conflicts(said, tmp_path)
+    assert not list(claims.conflicts(said, tmp_path))
 
 
 @pytest.fixture
@@ -148,6 +148,6 @@ def test_a_file_is_written_once_and_removed(server: hardening.Server, tmp_path: 
 def test_a_file_that_apt_cannot_read_never_gets_there(
     server: hardening.Server, tmp_path: Path
 ) -> None:
-    with pytest.raises(hardening.Failure, match="hardening_upgrade_origins"):
-        server.file(tmp_path / "file", "text", "false", "--config-file")
+    with pytest.raises(hardening.Refused, match="nothing was written"):
+        server.file(tmp_path / "file", "text", "false %s")
     assert not list(tmp_path.iterdir())

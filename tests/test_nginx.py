@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.carafe.stack.plugins.module_utils import nginx
+from ansible_collections.carafe.stack.plugins.module_utils import nginx, services
 from ansible_collections.carafe.stack.plugins.modules import nginx_info
 from conftest import Role
 
@@ -31,10 +31,13 @@ class Server:
         self.sites.mkdir(parents=True)
         self.claims.mkdir()
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        if command[0] == "/usr/sbin/nginx" and not self.version:
+    def ask(self, *command: str) -> subprocess.CompletedProcess[str]:
+        if not self.version:
             raise FileNotFoundError
-        return subprocess.CompletedProcess(command, 0, self.sockets, self.version)
+        return subprocess.CompletedProcess(command, 0, "", self.version)
+
+    def run(self, *command: str) -> str:
+        return self.sockets
 
     def look(
         self,
@@ -65,6 +68,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setattr(nginx, "ETC", tmp_path / "nginx")
     monkeypatch.setattr(nginx, "CLAIMS", server.claims)
     monkeypatch.setattr(nginx, "RELEASE", tmp_path / "os-release")
+    monkeypatch.setattr(nginx, "ask", server.ask)
     monkeypatch.setattr(nginx, "run", server.run)
     return server
 
@@ -240,7 +244,7 @@ def test_an_owner_is_a_file_name(server: Server) -> None:
 
 def test_a_record_that_cannot_be_read_is_told_in_one_line(server: Server) -> None:
     (server.claims / "blog.json").write_text("{")
-    with pytest.raises(nginx.claims.Unreadable, match=r"blog\.json"):
+    with pytest.raises(nginx.Failure, match=r"blog\.json"):
         server.look([SITE])
     # One's own is written anew.
     (server.claims / "shop.json").write_text("")
@@ -252,14 +256,14 @@ def test_a_record_that_cannot_be_read_is_told_in_one_line(server: Server) -> Non
     ("change", "due"),
     [
         (None, []),
-        ("nginx/nginx.conf", ["reload"]),
-        ("nginx/sites-enabled/gone.conf", ["reload"]),
-        ("units/carafe.conf", ["reload"]),
-        ("cert.pem", ["reload"]),
+        ("nginx/nginx.conf", ["daemon-reload", "reload"]),
+        ("nginx/sites-enabled/gone.conf", ["daemon-reload", "reload"]),
+        ("units/carafe.conf", ["daemon-reload", "reload"]),
+        ("cert.pem", ["daemon-reload", "reload"]),
         # As its package has started it, with nobody connected.
-        ("loaded", ["restart"]),
-        ("shown: inactive", ["start"]),
-        ("shown: disabled", ["enable"]),
+        ("loaded", ["daemon-reload", "restart"]),
+        ("shown: inactive", ["daemon-reload", "start"]),
+        ("shown: disabled", ["daemon-reload", "enable"]),
         ("shown: stale", ["daemon-reload"]),
     ],
 )
@@ -275,14 +279,14 @@ def test_what_is_due_is_asked_of_the_server(
     for path in [x for x in tmp_path.rglob("*") if x.name != "loaded"]:
         os.utime(path, (1, 1), follow_symlinks=False)
     monkeypatch.setattr(nginx, "LOADED", tmp_path / "loaded")
-    monkeypatch.setattr(nginx, "UNITS", tmp_path / "units")
-    shown = ["ActiveState=active", "UnitFileState=enabled", "NeedDaemonReload=no"]
+    monkeypatch.setattr(nginx, "DROP_INS", tmp_path / "units")
+    shown = {"ActiveState": "active", "UnitFileState": "enabled", "NeedDaemonReload": "no"}
     if change and change.startswith("shown"):
-        wrong = {"inactive": "active", "disabled": "enabled", "stale": "NeedDaemonReload=no"}
-        word = change.split()[1]
-        new = "NeedDaemonReload=yes" if word == "stale" else f"={word}"
-        old = wrong[word] if word == "stale" else f"={wrong[word]}"
-        shown = [line.replace(old, new) for line in shown]
+        shown |= {
+            "shown: inactive": {"ActiveState": "inactive"},
+            "shown: disabled": {"UnitFileState": "disabled"},
+            "shown: stale": {"NeedDaemonReload": "yes"},
+        }[change]
     elif change in ("nginx/sites-enabled/gone.conf", "loaded"):
         (tmp_path / change).unlink()
     elif change == "cert.pem":
@@ -291,16 +295,11 @@ def test_what_is_due_is_asked_of_the_server(
         os.utime(tmp_path / "real.pem", (2**33, 2**33))
     elif change:
         os.utime(tmp_path / change, (2**33, 2**33))
-    server.sockets = "\n".join(shown) + "\n\nActiveState=inactive\nUnitFileState=static\n"
+    sandbox = {"ActiveState": "inactive", "UnitFileState": "static", "NeedDaemonReload": "no"}
+    monkeypatch.setattr(services, "show", lambda *_: [shown, sandbox])
     if change == "nginx/sites-enabled/gone.conf":
         os.utime(tmp_path / "nginx/sites-enabled", (2**33, 2**33))
-    assert nginx.Service([str(tmp_path / "cert.pem")]).due() == due
-
-
-def test_a_certificate_that_is_gone_is_due_so_that_nginx_says_so(
-    server: Server, tmp_path: Path
-) -> None:
-    assert nginx.newest([tmp_path / "gone.pem"]) == float("inf")
+    assert nginx.due([str(tmp_path / "cert.pem")]) == due
 
 
 def test_the_wiring_s_sites_take_an_entry_more_and_a_new_site() -> None:

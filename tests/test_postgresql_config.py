@@ -45,7 +45,7 @@ def settings(has_connections: int = 100, **everybody: dict[str, Any]) -> dict[st
 
 
 def conflicts(**everybody: dict[str, Any]) -> list[str]:
-    return claims_of.conflicts(config.stated_once(everybody), config.FOLDER)
+    return list(claims_of.conflicts(config.stated_once(everybody), config.FOLDER))
 
 
 # What two owners make of one server.

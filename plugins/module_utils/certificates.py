@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import functools
 import http.client
 import json
 import os
@@ -24,14 +25,14 @@ import re
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import files
+from . import commands, files, services
+from .commands import Failure, ask
 
 CONFIGURATIONS = Path("/etc/carafe/certificates.d")
 LOCK = Path("/run/certificates.lock")
@@ -50,26 +51,12 @@ ACCOUNT_GONE = re.compile(r"accountDoesNotExist|account[^.]*(deactivated|revoked
 TIMER = "certificates.timer"
 SERVICE = "certificates.service"
 
-
 Item = Mapping[str, Any]
-
-
-class Failure(Exception):
-    """A certificate that could not be had; says what to do next."""
+openssl = functools.partial(commands.run, "openssl")
 
 
 def now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-
-
-def openssl(*arguments: str | Path, stdin: str | None = None) -> str:
-    """Run openssl and return its output."""
-    done = subprocess.run(
-        ["openssl", *arguments], input=stdin, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise Failure(f"openssl {arguments[0]}: {done.stderr.strip()}")
-    return done.stdout
 
 
 class Certificate:
@@ -176,23 +163,12 @@ class Keeper:
 
     def keep_renewing(self) -> None:
         """Start the timer, now and at boot, unless systemd runs it as its file says."""
-        properties = "ActiveState,UnitFileState,NeedDaemonReload"
-        shown = subprocess.run(
-            ["systemctl", "show", "--property", properties, TIMER, SERVICE],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        runs = {"ActiveState=active", "UnitFileState=enabled"} <= set(
-            shown.partition("\n\n")[0].split()
-        )
-        if runs and "NeedDaemonReload=yes" not in shown:
-            return
-        self.tell(f"{TIMER}: started")
-        if not self.check:
-            subprocess.run(["systemctl", "daemon-reload"], check=True)
-            subprocess.run(["systemctl", "enable", "--quiet", TIMER], check=True)
-            subprocess.run(["systemctl", "restart", TIMER], check=True)
+        state = services.state(TIMER, SERVICE)
+        verbs = services.due(state, "restart" if state["NeedDaemonReload"] == "yes" else "")
+        if verbs:
+            self.tell(f"{TIMER}: started")
+            if not self.check:
+                services.act(TIMER, verbs)
 
     def make(self, item: Item, subject: str, *options: str | Path) -> None:
         """Make a key and a certificate, both in one file so that they are replaced at once."""
@@ -366,15 +342,12 @@ class Keeper:
             # One for each run: its reason is read from there.
             *("--max-log-backups", "12"),
         ]
-        environment = os.environ | (
-            {"REQUESTS_CA_BUNDLE": self.wanted["ca_bundle"]} if self.wanted["ca_bundle"] else {}
-        )
+        bundle = self.wanted["ca_bundle"]
+        environment = {"REQUESTS_CA_BUNDLE": bundle} if bundle else {}
         Path(self.wanted["webroot"]).mkdir(parents=True, exist_ok=True)
         known = True
         for _ in range(ATTEMPTS):
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, env=environment
-            )
+            done = ask(*command, **environment)
             if done.returncode == 0:
                 return
             said = " ".join(reason(done.stderr))
@@ -392,10 +365,9 @@ class Keeper:
         if self.check or not self.changed:
             return
         for unit in self.wanted["reload"]:
-            if subprocess.run(["systemctl", "--quiet", "is-active", unit], check=False).returncode:
+            if ask("systemctl", "is-active", unit).returncode:
                 continue
-            done = subprocess.run(["systemctl", "reload-or-restart", unit], check=False)
-            if done.returncode:
+            if ask("systemctl", "reload-or-restart", unit).returncode:
                 raise Failure(f"{unit} did not load the new certificates: systemctl status {unit}")
 
 
@@ -421,8 +393,8 @@ def is_pair(text: str) -> bool:
     if not shutil.which("openssl"):  # a dry run on a bare server
         return True
     try:
-        return openssl("pkey", "-pubout", stdin=text) == openssl(
-            "x509", "-noout", "-pubkey", stdin=text
+        return openssl("pkey", "-pubout", text=text) == openssl(
+            "x509", "-noout", "-pubkey", text=text
         )
     except Failure:
         return False

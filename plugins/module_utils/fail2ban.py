@@ -6,13 +6,14 @@ state differently is a conflict; a value that is the role's default states nothi
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import files
+from . import services
+from .claims import merged, stated
+from .commands import ask
+from .file_set import File
 
 DEFAULTS = {"seconds": 600, "max_seconds": 604800}
 JAIL_DEFAULTS = {"ports": [], "retries": 5, "within_seconds": 600}
@@ -27,29 +28,23 @@ TRY = Path("/usr/local/lib/fail2ban-try.py")
 UNIT = "fail2ban.service"
 
 
-class Failure(Exception):
-    """What fail2ban does not take, or does not do; says what to do."""
-
-
 def given(jail: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an entry says of a jail, without options that it leaves out."""
     return {key: value for key, value in jail.items() if value is not None}
 
 
-def stated(wanted: Mapping[str, Any]) -> dict[str, Any]:
+def claim(wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an owner claims, by the names of the variables."""
-    claim: dict[str, Any] = {
-        f"fail2ban_{k}": wanted[k] for k, v in DEFAULTS.items() if wanted[k] != v
-    }
+    claim = stated(wanted, DEFAULTS, "fail2ban_")
     for jail in wanted["jails"]:
         claim |= {f"fail2ban_jails.{jail['name']}.{k}": v for k, v in given(jail).items()}
     lists = {"default_jails": [given(x) for x in wanted["default_jails"]]}
     return {**claim, **lists, "ignore": wanted["ignore"]}
 
 
-def single(claims: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the names of what the server has once."""
-    return sorted({name for x in claims.values() for name in x if name.startswith("fail2ban_")})
+def once(claim: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a claim states of what the server has once."""
+    return {name: value for name, value in claim.items() if name.startswith("fail2ban_")}
 
 
 def composed(claims: Mapping[str, Mapping[str, Any]], owner: str) -> dict[str, Any]:
@@ -60,11 +55,11 @@ def composed(claims: Mapping[str, Mapping[str, Any]], owner: str) -> dict[str, A
     jails: dict[str, dict[str, Any]] = {}
     for claim in [*(x for name, x in claims.items() if name != owner), claims[owner]]:
         jails |= {x["name"]: {**JAIL_DEFAULTS, **x} for x in claim["default_jails"]}
-    said = {name: value for claim in claims.values() for name, value in claim.items()}
-    for name in single(claims):
+    said = merged(map(once, claims.values()))
+    for name, value in sorted(said.items()):
         if name.startswith("fail2ban_jails."):
             jail, key = name.removeprefix("fail2ban_jails.").rsplit(".", 1)
-            jails.setdefault(jail, {**JAIL_DEFAULTS, "name": jail})[key] = said[name]
+            jails.setdefault(jail, {**JAIL_DEFAULTS, "name": jail})[key] = value
     ignore = [*LOOPBACK, *(x for claim in claims.values() for x in claim["ignore"])]
     settings = {k: said.get(f"fail2ban_{k}", v) for k, v in DEFAULTS.items()}
     return {**settings, "ignore": list(dict.fromkeys(ignore)), "jails": list(jails.values())}
@@ -122,76 +117,26 @@ banaction_allports = nftables[type=allports]
     return text
 
 
-def refused(text: str) -> str:
-    """Return what fail2ban says against these jails, or an empty text."""
-    if not TRY.exists():  # a dry run on a bare server
-        return ""
-    with tempfile.NamedTemporaryFile("w", suffix=".local") as file:
-        file.write(text)
-        file.flush()
-        done = run("/usr/bin/python3", str(TRY), file.name)
-    return " ".join((done.stderr or done.stdout).split()) if done.returncode else ""
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def is_newer(folders: Iterable[Path], file: Path) -> bool:
-    """Tell whether anything in the folders, or what they hold, changed after a file did."""
-    if not file.exists():
-        return True
-    then = file.stat().st_mtime_ns
-    return any(
-        path.lstat().st_mtime_ns > then
-        for folder in folders
-        if folder.exists()
-        for path in (folder, *folder.rglob("*"))
-    )
+def file(settings: Mapping[str, Any]) -> File:
+    """Return the file with the jails, which fail2ban tries before it lands."""
+    # Without it, this is a dry run on a bare server.
+    validate = f"/usr/bin/python3 {TRY} %s" if TRY.exists() else None
+    return File(JAILS, None, None, content=jail_file(settings).encode(), validate=validate)
 
 
 def due(changed: bool) -> list[str]:
     """Return what systemd is to do, so that fail2ban runs and has loaded what is there."""
-    names = ("ActiveState", "UnitFileState", "NeedDaemonReload")
-    shown = run("systemctl", "show", "--property", ",".join(names), UNIT).stdout.splitlines()
-    state = dict(line.split("=", 1) for line in shown)
-    verbs = []
-    if state["UnitFileState"] != "enabled":
-        verbs.append("enable")
-    if state["ActiveState"] != "active":
-        verbs.append("start")
-    elif are_bans_lost():
+    state = services.state(UNIT)
+    load = ""
+    if state["ActiveState"] == "active" and are_bans_lost():
         # Only a start bans again who should be banned.
-        verbs.append("restart")
-    elif changed or is_newer((CONFIGURATION, DROP_IN), LOADED):
-        verbs.append("reload")
-    # Debian 12's systemd does not see that a unit has got its first drop-in, and says no.
-    if verbs or state["NeedDaemonReload"] != "no":
-        verbs.insert(0, "daemon-reload")
-    return verbs
+        load = "restart"
+    elif changed or services.is_newer((CONFIGURATION, DROP_IN), LOADED):
+        load = "reload"
+    return services.due(state, load)
 
 
 def are_bans_lost() -> bool:
     """Tell whether others have thrown away the kernel's table of those who are banned."""
-    there = run("nft", "list", "table", "inet", "f2b-table").returncode == 0
-    return not there and "['" in run(str(CLIENT), "banned").stdout
-
-
-def write(text: str, dry: bool) -> None:
-    """Put the jails into their place, unless fail2ban refuses them."""
-    if message := refused(text):
-        raise Failure(message)
-    if not dry:
-        files.write(JAILS, text)
-
-
-def do(verbs: Iterable[str]) -> None:
-    for verb in verbs:
-        unit = [] if verb == "daemon-reload" else [UNIT]
-        done = run("systemctl", verb, *unit)
-        if done.returncode:
-            said = run("journalctl", "-u", UNIT, "-n", "1", "-o", "cat").stdout.strip()
-            raise Failure(
-                f"fail2ban does not {verb}; its journal ends with: {said or done.stderr.strip()}"
-                f" See systemctl status {UNIT} on the server, and run the playbook again."
-            )
+    there = ask("nft", "list", "table", "inet", "f2b-table").returncode == 0
+    return not there and "['" in ask(CLIENT, "banned").stdout

@@ -12,21 +12,18 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import group_id, land, stage, sync_folder, user_id
+from .commands import Refused
+from .files import diff, group_id, land, stage, sync_folder, user_id
 
 LOCK = Path("/run/lock/carafe-files.lock")
 # Longer ones are compared by their size only, where somebody reads the difference.
 SHOWN = 200_000
 CHECK_SECONDS = 120
-
-
-class Refused(Exception):
-    """What keeps the set from landing, in a sentence or two."""
 
 
 @dataclass
@@ -112,7 +109,7 @@ class Folder(Item):
 
     def diff(self) -> Iterator[dict[str, Any]]:
         if self.there is None:
-            yield diff(str(self.path), {"state": "absent"}, {"state": "directory"})
+            yield diff(self.path, {"state": "absent"}, {"state": "directory"})
         else:
             yield from self.attribute_diff()
 
@@ -154,7 +151,7 @@ class File(Item):
         if self.rewritten and self.sensitive:
             yield {"prepared": f"{self.path}: written anew; its content is not shown\n"}
         elif self.rewritten:
-            yield diff(str(self.path), text(self.old or b""), text(self.content))
+            yield diff(self.path, text(self.old or b""), text(self.content))
         # A link that is replaced has no permissions of its own.
         if self.old is not None:
             yield from self.attribute_diff()
@@ -190,7 +187,7 @@ class Absent:
         return os.path.lexists(self.path)
 
     def diff(self) -> Iterator[dict[str, Any]]:
-        yield diff(str(self.path), {"state": "there"}, {"state": "absent"})
+        yield diff(self.path, {"state": "there"}, {"state": "absent"})
 
     def land(self) -> None:
         if self.path.is_dir() and not self.path.is_symlink():
@@ -198,10 +195,6 @@ class Absent:
         else:
             self.path.unlink(missing_ok=True)
         sync_folder(self.path.parent)
-
-
-def diff(name: str, before: Any, after: Any) -> dict[str, Any]:
-    return {"before_header": name, "after_header": name, "before": before, "after": after}
 
 
 def text(content: bytes) -> str:
@@ -214,21 +207,36 @@ def text(content: bytes) -> str:
 
 
 class FileSet:
-    """Folders, files and what is to be absent, all of one call."""
+    """Folders, files and what is to be absent, all of one call.
 
-    def __init__(self, wanted: dict[str, Any], check_mode: bool) -> None:
-        self.check_mode = check_mode
-        self.checks = wanted["checks"]
-        self.folders = [Folder(**item(entry)) for entry in wanted["folders"]]
-        self.files = [File(**item(entry)) for entry in wanted["files"]]
-        self.absent = [Absent(Path(path)) for path in wanted["absent"]]
-        self.due = [x for x in (*self.folders, *self.files, *self.absent) if x.due]
+    What changes is in ``paths``, and in ``diff`` for people. After write(), ``notes`` says what was
+    not checked, and ``backups`` under which names files were kept as they had been.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Item | Absent],
+        check_mode: bool,
+        checks: Iterable[dict[str, str]] = (),
+    ) -> None:
+        self.check_mode, self.checks = check_mode, checks
+        self.items = list(items)
+        self.due = [x for x in self.items if x.due]
+        self.paths = [str(x.path) for x in self.due]
+        self.diff = [entry for x in self.due for entry in x.diff()]
+        self.notes: list[str] = []
+        self.backups: list[str] = []
         if not check_mode:
             self.need()
 
+    def write(self) -> None:
+        self.notes = self.check()
+        if not self.check_mode:
+            self.backups = self.land()
+
     def need(self) -> None:
         """Refuse a set that cannot land on this server."""
-        there = {x.path for x in self.folders}
+        there = {x.path for x in self.items if isinstance(x, Folder)}
         for entry in self.due:
             if isinstance(entry, Absent):
                 continue
@@ -354,8 +362,24 @@ class FileSet:
         return backups
 
 
+def write(items: Iterable[Item | Absent], check_mode: bool) -> FileSet:
+    """Check and write files, or only say what would change."""
+    found = FileSet(items, check_mode)
+    found.write()
+    return found
+
+
+def items_of(wanted: dict[str, Any]) -> list[Item | Absent]:
+    """Return what a module's arguments ask for."""
+    return [
+        *(Folder(**item(entry)) for entry in wanted["folders"]),
+        *(File(**item(entry)) for entry in wanted["files"]),
+        *(Absent(Path(path)) for path in wanted["absent"]),
+    ]
+
+
 def item(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return what the classes take, of what the module's arguments say."""
+    """Return what the classes take, of what a module's arguments say."""
     taken = {name: value for name, value in entry.items() if value is not None}
     taken["path"] = Path(taken.pop("dest", None) or taken["path"])
     taken["mode"] = int(taken["mode"], 8)

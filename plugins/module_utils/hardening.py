@@ -11,13 +11,14 @@ import glob
 import os
 import re
 import socket
-import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import files
+from . import file_set, files, processes
+from .claims import merged, stated
+from .commands import Failure, Refused, run, show
+from .file_set import Absent, File
 
 DEFAULTS = {
     "upgrade_origins": ["origin=Debian,codename=${distro_codename}-security,label=Debian-Security"],
@@ -42,10 +43,6 @@ LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 AGAIN = "in the inventory's group_vars, and run the playbook again."
 
 
-class Failure(Exception):
-    """What cannot be; says what to do."""
-
-
 def check(wanted: Mapping[str, Any]) -> None:
     """Refuse what no server could be given."""
     time_of_day, zone, name = (wanted[x] for x in ("reboot_time", "timezone", "hostname"))
@@ -66,15 +63,16 @@ def check(wanted: Mapping[str, Any]) -> None:
         )
 
 
-def stated(wanted: Mapping[str, Any]) -> dict[str, Any]:
+def claim(wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an owner states of the server, by the names of the variables."""
-    claim = {f"hardening_{k}": wanted[k] for k, v in DEFAULTS.items() if wanted[k] != v}
-    return claim | {f"hardening_sysctl.{k}": str(v) for k, v in wanted["sysctl"].items()}
+    return stated(wanted, DEFAULTS, "hardening_") | {
+        f"hardening_sysctl.{k}": str(v) for k, v in wanted["sysctl"].items()
+    }
 
 
 def composed(claims: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return what the owners state together, once none contradicts another."""
-    said = {name: value for claim in claims.values() for name, value in claim.items()}
+    said = merged(claims.values())
     settings = {k: said.get(f"hardening_{k}", v) for k, v in DEFAULTS.items()}
     names = [x for x in said if x.startswith("hardening_sysctl.")]
     return settings | {"sysctl": {x.removeprefix("hardening_sysctl."): said[x] for x in names}}
@@ -97,26 +95,6 @@ def upgrade_file(settings: Mapping[str, Any]) -> str | None:
         text += 'Unattended-Upgrade::Automatic-Reboot "true";\n'
         text += f'Unattended-Upgrade::Automatic-Reboot-Time "{reboot}";\n'
     return f"// {HEAD} hardening_upgrade_origins, hardening_reboot_time.\n{text}" if text else None
-
-
-def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Failure(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
-
-
-def shown(*units: str) -> list[dict[str, str]]:
-    """Return what systemd knows of each unit."""
-    names = (
-        *("LoadState", "ActiveState", "UnitFileState", "ConditionResult"),
-        *("ConditionTimestampMonotonic", "ExecMainStartTimestampMonotonic"),
-    )
-    text = run("systemctl", "show", "--property", ",".join(names), *units)
-    return [
-        dict(line.split("=", 1) for line in unit.splitlines())
-        for unit in text.strip().split("\n\n")
-    ]
 
 
 def parse(text: str) -> Iterator[tuple[str, str | None]]:
@@ -190,37 +168,26 @@ class Server:
         return not self.dry
 
     def bring_about(self) -> None:
-        self.file(UPGRADE_SETTINGS, upgrade_file(self.settings), "apt-config", "--config-file")
+        # With one file that it cannot read, apt does nothing at all.
+        apt = "apt-config --config-file=%s dump"
+        try:
+            self.file(UPGRADE_SETTINGS, upgrade_file(self.settings), apt)
+        except Refused as refused:
+            raise Failure(
+                f"hardening_upgrade_origins is what apt cannot read. Correct it {AGAIN} {refused}"
+            ) from None
         self.file(KERNEL_SETTINGS, kernel_file(self.settings))
         self.timezone()
         self.hostname()
         self.kernel()
         self.services()
 
-    def file(self, path: Path, text: str | None, *validate: str) -> None:
-        before = files.read(path)
-        if before == text:
-            return
-        self.diff.append(
-            {"before_header": str(path), "after_header": str(path)}
-            | {"before": before or "", "after": text or ""}
-        )
-        if not self.to_do(f"{'removed' if text is None else 'wrote'} {path}"):
-            return
-        if text is None:
-            path.unlink()
-            return
-        staged = files.stage(path, text)
-        try:
-            if validate:
-                # With one file that it cannot read, apt does nothing at all.
-                run(validate[0], f"{validate[1]}={staged}", "dump")
-        except Failure as failure:
-            staged.unlink()
-            raise Failure(
-                f"hardening_upgrade_origins is what apt cannot read. Correct it {AGAIN} {failure}"
-            ) from None
-        files.land(staged, path)
+    def file(self, path: Path, text: str | None, validate: str | None = None) -> None:
+        file = File(path, None, None, content=(text or "").encode(), validate=validate)
+        written = file_set.write([Absent(path) if text is None else file], self.dry)
+        for changed in written.paths:
+            self.done.append(f"{'removed' if text is None else 'wrote'} {changed}")
+        self.diff += written.diff
 
     def kernel(self) -> None:
         own = (files.read(KERNEL) or "") + (files.read(KERNEL_SETTINGS) or "")
@@ -249,7 +216,8 @@ class Server:
 
     def services(self) -> None:
         """Start what upgrades by night and what keeps the time, and have journald read its file."""
-        journald, *states = shown(JOURNALD, *UNITS)
+        names = "LoadState,ActiveState,UnitFileState,ConditionResult,ConditionTimestampMonotonic"
+        journald, *states = show(f"{names},MainPID", JOURNALD, *UNITS)
         for unit, state in zip(UNITS, states, strict=True):
             # Where it was tried and may not run, as in a container, somebody else keeps the time.
             vain = state["ConditionResult"] == "no" and state["ConditionTimestampMonotonic"] != "0"
@@ -258,10 +226,7 @@ class Server:
                 continue
             if self.to_do(f"started {unit}"):
                 run("systemctl", "enable", "--now", unit)
-        started = int(journald["ExecMainStartTimestampMonotonic"]) / 1e6
-        older = JOURNAL.exists() and JOURNAL.stat().st_mtime > (
-            time.time() - time.monotonic() + started
-        )
+        older = processes.is_older(journald["MainPID"], [JOURNAL])
         # It loses no line.
         if older and self.to_do("restarted journald"):
             run("systemctl", "restart", JOURNALD)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import claims
+from . import services
+from .claims import conflicts as conflicts_of
+from .claims import stated
+from .commands import Failure, Refused, ask, run
 
 CLAIMS = Path("/etc/carafe/nginx.d")
 ETC = Path("/etc/nginx")
 LOADED = Path("/run/nginx.loaded")
-UNITS = Path("/etc/systemd/system/nginx.service.d")
+UNIT = "nginx.service"
+DROP_INS = Path("/etc/systemd/system/nginx.service.d")
 DATA = Path("/var/lib/nginx")
 IPV6 = Path("/proc/net/if_inet6")
 RELEASE = Path("/etc/os-release")
@@ -24,22 +26,13 @@ OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 HEADER = re.compile(r"^# The (site|service) (\S+) of (\S+)\. ", re.M)
 
 
-class Refused(Exception):
-    """What keeps a configuration from being written or loaded, in a sentence or two."""
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
 # --- what is there ---------------------------------------------------------------------------
 
 
 def abilities(check_mode: bool) -> dict[str, bool]:
     """Return what this nginx knows. A dry run on a bare server goes by the release of Debian."""
     try:
-        said = run("/usr/sbin/nginx", "-V").stderr
+        said = ask("/usr/sbin/nginx", "-V").stderr
         http2_on = version(r"nginx/([0-9.]+)", said) >= (1, 25, 1)
         post_quantum = version(r"OpenSSL ([0-9.]+)", said) >= (3, 5)
     except FileNotFoundError:
@@ -85,7 +78,7 @@ def claim(
 ) -> dict[str, Any]:
     """Return what an owner has of this server. What is as by default is stated by nobody."""
     return {
-        "settings": {k: v for k, v in settings.items() if v != defaults[k]},
+        "settings": stated(settings, defaults),
         "sites": {
             site["name"]: {
                 "server_names": site["server_names"],
@@ -106,7 +99,7 @@ def present(entries: list[dict]) -> list[dict]:
 
 def conflicts(everybody: dict[str, dict], owner: str, absent: Iterable[str] = ()) -> Iterator[str]:
     """Yield what two owners state differently, or both have."""
-    yield from claims.conflicts({k: v["settings"] for k, v in everybody.items()}, CLAIMS)
+    yield from conflicts_of({k: v["settings"] for k, v in everybody.items()}, CLAIMS)
     mine = everybody[owner]
     for other, theirs in everybody.items():
         if other == owner:
@@ -178,7 +171,7 @@ def taken_ports(wanted: set[str]) -> Iterator[str]:
 
     nginx would take them for its own: it would keep the old configuration, and not start again.
     """
-    for line in run("/usr/bin/ss", "-Hltnp").stdout.splitlines():
+    for line in run("/usr/bin/ss", "-Hltnp").splitlines():
         columns = line.split()
         place, who = columns[3], " ".join(columns[5:])
         if '"nginx"' in who:
@@ -202,66 +195,25 @@ def address(text: str) -> tuple[str, str]:
 # --- what is loaded --------------------------------------------------------------------------
 
 
-def newest(paths: Iterable[Path]) -> float:
-    """Return when one of these, or of what is in them, changed last; infinity if one is gone."""
-    latest = 0.0
+def due(certificates: Iterable[str]) -> list[str]:
+    """Return what systemd is to do, so that nginx runs with what is configured."""
+    state = services.state(UNIT, "nginx-sandbox.service")
+    active, loaded = state["ActiveState"] == "active", LOADED.exists()
+    # Its package has started it, with none of the sandbox, and nobody is connected.
+    if active and not loaded and not is_connected():
+        return services.due(state, "restart")
+    newer = services.is_newer([ETC, DROP_INS, *map(Path, certificates)], LOADED)
+    return services.due(state, "reload" if newer else "")
+
+
+def is_connected() -> bool:
+    return '"nginx"' in run("/usr/bin/ss", "-Htnp", "state", "established")
+
+
+def act(verbs: Iterable[str]) -> None:
     try:
-        for path in paths:
-            latest = max(latest, path.lstat().st_mtime)
-            if path.is_dir() and not path.is_symlink():
-                latest = max(latest, newest(path.iterdir()))
-            elif path.exists():
-                latest = max(latest, path.stat().st_mtime)
-    except FileNotFoundError:
-        return float("inf")
-    return latest
-
-
-class Service:
-    """nginx as systemd runs it."""
-
-    def __init__(self, certificates: list[str]) -> None:
-        shown = run(
-            *("systemctl", "show", "nginx.service", "nginx-sandbox.service"),
-            "--property=ActiveState,UnitFileState,NeedDaemonReload",
-        ).stdout
-        self.active = "ActiveState=active" in shown.partition("\n\n")[0]
-        self.enabled = "UnitFileState=enabled" in shown.partition("\n\n")[0]
-        self.stale = "NeedDaemonReload=yes" in shown
-        try:
-            loaded = LOADED.stat().st_mtime
-        except FileNotFoundError:
-            loaded = 0.0
-        # Its package has started it, with none of the sandbox, and nobody is connected.
-        self.bare = self.active and not loaded and not self.connected()
-        # Asked of the server rather than of this run: what was cut short is made up for.
-        self.unloaded = newest([ETC, UNITS, *map(Path, certificates)]) > loaded
-
-    def due(self) -> list[str]:
-        """Return what is to be done, in words."""
-        steps = ["daemon-reload"] * self.stale + ["enable"] * (not self.enabled)
-        if self.bare or not self.active:
-            return [*steps, "restart" if self.bare else "start"]
-        return steps + ["reload"] * self.unloaded
-
-    def connected(self) -> bool:
-        return '"nginx"' in run("/usr/bin/ss", "-Htnp", "state", "established").stdout
-
-    def act(self) -> None:
         # For its message: systemd would keep it in the journal.
-        self.call("/usr/sbin/nginx", "-t", "-q")
-        # Also where it does not ask for it: of a new folder of drop-ins, systemd knows nothing.
-        self.call("systemctl", "daemon-reload")
-        for step in self.due():
-            if step != "daemon-reload":
-                self.call("systemctl", step, "nginx.service")
-
-    def call(self, *command: str) -> None:
-        done = run(*command)
-        if not done.returncode:
-            return
-        said = done.stderr
-        if command[1] in ("start", "restart", "reload"):
-            said += run("journalctl", "--unit=nginx", "--lines=5", "--output=cat").stdout
-        lines = [x.strip() for x in said.splitlines() if x.strip()]
-        raise Refused(f"nginx serves what it has loaded before. {'; '.join(lines[-5:])}")
+        run("/usr/sbin/nginx", "-t", "-q")
+        services.act(UNIT, verbs)
+    except Failure as failure:
+        raise Failure(f"nginx serves what it has loaded before. {failure}") from None

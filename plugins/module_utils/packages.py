@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from .commands import Failure, ask, run
 from .files import write
 
 LISTS = Path("/var/lib/apt/lists")
@@ -55,10 +56,6 @@ CONFIGURATION = ("--force-confdef", "--force-confold")
 OLD_LISTS = re.compile(r"Unable to locate package|has no installation candidate|was not found|404 ")
 
 
-class Failure(Exception):
-    """What could not be installed, and why; says what to do."""
-
-
 class Package(NamedTuple):
     """What dpkg knows of a package."""
 
@@ -70,11 +67,8 @@ class Package(NamedTuple):
 def look() -> dict[str, Package]:
     """Return what dpkg knows of each package."""
     form = "${db:Status-Status}\t${Package}\t${Version}\t${Provides}\n"
-    done = subprocess.run(
-        ["dpkg-query", "--show", "--showformat", form], capture_output=True, text=True, check=True
-    )
     found: dict[str, Package] = {}
-    for line in done.stdout.splitlines():
+    for line in run("dpkg-query", "--show", "--showformat", form).splitlines():
         status, name, version, provides = line.split("\t")
         # Of two architectures, the one that is there.
         if name not in found or status == "installed":
@@ -254,13 +248,8 @@ def alone(seconds: float, start_services: bool) -> Iterator[Apt]:
 
 def simulate(names: list[str]) -> list[str]:
     """Return what would be installed, with what that needs if the lists are such as to tell."""
-    done = subprocess.run(
-        ["apt-get", "--simulate", "--no-install-recommends", "install", *names],
-        capture_output=True,
-        text=True,
-        env=os.environ | ENVIRONMENT,
-        check=False,
-    )
+    command = ("apt-get", "--simulate", "--no-install-recommends", "install", *names)
+    done = ask(*command, **ENVIRONMENT)
     return names if done.returncode else sorted(re.findall(r"^Inst (\S+)", done.stdout, re.M))
 
 

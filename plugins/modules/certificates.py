@@ -133,60 +133,50 @@ done:
 import contextlib
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.carafe.stack.plugins.module_utils import (
     certificates,
     claims,
+    file_set,
     files,
     programs,
+)
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
+from ansible_collections.carafe.stack.plugins.module_utils.file_set import File
+from ansible_collections.carafe.stack.plugins.module_utils.module import (
+    Module,
+    choice,
+    options,
+    without_default,
 )
 
 ITEM = {
     "name": {"type": "str", "required": True},
     "names": {"type": "list", "elements": "str"},
-    "source": {"type": "str", "choices": ["acme", "ca", "files"], "required": True},
-    "certificate_file": {"type": "str"},
-    "key_file": {"type": "str", "no_log": False},
+    "source": choice("acme", "ca", "files", required=True),
+    **without_default("certificate_file"),
+    **without_default("key_file", no_log=False),
+}
+ARGUMENTS = {
+    "stage": choice("prepare", "issue", required=True),
+    "certificates": {"type": "list", "elements": "dict", "required": True, "options": ITEM},
+    "key_texts": {"type": "list", "elements": "str", "default": [], "no_log": True},
+    "directory": {"type": "str", "required": True},
+    "key_type": choice("ecdsa", "rsa", default="ecdsa", no_log=False),
+    "webroot": {"type": "path", "default": "/var/lib/certificates/webroot"},
+    **options(owner="default", certificate_texts=[], units={}, reload=[], retry=False),
+    **options(staging_directory="", email="", ca_bundle="", check_names=True),
 }
 # What the timer is to know.
 LISTED = (
     *("certificates", "directory", "staging_directory", "email", "ca_bundle", "key_type"),
     *("webroot", "check_names", "reload"),
 )
+# Of the program that renews.
+PROGRAM = ["certificates", "commands", "files", "services"]
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "stage": {"type": "str", "choices": ["prepare", "issue"], "required": True},
-            "owner": {"type": "str", "default": "default"},
-            "certificates": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": ITEM,
-            },
-            "certificate_texts": {"type": "list", "elements": "str", "default": []},
-            "key_texts": {"type": "list", "elements": "str", "default": [], "no_log": True},
-            "units": {"type": "dict", "default": {}},
-            "directory": {"type": "str", "required": True},
-            **{
-                name: {"type": "str", "default": ""}
-                for name in ("staging_directory", "email", "ca_bundle")
-            },
-            "key_type": {
-                "type": "str",
-                "choices": ["ecdsa", "rsa"],
-                "default": "ecdsa",
-                "no_log": False,
-            },
-            "webroot": {"type": "path", "default": "/var/lib/certificates/webroot"},
-            "check_names": {"type": "bool", "default": True},
-            "reload": {"type": "list", "elements": "str", "default": []},
-            "retry": {"type": "bool", "default": False},
-        },
-        supports_check_mode=True,
-    )
+    module = Module(ARGUMENTS)
     wanted, dry, done, diff = module.params, module.check_mode, [], []
     items = wanted["certificates"]
     if problems := list(certificates.problems(items)):
@@ -204,7 +194,7 @@ def main() -> None:
                 write(wanted, listed, dry, done, diff)
             step = keeper.prepare if prepare else keeper.issue
             failures = certificates.run(keeper, step) if items else []
-    except (certificates.Failure, claims.Unreadable) as failure:
+    except Failure as failure:
         failures = [str(failure)]
     if failures:
         module.fail_json(msg=" ".join(failures), done=done)
@@ -225,38 +215,32 @@ def with_pairs(items: list[dict], texts: list[str], keys: list[str]) -> list[dic
     ]
 
 
+def names(claim: dict) -> dict[str, list[str]]:
+    """Return the names of the certificates that an owner claims, each of which is there once."""
+    return {f"certificates_wanted.{x['name']}": x["names"] for x in claim["certificates"]}
+
+
 def write(wanted: dict, listed: dict, dry: bool, done: list[str], diff: list[dict]) -> None:
     """Write the list, and what renews by it; where none is wanted any more, the list goes."""
     folder, owner = certificates.CONFIGURATIONS, wanted["owner"]
     mine = listed if listed["certificates"] else None
     with claims.locked(folder, dry):
-        everybody = {
-            name: {f"certificates_wanted.{x['name']}": x["names"] for x in claim["certificates"]}
-            for name, claim in claims.read(folder, owner, mine).items()
-        }
-        if problems := claims.conflicts(everybody, folder):
-            raise certificates.Failure(" ".join(problems))
-        before = files.read(folder / f"{owner}.json")
+        claims.agreed(folder, owner, mine, names)
+        path = folder / f"{owner}.json"
+        before = files.read(path)
         if claims.claim(folder, owner, mine, dry):
-            note(folder / f"{owner}.json", before, claims.text(mine), done, diff)
+            done.append(f"{path}: {'written' if mine else 'removed'}")
+            diff.append(files.diff(path, before, claims.text(mine)))
     if mine is None:
         return
-    if programs.install("certificates", ["certificates", "files"], dry):
+    if programs.install("certificates", PROGRAM, dry):
         done.append(f"{programs.FOLDER / 'certificates'}: written")
-    for path, text in wanted["units"].items():
-        before = files.read(path)
-        if before != text:
-            note(path, before, text, done, diff)
-            if not dry:
-                files.write(path, text)
-
-
-def note(
-    path: str | Path, before: str | None, after: str, done: list[str], diff: list[dict]
-) -> None:
-    done.append(f"{path}: {'written' if after else 'removed'}")
-    header = {"before_header": str(path), "after_header": str(path)}
-    diff.append({**header, "before": before or "", "after": after})
+    units = [
+        File(Path(path), None, None, content=x.encode()) for path, x in wanted["units"].items()
+    ]
+    written = file_set.write(units, dry)
+    done += [f"{path}: written" for path in written.paths]
+    diff += written.diff
 
 
 if __name__ == "__main__":

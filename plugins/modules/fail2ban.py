@@ -100,65 +100,56 @@ done:
 
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.carafe.stack.plugins.module_utils import claims, fail2ban, files
+from ansible_collections.carafe.stack.plugins.module_utils import (
+    claims,
+    fail2ban,
+    file_set,
+    services,
+)
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
+from ansible_collections.carafe.stack.plugins.module_utils.module import (
+    Module,
+    entries,
+    options,
+    without_default,
+)
 
 CLAIMS = Path("/etc/carafe/fail2ban.d")
 JAIL = {
     "name": {"type": "str", "required": True},
-    **{name: {"type": "str"} for name in ("filter", "log", "journal")},
+    **without_default("filter", "log", "journal"),
     "ports": {"type": "list", "elements": "int"},
-    **{name: {"type": "int"} for name in ("retries", "within_seconds", "ban_seconds")},
+    **without_default("retries", "within_seconds", "ban_seconds", type="int"),
 }
-JAILS = {"type": "list", "elements": "dict", "default": [], "options": JAIL}
+ARGUMENTS = {
+    **{"default_jails": entries(JAIL), "jails": entries(JAIL)},
+    **options(owner="default", ignore=[], **fail2ban.DEFAULTS),
+}
+
+
+def ban(wanted: dict, dry: bool) -> dict:
+    owner, installed = wanted["owner"], fail2ban.CLIENT.exists()
+    if not installed and not dry:
+        raise Failure(
+            "fail2ban is not installed. Set fail2ban_manage_packages to true in the inventory's"
+            " group_vars, or install what fail2ban_packages has, and run the playbook again."
+        )
+    mine = fail2ban.claim(wanted)
+    with claims.locked(CLAIMS, dry):
+        everybody = claims.agreed(CLAIMS, owner, mine, fail2ban.once)
+        written = file_set.write([fail2ban.file(fail2ban.composed(everybody, owner))], dry)
+        claimed = claims.claim(CLAIMS, owner, mine, dry)
+        # Without fail2ban this is a dry run on a bare server.
+        verbs = fail2ban.due(bool(written.paths)) if installed else ["start"]
+        if not dry:
+            services.act(fail2ban.UNIT, verbs)
+    changed = bool(written.paths or claimed or verbs)
+    return {"changed": changed, "done": verbs, "diff": written.diff}
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "owner": {"type": "str", "default": "default"},
-            "default_jails": JAILS,
-            "jails": JAILS,
-            "ignore": {"type": "list", "elements": "str", "default": []},
-            **{name: {"type": "int", "default": x} for name, x in fail2ban.DEFAULTS.items()},
-        },
-        supports_check_mode=True,
-    )
-    owner, dry = module.params["owner"], module.check_mode
-    installed = fail2ban.CLIENT.exists()
-    if not installed and not dry:
-        module.fail_json(
-            msg="fail2ban is not installed. Set fail2ban_manage_packages to true in the inventory's"
-            " group_vars, or install what fail2ban_packages has, and run the playbook again."
-        )
-    mine = fail2ban.stated(module.params)
-    try:
-        with claims.locked(CLAIMS, dry):
-            everybody = claims.read(CLAIMS, owner, mine)
-            if problems := claims.conflicts(everybody, CLAIMS, fail2ban.single(everybody)):
-                raise fail2ban.Failure(" ".join(problems))
-            before = files.read(fail2ban.JAILS)
-            after = fail2ban.jail_file(fail2ban.composed(everybody, owner))
-            if before != after:
-                fail2ban.write(after, dry)
-            claimed = claims.claim(CLAIMS, owner, mine, dry)
-            # Without fail2ban this is a dry run on a bare server.
-            verbs = fail2ban.due(before != after) if installed else ["start"]
-            if not dry:
-                fail2ban.do(verbs)
-    except (fail2ban.Failure, claims.Unreadable) as failure:
-        module.fail_json(msg=str(failure))
-    path = str(fail2ban.JAILS)
-    module.exit_json(
-        changed=before != after or claimed or bool(verbs),
-        done=verbs,
-        diff={
-            "before_header": path,
-            "after_header": path,
-            "before": before or "",
-            "after": after,
-        },
-    )
+    module = Module(ARGUMENTS)
+    module.answer(ban, module.params, module.check_mode)
 
 
 if __name__ == "__main__":

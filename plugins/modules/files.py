@@ -179,88 +179,65 @@ backups:
   returned: success
 """
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.carafe.stack.plugins.module_utils.file_set import (
-    FileSet,
-    Refused,
-    locked,
+from ansible_collections.carafe.stack.plugins.module_utils.file_set import FileSet, items_of, locked
+from ansible_collections.carafe.stack.plugins.module_utils.module import (
+    Module,
+    entries,
+    options,
+    without_default,
 )
 
-OWNED = {
-    "owner": {"type": "str", "default": "root"},
-    "group": {"type": "str", "default": "root"},
-}
+OWNED = options(owner="root", group="root")
 FOLDER = {
     "path": {"type": "path", "required": True},
+    **options(mode="0755", only_new=False),
     **OWNED,
-    "mode": {"type": "str", "default": "0755"},
-    "only_new": {"type": "bool", "default": False},
 }
 FILE = {
     "dest": {"type": "path", "required": True},
-    "src": {"type": "str"},
+    **without_default("src", "content", "copy", "validate"),
     "vars": {"type": "dict"},
-    "content": {"type": "str"},
-    "copy": {"type": "str"},
     "encoding": {"type": "str", "choices": ["text", "base64"], "default": "text"},
+    **options(mode="0644", sensitive=False, backup=False),
     **OWNED,
-    "mode": {"type": "str", "default": "0644"},
-    "validate": {"type": "str"},
-    "sensitive": {"type": "bool", "default": False},
-    "backup": {"type": "bool", "default": False},
 }
 TREE = {
     "src": {"type": "str", "required": True},
     "dest": {"type": "path", "required": True},
-    "mode": {"type": "str", "default": "0644"},
-    "directory_mode": {"type": "str", "default": "0755"},
+    **options(mode="0644", directory_mode="0755"),
 }
 CHECK = {
     "folder": {"type": "path", "required": True},
     "command": {"type": "str", "required": True},
 }
+ARGUMENTS = {
+    **{"folders": entries(FOLDER), "files": entries(FILE), "trees": entries(TREE)},
+    "absent": {"type": "list", "elements": "path", "default": []},
+    "checks": entries(CHECK),
+}
 
 
-def many(options):
-    return {"type": "list", "elements": "dict", "default": [], "options": options}
+def write(module):
+    with locked():
+        files = FileSet(items_of(module.params), module.check_mode, module.params["checks"])
+        files.write()
+    for note in files.notes:
+        module.warn(note)
+    if files.paths and not module.check_mode:
+        module.log(f"wrote {', '.join(files.paths)}")
+    return {
+        "changed": bool(files.paths),
+        "changed_paths": files.paths,
+        "backups": files.backups,
+        "diff": files.diff if module._diff else [],
+        # It has the texts of all files.
+        "invocation": {},
+    }
 
 
 def main():
-    module = AnsibleModule(
-        {
-            "folders": many(FOLDER),
-            "files": many(FILE),
-            "trees": many(TREE),
-            "absent": {"type": "list", "elements": "path", "default": []},
-            "checks": many(CHECK),
-        },
-        supports_check_mode=True,
-        # The arguments are the files, which are not for the server's journal.
-        no_log=True,
-    )
-    wanted = module.params
-    backups = []
-    try:
-        with locked():
-            files = FileSet(wanted, module.check_mode)
-            shown = [entry for item in files.due for entry in item.diff()]
-            notes = files.check()
-            if not module.check_mode:
-                backups = files.land()
-    except Refused as problem:
-        module.fail_json(msg=str(problem), invocation={})
-    for note in notes:
-        module.warn(note)
-    changed = [str(item.path) for item in files.due]
-    if changed and not module.check_mode:
-        module.log(f"wrote {', '.join(changed)}")
-    module.exit_json(
-        changed=bool(changed),
-        changed_paths=changed,
-        backups=backups,
-        diff=shown if module._diff else [],
-        invocation={},
-    )
+    module = Module(ARGUMENTS)
+    module.answer(write, module)
 
 
 if __name__ == "__main__":

@@ -72,49 +72,35 @@ refused:
 
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.carafe.stack.plugins.module_utils import claims, hardening
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module, options
 
 CLAIMS = Path("/etc/carafe/hardening.d")
+ARGUMENTS = options(owner="default", sysctl={}, **hardening.DEFAULTS)
+
+
+def harden(wanted: dict, dry: bool) -> dict:
+    owner = wanted["owner"]
+    hardening.check(wanted)
+    mine = hardening.claim(wanted) or None
+    with claims.locked(CLAIMS, dry):
+        everybody = claims.agreed(CLAIMS, owner, mine)
+        server = hardening.Server(hardening.composed(everybody), dry)
+        server.bring_about()
+        claimed = claims.claim(CLAIMS, owner, mine, dry)
+    if server.done:
+        server.diff.append({"before": "", "after": "\n".join([*server.done, ""])})
+    return {
+        "changed": bool(server.done) or claimed,
+        "done": server.done,
+        "refused": server.refused,
+        "diff": server.diff,
+    }
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "owner": {"type": "str", "default": "default"},
-            "upgrade_origins": {
-                "type": "list",
-                "elements": "str",
-                "default": hardening.DEFAULTS["upgrade_origins"],
-            },
-            "reboot_time": {"type": "str", "default": hardening.DEFAULTS["reboot_time"]},
-            "sysctl": {"type": "dict", "default": {}},
-            "timezone": {"type": "str", "default": hardening.DEFAULTS["timezone"]},
-            "hostname": {"type": "str", "default": hardening.DEFAULTS["hostname"]},
-        },
-        supports_check_mode=True,
-    )
-    owner, dry = module.params["owner"], module.check_mode
-    try:
-        hardening.check(module.params)
-        mine = hardening.stated(module.params) or None
-        with claims.locked(CLAIMS, dry):
-            everybody = claims.read(CLAIMS, owner, mine)
-            if problems := claims.conflicts(everybody, CLAIMS):
-                raise hardening.Failure(" ".join(problems))
-            server = hardening.Server(hardening.composed(everybody), dry)
-            server.bring_about()
-            claimed = claims.claim(CLAIMS, owner, mine, dry)
-    except (hardening.Failure, claims.Unreadable) as failure:
-        module.fail_json(msg=str(failure))
-    if server.done:
-        server.diff.append({"before": "", "after": "\n".join([*server.done, ""])})
-    module.exit_json(
-        changed=bool(server.done) or claimed,
-        done=server.done,
-        refused=server.refused,
-        diff=server.diff,
-    )
+    module = Module(ARGUMENTS)
+    module.answer(harden, module.params, module.check_mode)
 
 
 if __name__ == "__main__":

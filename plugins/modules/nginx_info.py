@@ -84,50 +84,41 @@ post_quantum:
   returned: success
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.carafe.stack.plugins.module_utils import claims, nginx
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Refused
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module, options
+
+ARGUMENTS = {
+    **options(owner="default"),
+    **{name: {"type": "list", "elements": "dict", "default": []} for name in ("sites", "streams")},
+    **{name: {"type": "dict", "required": True} for name in ("settings", "defaults")},
+}
 
 
 def look(owner, sites, streams, settings, defaults, check_mode):
     if not nginx.OWNER.fullmatch(owner):
-        raise nginx.Refused(
-            f"nginx_owner is {owner!r}, and needs letters, digits, '-', '_' and '.'."
-        )
+        raise Refused(f"nginx_owner is {owner!r}, and needs letters, digits, '-', '_' and '.'.")
     found = nginx.abilities(check_mode)
     mine = nginx.claim(sites, streams, settings, defaults)
     everybody = claims.read(nginx.CLAIMS, owner, mine)
     absent = [x["name"] for x in sites if x["state"] == "absent"]
     for problem in nginx.conflicts(everybody, owner, absent):
-        raise nginx.Refused(problem)
-    stated = {k: v for theirs in everybody.values() for k, v in theirs["settings"].items()}
+        raise Refused(problem)
+    stated = claims.merged(theirs["settings"] for theirs in everybody.values())
     gone = nginx.absent_paths(owner, sites, streams)
     known = {x["name"] for x in sites} | {nginx.Path(path).stem for path in gone}
     tls = any(x["certificate"] for x in nginx.present(sites)) or nginx.over_tls(known)
     in_force = {**defaults, **stated}
     ports = nginx.wanted_ports(sites, streams, in_force.get("nginx_extra_http", ""), tls)
     for problem in nginx.taken_ports(ports):
-        raise nginx.Refused(problem)
-    return {**found, "settings": in_force, "claim": mine, "absent": gone, "over_tls": tls}
+        raise Refused(problem)
+    found |= {"settings": in_force, "claim": mine, "absent": gone, "over_tls": tls}
+    return {"changed": False, **found}
 
 
 def main():
-    module = AnsibleModule(
-        {
-            "owner": {"type": "str", "default": "default"},
-            "sites": {"type": "list", "elements": "dict", "default": []},
-            "streams": {"type": "list", "elements": "dict", "default": []},
-            "settings": {"type": "dict", "required": True},
-            "defaults": {"type": "dict", "required": True},
-        },
-        supports_check_mode=True,
-        # Sites may be long, and hold what is not for the server's journal.
-        no_log=True,
-    )
-    try:
-        found = look(**module.params, check_mode=module.check_mode)
-    except (nginx.Refused, claims.Unreadable) as problem:
-        module.fail_json(msg=str(problem))
-    module.exit_json(changed=False, **found)
+    module = Module(ARGUMENTS)
+    module.answer(lambda: look(**module.params, check_mode=module.check_mode))
 
 
 if __name__ == "__main__":

@@ -76,58 +76,53 @@ changed_paths:
   returned: success
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.carafe.stack.plugins.module_utils import nginx_maintenance as maintenance
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
+from ansible_collections.carafe.stack.plugins.module_utils.files import diff
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module, options
+
+ARGUMENTS = {
+    "state": {"type": "bool", "required": True},
+    "sites": {"type": "list", "elements": "dict", "required": True},
+    "allow": {"type": "raw", "default": []},
+    **options(only=[], page=""),
+}
 
 
-def main():
-    module = AnsibleModule(
-        {
-            "state": {"type": "bool", "required": True},
-            "sites": {"type": "list", "elements": "dict", "required": True},
-            "only": {"type": "list", "elements": "str", "default": []},
-            "allow": {"type": "raw", "default": []},
-            "page": {"type": "str", "default": ""},
-        },
-        supports_check_mode=True,
-        # A whole page is not for the server's journal.
-        no_log=True,
-    )
-    on, only = module.params["state"], module.params["only"]
-    sites = [x for x in module.params["sites"] if not only or x["name"] in only]
+def switch(wanted, check_mode):
+    on, only = wanted["state"], wanted["only"]
+    sites = [x for x in wanted["sites"] if not only or x["name"] in only]
     names = only or [x["name"] for x in sites]
-    allow = maintenance.words(module.params["allow"])
-    problems = list(maintenance.problems(names, allow))
-    if problems:
-        module.fail_json(msg=" ".join(problems))
-
+    allow = maintenance.words(wanted["allow"])
+    if problems := list(maintenance.problems(names, allow)):
+        raise Failure(" ".join(problems))
     ways = maintenance.let_in(allow)
     changes = {}
     for name in names:
-        changes |= maintenance.due(name, on, module.params["page"], ways)
-    paths = [str(path) for path in changes]
-    if not module.check_mode:
+        changes |= maintenance.due(name, on, wanted["page"], ways)
+    if not check_mode:
         maintenance.switch(on, changes)
         silent = [x["name"] for x in sites if not maintenance.answers(x, on)]
         if silent:
-            module.fail_json(
-                msg=f"Maintenance is {'on' if on else 'off'} by its files in {maintenance.DATA},"
+            raise Failure(
+                f"Maintenance is {'on' if on else 'off'} by its files in {maintenance.DATA},"
                 f" but nginx does not answer so for {', '.join(silent)}. Does it run (systemctl"
                 " status nginx), and has it loaded its sites? This starts it, or lets it load what"
                 " it has not: ansible-playbook site.yml --tags nginx"
             )
-    states = ("absent", "there") if on else ("there", "absent")
-    module.exit_json(
-        changed=bool(changes),
-        switched=names,
-        let_in=ways,
-        changed_paths=paths,
-        diff=[
-            {"before_header": path, "after_header": path}
-            | dict(zip(("before", "after"), ({"state": x} for x in states), strict=True))
-            for path in paths
-        ],
-    )
+    before, after = ({"state": x} for x in (("absent", "there") if on else ("there", "absent")))
+    return {
+        "changed": bool(changes),
+        "switched": names,
+        "let_in": ways,
+        "changed_paths": [str(path) for path in changes],
+        "diff": [diff(path, before, after) for path in changes],
+    }
+
+
+def main():
+    module = Module(ARGUMENTS)
+    module.answer(switch, module.params, module.check_mode)
 
 
 if __name__ == "__main__":

@@ -46,32 +46,31 @@ done:
   returned: success
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.carafe.stack.plugins.module_utils import claims, nginx
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Refused
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module, options
+
+ARGUMENTS = {
+    **options(owner="default"),
+    "certificates": {"type": "list", "elements": "path", "default": []},
+}
+
+
+def serve(owner, certificates, check_mode):
+    # Two owners may have written their files at the same time.
+    with claims.locked(nginx.CLAIMS, check_mode):
+        everybody = claims.read(nginx.CLAIMS, owner, nginx.recorded(owner))
+        for problem in nginx.conflicts(everybody, owner):
+            raise Refused(problem)
+        due = nginx.due(certificates)
+        if due and not check_mode:
+            nginx.act(due)
+    return {"changed": bool(due), "done": due}
 
 
 def main():
-    module = AnsibleModule(
-        {
-            "owner": {"type": "str", "default": "default"},
-            "certificates": {"type": "list", "elements": "path", "default": []},
-        },
-        supports_check_mode=True,
-    )
-    owner = module.params["owner"]
-    try:
-        # Two owners may have written their files at the same time.
-        with claims.locked(nginx.CLAIMS, module.check_mode):
-            everybody = claims.read(nginx.CLAIMS, owner, nginx.recorded(owner))
-            for problem in nginx.conflicts(everybody, owner):
-                raise nginx.Refused(problem)
-            service = nginx.Service(module.params["certificates"])
-            due = service.due()
-            if due and not module.check_mode:
-                service.act()
-    except (nginx.Refused, claims.Unreadable) as problem:
-        module.fail_json(msg=str(problem))
-    module.exit_json(changed=bool(due), done=due)
+    module = Module(ARGUMENTS)
+    module.answer(lambda: serve(**module.params, check_mode=module.check_mode))
 
 
 if __name__ == "__main__":

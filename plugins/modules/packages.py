@@ -66,45 +66,38 @@ repaired:
   returned: success
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.carafe.stack.plugins.module_utils import packages
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module, options
+
+ARGUMENTS = {
+    "name": {"type": "list", "elements": "str", "required": True},
+    **options(start_services=True, wait_seconds=600),
+}
 
 
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "name": {"type": "list", "elements": "str", "required": True},
-            "start_services": {"type": "bool", "default": True},
-            "wait_seconds": {"type": "int", "default": 600},
-        },
-        supports_check_mode=True,
-    )
-    names, start_services = module.params["name"], module.params["start_services"]
-    try:
-        known = packages.look()
-        before, missing = packages.installed(known), packages.missing(names, known)
-        # With a journal dpkg does nothing; what else is broken may be somebody else's work.
-        repair = packages.has_journal() or bool(missing and packages.is_interrupted(known))
-        left = packages.is_left()
-        if module.check_mode:
-            new = packages.simulate(missing) if missing else []
-            after = before | dict.fromkeys(new, "")
-        else:
-            if missing or repair or left:
-                with packages.alone(module.params["wait_seconds"], start_services) as apt:
-                    if missing or repair:
-                        apt.install(missing, repair)
-            after = packages.installed(packages.look())
-            new = sorted(after.keys() - before.keys())
-    except packages.Failure as failure:
-        module.fail_json(msg=str(failure))
-    module.exit_json(
-        changed=before != after or repair or left,
-        installed=new,
-        repaired=repair,
-        due=bool(missing or repair or left),
-        diff={"before": listing(before, after), "after": listing(after, before)},
-    )
+def install(name: list[str], start_services: bool, wait_seconds: int, check: bool) -> dict:
+    known = packages.look()
+    before, missing = packages.installed(known), packages.missing(name, known)
+    # With a journal dpkg does nothing; what else is broken may be somebody else's work.
+    repair = packages.has_journal() or bool(missing and packages.is_interrupted(known))
+    left = packages.is_left()
+    if check:
+        new = packages.simulate(missing) if missing else []
+        after = before | dict.fromkeys(new, "")
+    else:
+        if missing or repair or left:
+            with packages.alone(wait_seconds, start_services) as apt:
+                if missing or repair:
+                    apt.install(missing, repair)
+        after = packages.installed(packages.look())
+        new = sorted(after.keys() - before.keys())
+    return {
+        "changed": before != after or repair or left,
+        "installed": new,
+        "repaired": repair,
+        "due": bool(missing or repair or left),
+        "diff": {"before": listing(before, after), "after": listing(after, before)},
+    }
 
 
 def listing(one: dict[str, str], other: dict[str, str]) -> str:
@@ -114,6 +107,11 @@ def listing(one: dict[str, str], other: dict[str, str]) -> str:
         for name, version in sorted(one.items())
         if other.get(name) != version
     )
+
+
+def main() -> None:
+    module = Module(ARGUMENTS)
+    module.answer(lambda: install(**module.params, check=module.check_mode))
 
 
 if __name__ == "__main__":
