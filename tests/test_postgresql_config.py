@@ -45,7 +45,8 @@ def settings(has_connections: int = 100, **everybody: dict[str, Any]) -> dict[st
 
 
 def conflicts(**everybody: dict[str, Any]) -> list[str]:
-    return list(claims_of.conflicts(config.stated_once(everybody), config.FOLDER))
+    once = {owner: config.once(claim) for owner, claim in everybody.items()}
+    return list(claims_of.conflicts(once, config.FOLDER))
 
 
 # What two owners make of one server.
@@ -130,13 +131,13 @@ def test_the_same_value_is_no_conflict_however_it_is_written(value: object) -> N
 def test_a_claim_keeps_the_one_before_until_the_server_has_run_with_it(tmp_path: Path) -> None:
     proven, tried, again = (claim(connections=x) for x in (1, 2, 3))
     for wanted in (tried, again):
-        noted = config.unproven(wanted, config.claim_of(tmp_path, "shop") or proven)
+        noted = config.unproven(wanted, claims_of.stored(tmp_path, "shop") or proven)
         claims_of.claim(tmp_path, "shop", noted)
     config.settle(tmp_path, works=False)
-    assert config.claim_of(tmp_path, "shop") == proven
+    assert claims_of.stored(tmp_path, "shop") == proven
     claims_of.claim(tmp_path, "shop", config.unproven(tried, proven))
     config.settle(tmp_path, works=True)
-    assert config.claim_of(tmp_path, "shop") == tried
+    assert claims_of.stored(tmp_path, "shop") == tried
     assert config.unproven(tried, tried) == tried
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ansible_collections.carafe.stack.plugins.module_utils import claims as clai
 from ansible_collections.carafe.stack.plugins.module_utils import postgresql_config as config
 from ansible_collections.carafe.stack.plugins.module_utils import postgresql_contents as contents
 from ansible_collections.carafe.stack.plugins.module_utils import postgresql_server as server_of
+from ansible_collections.carafe.stack.plugins.module_utils import services
 from ansible_collections.carafe.stack.plugins.modules import (
     postgresql_cluster,
     postgresql_config,
@@ -131,9 +133,9 @@ class FakeServer:
                 {"jit": "off", "listen_addresses": "192.0.2.1", "shared_buffers": "9TB"}
             )
         )
-        self.never = never
+        self.never, self.unit = never, "postgresql@99-main.service"
 
-    def systemctl(self, *arguments: str) -> None:
+    def systemctl(self, *_: str) -> None:
         if self.never or "192.0.2.1" in self.settings_file.read_text():
             raise server_of.Failure("the job failed")
 
@@ -154,6 +156,7 @@ def test_a_restart_that_fails_goes_back_to_the_former_values(
     monkeypatch.setattr(
         postgresql_cluster, "write", lambda path, text, *rest: path.write_text(text)
     )
+    monkeypatch.setattr(postgresql_cluster, "run", lambda *words: server.systemctl(*words))
     folder.mkdir()
     former = {"settings": {"Shared_Buffers": "64MB"}}
     claims_of.claim(folder, "shop", {"settings": {"shared_buffers": "9TB"}, "former": former})
@@ -167,27 +170,29 @@ def test_a_restart_that_fails_goes_back_to_the_former_values(
     assert said.endswith("could not bind")
     has = config.parse_settings(server.settings_file.read_text())
     assert has == {"jit": "off", "listen_addresses": "", "shared_buffers": "64MB"}
-    assert config.claim_of(folder, "shop") == former
+    assert claims_of.stored(folder, "shop") == former
 
 
 class DownServer(FakeServer):
     """A server that does not start at all."""
-
-    def properties(self) -> dict[str, str]:
-        return {"NeedDaemonReload": "no", "UnitFileState": "enabled", "ActiveState": "failed"}
-
-    def systemctl(self, *arguments: str) -> None:
-        assert arguments == ("start", "--no-block")
 
     def wait(self) -> None:
         raise server_of.Failure("PostgreSQL does not run.")
 
 
 def test_a_claim_with_which_a_server_does_not_start_is_not_left_for_others(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    state = {"NeedDaemonReload": "no", "UnitFileState": "enabled", "ActiveState": "failed"}
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(services, "show", lambda *_: [state])
+    monkeypatch.setattr(
+        services, "ask", lambda *words: subprocess.CompletedProcess(asked.append(words), 0)
+    )
+    monkeypatch.setattr(postgresql_cluster, "run", lambda *words: asked.append(words))
     folder.mkdir()
     claims_of.claim(folder, "shop", {"a": 2, "former": {"a": 1}})
     with pytest.raises(server_of.Failure, match="does not run"):
         postgresql_cluster.start(DownServer(tmp_path), check=False)
-    assert config.claim_of(folder, "shop") == {"a": 1}
+    assert claims_of.stored(folder, "shop") == {"a": 1}
+    assert [words[1:3] for words in asked] == [("daemon-reload",), ("start", "--no-block")]

@@ -56,6 +56,14 @@ def read(folder: Path, owner: str, data: Any) -> dict[str, Any]:
     return dict(sorted(claims.items()))
 
 
+def stored(folder: Path, owner: str) -> Any | None:
+    """Return the claim that an owner has there, None where there is none that can be read."""
+    try:
+        return json.loads((folder / f"{owner}.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def claim(folder: Path, owner: str, data: Any, check: bool = False) -> bool:
     """Write an owner's claim, or remove it where it is None; return whether that is a change."""
     path = folder / f"{owner}.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from . import services
 from .claims import conflicts as conflicts_of
-from .claims import stated
+from .claims import stated, stored
 from .commands import Failure, Refused, ask, run
 
 CLAIMS = Path("/etc/carafe/nginx.d")
@@ -123,10 +122,7 @@ def served(claim: dict[str, Any]) -> set[tuple[str, int]]:
 
 def recorded(owner: str) -> dict[str, Any]:
     """Return the sites and streams that an owner had at the end of the last run."""
-    try:
-        return json.loads((CLAIMS / f"{owner}.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return {"settings": {}, "sites": {}, "streams": []}
+    return stored(CLAIMS, owner) or {"settings": {}, "sites": {}, "streams": []}
 
 
 def absent_paths(owner: str, sites: list[dict], streams: list[dict]) -> list[str]:

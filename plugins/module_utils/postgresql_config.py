@@ -31,14 +31,6 @@ def claim(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(stated))
 
 
-def claim_of(folder: Path, owner: str) -> dict[str, Any] | None:
-    """Return the claim of one owner; None where there is none that can be read."""
-    try:
-        return json.loads((folder / f"{owner}.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def unproven(mine: dict[str, Any], stored: dict[str, Any] | None) -> dict[str, Any]:
     """Return a claim as it is kept until the server has run with it: with the one before."""
     if stored is None:
@@ -58,13 +50,11 @@ def settle(folder: Path, works: bool) -> None:
             claims.claim(folder, owner, data if works else former)
 
 
-def stated_once(everybody: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return what no two owners may state differently, by owner, as a user calls it."""
-    return {
-        owner: {f"postgres_{name}": data[name] for name in ONCE if name in data}
-        | {f"{k.lower()} in postgres_settings": str(v) for k, v in data["settings"].items()}
-        for owner, data in everybody.items()
-    }
+def once(claim: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a claim states of what the server has once, as a user calls it."""
+    stated = {f"postgres_{name}": claim[name] for name in ONCE if name in claim}
+    settings = {f"{k.lower()} in postgres_settings": str(v) for k, v in claim["settings"].items()}
+    return stated | settings
 
 
 def stated_settings(everybody: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -13,11 +13,10 @@ import hmac
 import stringprep
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
-
-from .postgresql_server import Failure, Session, one_line
+from .commands import Failure
+from .module import entries, options, without_default
+from .postgresql_server import Session, one_line
 
 try:
     import psycopg2
@@ -27,32 +26,17 @@ except ImportError:  # a bare server in a dry run
     psycopg2 = sql = encrypt_password = None
 
 # What the modules take, as roles/postgres/meta/argument_specs.yml has it.
-ARGUMENTS: dict[str, Any] = {
-    "roles": {
-        "type": "list",
-        "elements": "dict",
-        "default": [],
-        "options": {
-            "name": {"type": "str", "required": True},
-            "password": {"type": "str", "no_log": True},
-            "login": {"type": "bool", "default": True},
-            "member_of": {"type": "list", "elements": "str", "default": []},
-            "settings": {"type": "dict", "default": {}},
-        },
-    },
-    "databases": {
-        "type": "list",
-        "elements": "dict",
-        "default": [],
-        "options": {
-            "name": {"type": "str", "required": True},
-            "owner": {"type": "str"},
-            "writers": {"type": "list", "elements": "str", "default": []},
-            "extensions": {"type": "list", "elements": "str", "default": []},
-            "locale": {"type": "str", "default": "C.UTF-8"},
-        },
-    },
+ROLE = {
+    "name": {"type": "str", "required": True},
+    **without_default("password", no_log=True),
+    **options(login=True, member_of=[], settings={}),
 }
+DATABASE = {
+    "name": {"type": "str", "required": True},
+    **without_default("owner"),
+    **options(writers=[], extensions=[], locale="C.UTF-8"),
+}
+ARGUMENTS = {"roles": entries(ROLE), "databases": entries(DATABASE)}
 PROHIBITED = (
     stringprep.in_table_a1,  # not assigned when RFC 3454 was written; emoji, for one
     stringprep.in_table_c12,
@@ -348,20 +332,3 @@ def on_a_bare_server(roles: Iterable[Mapping], databases: Iterable[Mapping]) -> 
         *(f"create role {role['name']}" for role in roles),
         *(f"create database {database['name']}" for database in databases),
     ]
-
-
-class QuietModule(AnsibleModule):
-    """A module whose arguments are kept out of the server's journal.
-
-    Ansible looks there for each password as it is, and in a list it stands as Python writes it: one
-    with a quote or a backslash would be shown.
-    """
-
-    def _log_invocation(self) -> None:
-        self.log("Invoked")
-
-
-def report(changes: list[str]) -> dict[str, Any]:
-    """Return a module's result: sentences, also where --diff looks for them."""
-    text = "".join(f"{change}\n" for change in changes)
-    return {"changed": bool(changes), "changes": changes, "diff": {"prepared": text}}

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .commands import Failure, ask
+
 try:
     import psycopg2
     from psycopg2 import sql
-except ImportError:  # a bare server in a dry run; missing() says so where it matters
+except ImportError:  # a bare server in a dry run; need_psycopg2() says so where it matters
     psycopg2 = sql = None
 
 # Seconds until a server that says nothing is given up, and one that still reads its log.
@@ -42,17 +44,11 @@ SELECT
 """
 
 
-class Failure(Exception):
-    """What stops a module, in one or two sentences for the user."""
-
-
-def missing() -> str:
-    """Return what to install where Python cannot speak to PostgreSQL, else an empty text."""
+def need_psycopg2() -> None:
     if psycopg2 is None:
-        return (
+        raise Failure(
             "The server's Python has no psycopg2. Install python3-psycopg2, of postgres_packages."
         )
-    return ""
 
 
 def one_line(text: object) -> str:
@@ -133,21 +129,8 @@ class Server:
         options: dict[str, Any] = {"cwd": "/", "env": {"LC_ALL": "C"}, **user}
         return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
-    def systemctl(self, *arguments: str, unit: bool = True) -> str:
-        """Run systemctl, mostly on the unit; Failure has what it said."""
-        command = ["systemctl", *arguments, *([self.unit] if unit else [])]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise Failure(one_line(done.stderr))
-        return done.stdout
-
-    def properties(self) -> dict[str, str]:
-        asked = "--property=ActiveState,UnitFileState,NeedDaemonReload"
-        return dict(line.split("=", 1) for line in self.systemctl("show", asked).splitlines())
-
     def journal(self) -> str:
-        command = ["journalctl", "--unit", self.unit, "--lines=12", "--output=cat", "--no-pager"]
-        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        said = ask("journalctl", f"--unit={self.unit}", "--lines=12", "--output=cat").stdout
         return f"Its unit, {self.unit}, says: {one_line(said)}"
 
     def wait(self) -> Session:
@@ -167,7 +150,7 @@ class Server:
 
     def is_starting(self) -> bool:
         """Tell whether the server is there and takes nobody yet."""
-        return subprocess.run(["pg_isready", "--quiet"], check=False).returncode == 1
+        return ask("pg_isready", "--quiet").returncode == 1
 
     def state(self, session: Session) -> tuple[list[str], bool, dict[str, str]]:
         """Return what is wrong in the files, whether they are newer than what runs, and which
@@ -194,3 +177,9 @@ def session_now(check: bool = False) -> Session | None:
         return Session(check) if psycopg2 is not None else None
     except (psycopg2.OperationalError, KeyError):  # KeyError: there is no user postgres either
         return None
+
+
+def report(changes: list[str], diff: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Return a module's result: sentences, also where --diff looks for them."""
+    said = [{"prepared": "".join(f"{change}\n" for change in changes)}] if changes else []
+    return {"changed": bool(changes), "changes": changes, "diff": [*(diff or []), *said]}

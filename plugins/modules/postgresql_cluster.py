@@ -54,46 +54,41 @@ restart_due:
   returned: success
 """
 
-from ansible_collections.carafe.stack.plugins.module_utils import claims, postgresql_config
+from ansible_collections.carafe.stack.plugins.module_utils import (
+    claims,
+    postgresql_config,
+    services,
+)
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure, run
 from ansible_collections.carafe.stack.plugins.module_utils.files import read, write
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module, options
 from ansible_collections.carafe.stack.plugins.module_utils.postgresql_contents import (
     ARGUMENTS,
-    QuietModule,
     ensure,
     on_a_bare_server,
-    report,
 )
 from ansible_collections.carafe.stack.plugins.module_utils.postgresql_server import (
-    Failure,
     Server,
     Session,
-    missing,
+    need_psycopg2,
+    report,
     session_now,
 )
 
-MORE_ARGUMENTS = {
-    "version": {"type": "str", "required": True},
-    "allow_restart": {"type": "bool", "default": True},
-}
+MORE_ARGUMENTS = {"version": {"type": "str", "required": True}, **options(allow_restart=True)}
+SENTENCES = {"enable": "enable PostgreSQL at boot", "start": "start PostgreSQL"}
 
 
 def start(server: Server, check: bool) -> tuple[list[str], Session | None]:
     """Have the unit enabled and running; return what that changed, and a session."""
-    has = server.properties()
-    changes = []
-    if has["NeedDaemonReload"] == "yes" and not check:
-        server.systemctl("daemon-reload", unit=False)
-    if has["UnitFileState"] != "enabled":
-        changes.append("enable PostgreSQL at boot")
-        if not check:
-            server.systemctl("enable")
-    if has["ActiveState"] not in ("active", "reloading"):
-        changes.append("start PostgreSQL")
-        if not check:
-            # Debian's pg_ctlcluster looks every half a second; wait() sees it sooner.
-            server.systemctl("start", "--no-block")
+    verbs = services.due(services.state(server.unit))
+    changes = [SENTENCES[verb] for verb in verbs if verb in SENTENCES]
     if check:
         return changes, session_now()
+    services.act(server.unit, [verb for verb in verbs if verb != "start"])
+    if "start" in verbs:
+        # Debian's pg_ctlcluster looks every half a second; wait() sees it sooner.
+        run("systemctl", "start", "--no-block", server.unit)
     try:
         return changes, server.wait()
     except Failure:
@@ -104,7 +99,7 @@ def start(server: Server, check: bool) -> tuple[list[str], Session | None]:
 def restart(server: Server, pending: dict[str, str]) -> Session:
     """Restart the server for settings that wait for it, or go back to the ones that it ran with."""
     try:
-        server.systemctl("restart")
+        run("systemctl", "restart", server.unit)
         return server.wait()
     except Failure:
         journal = server.journal()
@@ -117,7 +112,7 @@ def restart(server: Server, pending: dict[str, str]) -> Session:
         write(server.settings_file, text, 0o644, "root", "postgres")
         outcome = "runs with the former ones again"
         try:
-            server.systemctl("restart")
+            run("systemctl", "restart", server.unit)
             server.wait()
         except Failure:
             outcome = "does not start with the former ones either"
@@ -154,38 +149,43 @@ def apply(
     return changes, [] if allow_restart else sorted(pending), session
 
 
-def main() -> None:
-    module = QuietModule(argument_spec=ARGUMENTS | MORE_ARGUMENTS, supports_check_mode=True)
+def bring_about(module: Module, changes: list[str]) -> dict:
+    """Run the cluster with its contents, and note what that changes."""
     given, check = module.params, module.check_mode
     server = Server(given["version"])
     contents = (given["roles"], given["databases"])
-    changes: list[str] = []
     if check and not server.is_installed():
-        changes = ["enable PostgreSQL at boot", "start PostgreSQL", *on_a_bare_server(*contents)]
-        module.exit_json(**report(changes), restart_due=[])
-    if missing():
-        module.fail_json(msg=missing())
-    try:
-        with claims.locked(postgresql_config.FOLDER, check):
-            changes, session = start(server, check)
-            if session is None:  # only in a dry run, of a server that is down
-                module.exit_json(**report(changes), restart_due=[])
-            applied, due, session = apply(
-                server, session, "start PostgreSQL" in changes, given["allow_restart"], check
-            )
-            changes += applied
-        session.check = check
-        session.changes = changes
-        ensure(session, *contents)
-    except (Failure, claims.Unreadable) as failure:
-        module.fail_json(msg=str(failure), **report(changes))
+        changes += [*SENTENCES.values(), *on_a_bare_server(*contents)]
+        return {"restart_due": []}
+    need_psycopg2()
+    with claims.locked(postgresql_config.FOLDER, check):
+        started, session = start(server, check)
+        changes += started
+        if session is None:  # only in a dry run, of a server that is down
+            return {"restart_due": []}
+        is_new = SENTENCES["start"] in started
+        applied, due, session = apply(server, session, is_new, given["allow_restart"], check)
+        changes += applied
+    session.check, session.changes = check, changes
+    ensure(session, *contents)
     if due:
         module.warn(
             f"A restart of PostgreSQL is due for {', '.join(due)}. It was not done, because"
             " postgres_allow_restart is false. Do it when it suits: systemctl restart"
             f" {server.unit}"
         )
-    module.exit_json(**report(changes), restart_due=due)
+    return {"restart_due": due}
+
+
+def main() -> None:
+    module = Module(ARGUMENTS | MORE_ARGUMENTS)
+    changes: list[str] = []
+    try:
+        result = bring_about(module, changes)
+    except Failure as failure:
+        # With what was done before.
+        module.fail_json(msg=str(failure), **report(changes))
+    module.exit_json(**result, **report(changes))
 
 
 if __name__ == "__main__":

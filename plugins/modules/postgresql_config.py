@@ -128,42 +128,43 @@ import tempfile
 from pathlib import Path
 
 from ansible_collections.carafe.stack.plugins.module_utils import claims, postgresql_config
-from ansible_collections.carafe.stack.plugins.module_utils.file_set import File
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
+from ansible_collections.carafe.stack.plugins.module_utils.file_set import (
+    File,
+    FileSet,
+    Folder,
+)
 from ansible_collections.carafe.stack.plugins.module_utils.files import read, write
-from ansible_collections.carafe.stack.plugins.module_utils.postgresql_contents import QuietModule
+from ansible_collections.carafe.stack.plugins.module_utils.module import (
+    Module,
+    choice,
+    entries,
+    options,
+    without_default,
+)
 from ansible_collections.carafe.stack.plugins.module_utils.postgresql_server import (
-    Failure,
     Server,
     Session,
+    report,
     session_now,
 )
 
-METHODS = ["peer", "scram-sha-256", "cert", "reject", "ident", "ldap", "gss", "radius", "pam"]
+KINDS = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
+METHODS = ("peer", "scram-sha-256", "cert", "reject", "ident", "ldap", "gss", "radius", "pam")
 RULE = {
-    "type": {
-        "type": "str",
-        "required": True,
-        "choices": ["local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc"],
-    },
-    "database": {"type": "str", "required": True},
-    "user": {"type": "str", "required": True},
-    "address": {"type": "str"},
-    "method": {"type": "str", "required": True, "choices": METHODS},
-    "options": {"type": "str", "default": ""},
+    "type": choice(*KINDS, required=True),
+    **without_default("database", "user", required=True),
+    **without_default("address"),
+    "method": choice(*METHODS, required=True),
+    **options(options=""),
 }
 ARGUMENTS = {
-    "version": {"type": "str", "required": True},
-    "owner": {"type": "str", "default": "default"},
-    "connections": {"type": "int", "default": 0},
-    "max_connections": {"type": "int", "default": 100},
-    "memory_mb": {"type": "int", "required": True},
-    "cores": {"type": "int", "required": True},
-    "measured": {"type": "dict", "required": True},
-    "settings": {"type": "dict", "default": {}},
-    "listen_addresses": {"type": "list", "elements": "str", "default": []},
-    "hba": {"type": "list", "elements": "dict", "default": [], "options": RULE},
-    "default_hba": {"type": "list", "elements": "dict", "default": [], "options": RULE},
-    "unit_files": {"type": "dict", "default": {}},
+    **without_default("version", required=True),
+    **without_default("memory_mb", "cores", type="int", required=True),
+    **without_default("measured", type="dict", required=True),
+    **options(owner="default", connections=0, max_connections=100),
+    **options(settings={}, listen_addresses=[], unit_files={}),
+    **{"hba": entries(RULE), "default_hba": entries(RULE)},
 }
 
 
@@ -199,25 +200,23 @@ def refuse_settings(server: Server, text: str) -> None:
 
 def wanted_files(
     server: Server, unit_files: dict[str, str], settings: str, rules: str
-) -> list[File]:
+) -> list[File | Folder]:
+    paths = [Path(path) for path in unit_files]
     return [
+        *(Folder(path, only_new=True) for path in dict.fromkeys(x.parent for x in paths)),
         # Of a program, --diff says only that it is written.
         *(
-            File(Path(path), content=text.encode(), sensitive=text.startswith("#!"))
-            for path, text in unit_files.items()
+            File(path, content=text.encode(), sensitive=text.startswith("#!"))
+            for path, text in zip(paths, unit_files.values(), strict=True)
         ),
         File(server.settings_file, group="postgres", content=settings.encode()),
         File(server.hba_file, group="postgres", mode=0o640, content=rules.encode()),
     ]
 
 
-def write_files(server: Server, files: list[File]) -> None:
-    """Write the files; where the running server cannot read them, put the former ones back."""
-    for file in files:
-        file.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        file.stage()
-        file.land()
-    read_by_server = [file for file in files if file.path.is_relative_to(server.config)]
+def prove(server: Server, files: FileSet) -> None:
+    """Where the running server cannot read the files that were written, put the former back."""
+    read_by_server = [x for x in files.due if x.path.is_relative_to(server.config)]
     session = session_now() if read_by_server else None
     errors = server.state(session)[0] if session else []
     if errors:
@@ -246,46 +245,40 @@ def consequence(session: Session | None, former: str | None, values: dict[str, s
     return ["PostgreSQL reads its files anew"]
 
 
-def main() -> None:
-    module = QuietModule(argument_spec=ARGUMENTS, supports_check_mode=True)
-    given, check = module.params, module.check_mode
+def configure(given: dict, check: bool) -> dict:
     folder, owner = postgresql_config.FOLDER, given["owner"]
     server = Server(given["version"])
     mine = postgresql_config.claim(given)
-    try:
-        with claims.locked(folder, check):
-            everybody = claims.read(folder, owner, mine)
-            for problem in claims.conflicts(postgresql_config.stated_once(everybody), folder):
-                raise Failure(problem)
-            if not (check or server.is_installed()):
-                raise Failure(
-                    f"PostgreSQL {given['version']} is not installed: {server.config} is not there."
-                    " Run the role's entry point install before configure."
-                )
-            former = read(server.settings_file)
-            has_connections = connections_of(server, former)
-            values = postgresql_config.settings(everybody, given["measured"], has_connections)
-            text = postgresql_config.settings_text(values)
-            rules = postgresql_config.hba_text(postgresql_config.hba(everybody))
-            changed = [
-                file for file in wanted_files(server, given["unit_files"], text, rules) if file.due
-            ]
-            changes = [f"write {file.path}" for file in changed]
-            diff = [part for file in changed for part in file.diff()]
-            if server.is_installed() and text != former:
-                refuse_settings(server, text)
-                if check:
-                    changes += consequence(session_now(), former, values)
-            if changed and not check:
-                write_files(server, changed)
-            noted = postgresql_config.unproven(mine, postgresql_config.claim_of(folder, owner))
-            if claims.claim(folder, owner, noted, check):
-                changes.append(f"note what {owner} claims in {folder}")
-    except (Failure, claims.Unreadable) as failure:
-        module.fail_json(msg=str(failure))
-    if changes:
-        diff.append({"prepared": "".join(f"{change}\n" for change in changes)})
-    module.exit_json(changed=bool(changes), changes=changes, diff=diff)
+    with claims.locked(folder, check):
+        everybody = claims.agreed(folder, owner, mine, postgresql_config.once)
+        if not (check or server.is_installed()):
+            raise Failure(
+                f"PostgreSQL {given['version']} is not installed: {server.config} is not there."
+                " Run the role's entry point install before configure."
+            )
+        former = read(server.settings_file)
+        has_connections = connections_of(server, former)
+        values = postgresql_config.settings(everybody, given["measured"], has_connections)
+        text = postgresql_config.settings_text(values)
+        rules = postgresql_config.hba_text(postgresql_config.hba(everybody))
+        files = FileSet(wanted_files(server, given["unit_files"], text, rules), check)
+        changes = [f"write {x.path}" for x in files.due if isinstance(x, File)]
+        if server.is_installed() and text != former:
+            refuse_settings(server, text)
+            if check:
+                changes += consequence(session_now(), former, values)
+        files.write()
+        if not check:
+            prove(server, files)
+        noted = postgresql_config.unproven(mine, claims.stored(folder, owner))
+        if claims.claim(folder, owner, noted, check):
+            changes.append(f"note what {owner} claims in {folder}")
+    return report(changes, files.diff)
+
+
+def main() -> None:
+    module = Module(ARGUMENTS)
+    module.answer(configure, module.params, module.check_mode)
 
 
 if __name__ == "__main__":

@@ -40,31 +40,34 @@ changes:
   sample: [create role www-data, create database hello]
 """
 
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module
 from ansible_collections.carafe.stack.plugins.module_utils.postgresql_contents import (
     ARGUMENTS,
-    QuietModule,
     ensure,
-    report,
 )
 from ansible_collections.carafe.stack.plugins.module_utils.postgresql_server import (
-    Failure,
-    missing,
+    need_psycopg2,
+    report,
     session_now,
 )
 
 
-def main() -> None:
-    module = QuietModule(argument_spec=ARGUMENTS, supports_check_mode=True)
-    if missing():
-        module.fail_json(msg=missing())
+def make(module: Module) -> dict:
+    need_psycopg2()
     session = session_now(module.check_mode)
     if session is None:
-        module.fail_json(msg="PostgreSQL lets nobody in. See why: systemctl status 'postgresql@*'")
+        raise Failure("PostgreSQL lets nobody in. See why: systemctl status 'postgresql@*'")
     try:
         ensure(session, module.params["roles"], module.params["databases"])
     except Failure as failure:
         module.fail_json(msg=str(failure), **report(session.changes))
-    module.exit_json(**report(session.changes))
+    return report(session.changes)
+
+
+def main() -> None:
+    module = Module(ARGUMENTS)
+    module.answer(make, module)
 
 
 if __name__ == "__main__":
