@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 import pytest
@@ -62,6 +63,13 @@ def test_a_module_takes_what_it_documents(name: str, monkeypatch: pytest.MonkeyP
     assert arguments.get("supports_check_mode") is True
     taken = shape(arguments["argument_spec"], "options")
     assert shape(options_of(documented), "suboptions") == taken
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_mitogen_takes_a_module_for_one(name: str) -> None:
+    """It looks for such an import, where Ansible itself finds relative ones too."""
+    text = (ROOT / f"plugins/modules/{name}.py").read_text()
+    assert re.search(r"^from ansible(_collections|\.module_utils)\.", text, re.M)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.carafe.stack.plugins.plugin_utils.pack import PackError, pack
+
+from ..plugin_utils.pack import PackError, pack
 
 
 class ActionModule(ActionBase):

@@ -12,9 +12,10 @@ from ansible.inventory.helpers import sort_groups
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import load_extra_vars
 from ansible.vars.plugins import get_vars_from_inventory_sources
-from ansible_collections.carafe.stack.plugins.plugin_utils import options
-from ansible_collections.carafe.stack.plugins.plugin_utils.problems import Problem, Server
-from ansible_collections.carafe.stack.plugins.plugin_utils.sources import Sources, report
+
+from ..plugin_utils import options
+from ..plugin_utils.problems import Problem, Server
+from ..plugin_utils.sources import Sources, report
 
 CONTACT = ("ansible_host", "ansible_port", "ansible_user")
 STACK = ("stack_db", "stack_app", "stack_web")

@@ -133,21 +133,16 @@ done:
 import contextlib
 from pathlib import Path
 
-from ansible_collections.carafe.stack.plugins.module_utils import (
-    certificates,
-    claims,
-    file_set,
-    files,
-    programs,
-)
-from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
-from ansible_collections.carafe.stack.plugins.module_utils.file_set import File
 from ansible_collections.carafe.stack.plugins.module_utils.module import (
     Module,
     choice,
     options,
     without_default,
 )
+
+from ..module_utils import certificates, claims, file_set, files, programs
+from ..module_utils.commands import Failure
+from ..module_utils.file_set import File
 
 ITEM = {
     "name": {"type": "str", "required": True},

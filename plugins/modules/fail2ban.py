@@ -100,19 +100,15 @@ done:
 
 from pathlib import Path
 
-from ansible_collections.carafe.stack.plugins.module_utils import (
-    claims,
-    fail2ban,
-    file_set,
-    services,
-)
-from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
 from ansible_collections.carafe.stack.plugins.module_utils.module import (
     Module,
     entries,
     options,
     without_default,
 )
+
+from ..module_utils import claims, fail2ban, file_set, services
+from ..module_utils.commands import Failure
 
 CLAIMS = Path("/etc/carafe/fail2ban.d")
 JAIL = {

@@ -179,13 +179,14 @@ backups:
   returned: success
 """
 
-from ansible_collections.carafe.stack.plugins.module_utils.file_set import FileSet, items_of, locked
 from ansible_collections.carafe.stack.plugins.module_utils.module import (
     Module,
     entries,
     options,
     without_default,
 )
+
+from ..module_utils.file_set import FileSet, alone, items_of
 
 OWNED = options(owner="root", group="root")
 FOLDER = {
@@ -218,7 +219,7 @@ ARGUMENTS = {
 
 
 def write(module):
-    with locked():
+    with alone():
         files = FileSet(items_of(module.params), module.check_mode, module.params["checks"])
         files.write()
     for note in files.notes:

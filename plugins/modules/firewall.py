@@ -126,28 +126,16 @@ unconfirmed:
   returned: when O(state=present)
 """
 
-from ansible_collections.carafe.stack.plugins.module_utils import (
-    claims,
-    commands,
-    files,
-    firewall,
-    programs,
-    ssh_peer,
-    takeback,
-)
-from ansible_collections.carafe.stack.plugins.module_utils.commands import Refused
-from ansible_collections.carafe.stack.plugins.module_utils.firewall_rules import (
-    DEFAULTS,
-    claim,
-    compose,
-    once,
-)
 from ansible_collections.carafe.stack.plugins.module_utils.module import (
     Module,
     choice,
     entries,
     options,
 )
+
+from ..module_utils import claims, commands, files, firewall, programs, ssh_peer, takeback
+from ..module_utils.commands import Refused
+from ..module_utils.firewall_rules import DEFAULTS, claim, compose, once
 
 ALLOW = {
     "ports": {"type": "list", "elements": "str", "required": True},

@@ -72,8 +72,9 @@ refused:
 
 from pathlib import Path
 
-from ansible_collections.carafe.stack.plugins.module_utils import claims, hardening
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, options
+
+from ..module_utils import claims, hardening
 
 CLAIMS = Path("/etc/carafe/hardening.d")
 ARGUMENTS = options(owner="default", sysctl={}, **hardening.DEFAULTS)

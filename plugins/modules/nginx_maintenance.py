@@ -76,10 +76,11 @@ changed_paths:
   returned: success
 """
 
-from ansible_collections.carafe.stack.plugins.module_utils import nginx_maintenance as maintenance
-from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
-from ansible_collections.carafe.stack.plugins.module_utils.files import diff
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, options
+
+from ..module_utils import nginx_maintenance as maintenance
+from ..module_utils.commands import Failure
+from ..module_utils.files import diff
 
 ARGUMENTS = {
     "state": {"type": "bool", "required": True},

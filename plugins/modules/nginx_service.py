@@ -46,9 +46,10 @@ done:
   returned: success
 """
 
-from ansible_collections.carafe.stack.plugins.module_utils import claims, nginx
-from ansible_collections.carafe.stack.plugins.module_utils.commands import Refused
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, options
+
+from ..module_utils import claims, nginx
+from ..module_utils.commands import Refused
 
 ARGUMENTS = {
     **options(owner="default"),

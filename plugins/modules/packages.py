@@ -66,8 +66,9 @@ repaired:
   returned: success
 """
 
-from ansible_collections.carafe.stack.plugins.module_utils import packages
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, options
+
+from ..module_utils import packages
 
 ARGUMENTS = {
     "name": {"type": "list", "elements": "str", "required": True},

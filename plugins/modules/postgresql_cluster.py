@@ -54,26 +54,13 @@ restart_due:
   returned: success
 """
 
-from ansible_collections.carafe.stack.plugins.module_utils import (
-    claims,
-    postgresql_config,
-    services,
-)
-from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure, run
-from ansible_collections.carafe.stack.plugins.module_utils.files import read, write
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, options
-from ansible_collections.carafe.stack.plugins.module_utils.postgresql_contents import (
-    ARGUMENTS,
-    ensure,
-    on_a_bare_server,
-)
-from ansible_collections.carafe.stack.plugins.module_utils.postgresql_server import (
-    Server,
-    Session,
-    need_psycopg2,
-    report,
-    session_now,
-)
+
+from ..module_utils import claims, postgresql_config, services
+from ..module_utils.commands import Failure, run
+from ..module_utils.files import read, write
+from ..module_utils.postgresql_contents import ARGUMENTS, ensure, on_a_bare_server
+from ..module_utils.postgresql_server import Server, Session, need_psycopg2, report, session_now
 
 MORE_ARGUMENTS = {"version": {"type": "str", "required": True}, **options(allow_restart=True)}
 SENTENCES = {"enable": "enable PostgreSQL at boot", "start": "start PostgreSQL"}

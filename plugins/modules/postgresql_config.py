@@ -127,14 +127,6 @@ import re
 import tempfile
 from pathlib import Path
 
-from ansible_collections.carafe.stack.plugins.module_utils import claims, postgresql_config
-from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
-from ansible_collections.carafe.stack.plugins.module_utils.file_set import (
-    File,
-    FileSet,
-    Folder,
-)
-from ansible_collections.carafe.stack.plugins.module_utils.files import read, write
 from ansible_collections.carafe.stack.plugins.module_utils.module import (
     Module,
     choice,
@@ -142,12 +134,12 @@ from ansible_collections.carafe.stack.plugins.module_utils.module import (
     options,
     without_default,
 )
-from ansible_collections.carafe.stack.plugins.module_utils.postgresql_server import (
-    Server,
-    Session,
-    report,
-    session_now,
-)
+
+from ..module_utils import claims, postgresql_config
+from ..module_utils.commands import Failure
+from ..module_utils.file_set import File, FileSet, Folder
+from ..module_utils.files import read, write
+from ..module_utils.postgresql_server import Server, Session, report, session_now
 
 KINDS = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
 METHODS = ("peer", "scram-sha-256", "cert", "reject", "ident", "ldap", "gss", "radius", "pam")

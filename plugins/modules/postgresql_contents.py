@@ -40,17 +40,11 @@ changes:
   sample: [create role www-data, create database hello]
 """
 
-from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module
-from ansible_collections.carafe.stack.plugins.module_utils.postgresql_contents import (
-    ARGUMENTS,
-    ensure,
-)
-from ansible_collections.carafe.stack.plugins.module_utils.postgresql_server import (
-    need_psycopg2,
-    report,
-    session_now,
-)
+
+from ..module_utils.commands import Failure
+from ..module_utils.postgresql_contents import ARGUMENTS, ensure
+from ..module_utils.postgresql_server import need_psycopg2, report, session_now
 
 
 def make(module: Module) -> dict:

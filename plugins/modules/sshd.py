@@ -132,25 +132,11 @@ unconfirmed:
   returned: when O(state=planned) or O(state=present)
 """
 
-from ansible_collections.carafe.stack.plugins.module_utils import (
-    claims,
-    commands,
-    files,
-    programs,
-    ssh_peer,
-    sshd,
-    takeback,
-)
-from ansible_collections.carafe.stack.plugins.module_utils.commands import Refused
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options
-from ansible_collections.carafe.stack.plugins.module_utils.sshd_settings import (
-    DEFAULTS,
-    claim,
-    composed,
-    due,
-    problems,
-    render,
-)
+
+from ..module_utils import claims, commands, files, programs, ssh_peer, sshd, takeback
+from ..module_utils.commands import Refused
+from ..module_utils.sshd_settings import DEFAULTS, claim, composed, due, problems, render
 
 ARGUMENTS = {
     **options(owner="default", same_connection=False, confirm_seconds=60, **DEFAULTS, settings={}),

@@ -14,7 +14,8 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.carafe.stack.plugins.plugin_utils.problems import Problem, Server
+
+from .problems import Problem, Server
 
 TOP = Path(__file__).parents[2]
 COLLECTION = "ansible_collections.carafe.stack"

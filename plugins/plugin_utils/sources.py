@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ansible import context
-from ansible_collections.carafe.stack.plugins.plugin_utils.problems import Problem, Server
+
+from .problems import Problem, Server
 
 TOP = Path(__file__).resolve().parents[2]
 VAULT = re.compile(r"\bvault_\w+")
