@@ -81,10 +81,6 @@ def password_is(verifier, password):
     return hmac.compare_digest(verifier.split("$", 2)[2], keys)
 
 
-def name(text):
-    return sql.Identifier(text)
-
-
 def literals(value):
     """Return a setting's value as SQL; a list becomes a list of literals, as search_path needs."""
     values = value if isinstance(value, list) else [value]
@@ -110,22 +106,19 @@ def ensure_role(session, role):
         who,
     )
     if not found:
-        session.change(f"create role {who}", "CREATE ROLE {r} {a}", r=name(who), a=attribute)
+        session.change(f"create role {who}", "CREATE ROLE {r} {a}", r=who, a=attribute)
     has_login, has_password, has_settings = found[0] if found else (login, None, [])
     if has_login != login:
-        session.change(f"change login of {who}", "ALTER ROLE {r} {a}", r=name(who), a=attribute)
+        session.change(f"change login of {who}", "ALTER ROLE {r} {a}", r=who, a=attribute)
     password = str(role.get("password") or "")  # YAML makes a number of one that is all digits
     if password and not password_is(has_password, password):
         # Encrypted here, so that the server's log never shows it.
         verifier = encrypt_password(password, who, session.connection, "scram-sha-256")
         session.change(
-            f"set password of {who}",
-            "ALTER ROLE {r} PASSWORD {p}",
-            r=name(who),
-            p=sql.Literal(verifier),
+            f"set password of {who}", "ALTER ROLE {r} PASSWORD {p}", r=who, p=sql.Literal(verifier)
         )
     if has_password and not password:
-        session.change(f"remove password of {who}", "ALTER ROLE {r} PASSWORD NULL", r=name(who))
+        session.change(f"remove password of {who}", "ALTER ROLE {r} PASSWORD NULL", r=who)
     ensure_settings(session, who, dict(s.split("=", 1) for s in has_settings), role)
 
 
@@ -138,7 +131,7 @@ def ensure_settings(session, who, has, role):
             session.change(
                 f"set {key} of {who}",
                 "ALTER ROLE {r} SET {k} = {v}",
-                r=name(who),
+                r=who,
                 k=sql.Identifier(*key.split(".")),
                 v=literals(value),
             )
@@ -146,7 +139,7 @@ def ensure_settings(session, who, has, role):
         session.change(
             f"reset {key} of {who}",
             "ALTER ROLE {r} RESET {k}",
-            r=name(who),
+            r=who,
             k=sql.Identifier(*key.split(".")),
         )
 
@@ -163,16 +156,9 @@ def ensure_memberships(session, role):
         )
     }
     for group in sorted(wanted - has):
-        session.change(
-            f"make {who} a member of {group}", "GRANT {g} TO {r}", g=name(group), r=name(who)
-        )
+        session.change(f"make {who} a member of {group}", "GRANT {g} TO {r}", g=group, r=who)
     for group in sorted(has - wanted):
-        session.change(
-            f"end membership of {who} in {group}",
-            "REVOKE {g} FROM {r}",
-            g=name(group),
-            r=name(who),
-        )
+        session.change(f"end membership of {who} in {group}", "REVOKE {g} FROM {r}", g=group, r=who)
 
 
 def ensure_database(session, database):
@@ -185,18 +171,15 @@ def ensure_database(session, database):
             f"create database {what}",
             "CREATE DATABASE {d} OWNER {o} TEMPLATE template0 ENCODING 'UTF8'"
             " LC_COLLATE {l} LC_CTYPE {l}",
-            d=name(what),
-            o=name(owner),
+            d=what,
+            o=owner,
             l=sql.Literal(locale),
         )
         if session.check:
             return
     elif found[0][0] != owner:
         session.change(
-            f"give database {what} to {owner}",
-            "ALTER DATABASE {d} OWNER TO {o}",
-            d=name(what),
-            o=name(owner),
+            f"give database {what} to {owner}", "ALTER DATABASE {d} OWNER TO {o}", d=what, o=owner
         )
     writers = database.get("writers") or []
     grants = session.rows(
@@ -211,16 +194,16 @@ def ensure_database(session, database):
             session.change(
                 f"close database {what} to {grantee}",
                 "REVOKE ALL ON DATABASE {d} FROM {r}",
-                d=name(what),
-                r=sql.SQL("PUBLIC") if public else name(grantee),
+                d=what,
+                r=sql.SQL("PUBLIC") if public else grantee,
             )
     for writer in writers:
         if not {(writer, False, "CONNECT"), (writer, False, "TEMPORARY")} <= set(grants):
             session.change(
                 f"open database {what} to {writer}",
                 "GRANT CONNECT, TEMPORARY ON DATABASE {d} TO {r}",
-                d=name(what),
-                r=name(writer),
+                d=what,
+                r=writer,
             )
 
 
@@ -259,7 +242,7 @@ def ensure_inside(session, database):
                 f"create extension {extension} in {what}",
                 # It is made in the first schema of the search path.
                 "SET search_path TO public; CREATE EXTENSION {e} CASCADE; RESET search_path",
-                e=name(extension),
+                e=extension,
             )
     for writer in database.get("writers") or []:
         for kind in KINDS:
@@ -275,12 +258,12 @@ def ensure_writer(session, what, owner, writer, word, letter, privileges, query)
         letter,
         writer,
     )
-    parts = {"p": sql.SQL(", ".join(privileges)), "w": name(writer)}
+    parts = {"p": sql.SQL(", ".join(privileges)), "w": writer}
     if not set(privileges) <= {row[0] for row in granted}:
         session.change(
             f"let {writer} use each {word.lower()} that {owner} will make in {what}",
             "ALTER DEFAULT PRIVILEGES FOR ROLE {o} GRANT {p} ON " + word + "S TO {w}",
-            o=name(owner),
+            o=owner,
             **parts,
         )
     holds = " AND ".join(f"has_{word.lower()}_privilege(r.oid, o.oid, '{p}')" for p in privileges)

@@ -100,9 +100,13 @@ class Session:
         return self.cursor.fetchall()
 
     def change(self, sentence: str, template: str, **parts: Any) -> None:
-        """Run one statement, unless only checking; note what it does, never the secret in it."""
+        """Run one statement, unless only checking; note what it does, never the secret in it.
+
+        Parts that are texts are names.
+        """
         self.changes.append(sentence)
         if not self.check:
+            parts = {k: sql.Identifier(x) if isinstance(x, str) else x for k, x in parts.items()}
             self.cursor.execute(sql.SQL(template).format(**parts))
 
 
