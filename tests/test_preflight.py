@@ -48,12 +48,19 @@ GOOD: dict[str, Any] = {
 }
 
 
+NGINX = Role("nginx").options
+
+
 def problems(facts: dict[str, Any] | None = None, contact: Any = None, **changes: Any) -> list[Any]:
     """Return what all checks of one server find when some values are changed."""
     values = {**GOOD, **changes}
     server = Server(
         "web1", ["app"], values=values, contact=contact or {}, facts={**FACTS, **(facts or {})}
     )
+    if "nginx_default_sites" in changes:
+        for name in ("nginx_default_sites", "nginx_sites"):
+            assert not list(options.check_option(server, "nginx", name, NGINX[name]))
+        options.merge(server, "nginx_sites", NGINX)
     return [
         *(problem for check in CHECKS for problem in check(server)),
         *stack.check_connections([server]),

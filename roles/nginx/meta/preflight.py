@@ -13,6 +13,7 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
     Server,
     check_file_names,
     check_twins,
+    entries,
     is_host_name,
 )
 
@@ -30,28 +31,17 @@ RANGES = {
 }
 
 
-def listed(server: Server, variable: str) -> list[Mapping[str, Any]]:
-    given = server.given.get(variable, server.values.get(variable)) or []
-    return [x for x in given if isinstance(x, Mapping) and "name" in x]
-
-
-def present_sites(server: Server) -> list[dict[str, Any]]:
+def present_sites(server: Server) -> list[Mapping[str, Any]]:
     """Return the sites as the role sees them: the user's merged over those of the wiring."""
-    merged: dict[str, dict[str, Any]] = {}
-    for entry in listed(server, "nginx_default_sites") + listed(server, "nginx_sites"):
-        site = merged.setdefault(entry["name"], {})
-        for key, value in entry.items():
-            if isinstance(value, list) and isinstance(site.get(key), list):
-                value = [x for x in site[key] if x not in value] + value
-            site[key] = value
-    return [site for site in merged.values() if site.get("state") != "absent"]
+    sites = [x for x in entries(server, "nginx_sites") if "name" in x]
+    return [site for site in sites if site.get("state") != "absent"]
 
 
 def check_server_names(server: Server) -> Iterator[Problem]:
     """A wrong host name makes a site that nobody reaches."""
     # A mistake in a name of the app's is told as the app's.
     domains = server.values.get("app_domains") or []
-    wired = [site["name"] for site in listed(server, "nginx_default_sites")]
+    wired = [site.get("name") for site in entries(server, "nginx_default_sites")]
     for site in present_sites(server):
         names = site.get("server_names") or []
         if not names and site["name"] not in wired:
