@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import functools
 import http.client
 import json
@@ -422,8 +421,7 @@ def alone() -> Iterator[None]:
     # The web server reads the challenges; what is secret is made for root alone.
     before = os.umask(0o022)
     try:
-        with LOCK.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with files.locked(LOCK):
             yield
     finally:
         os.umask(before)

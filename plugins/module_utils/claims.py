@@ -13,16 +13,13 @@ Whoever applies the claims holds their lock from reading them until they are in 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from . import files
 from .commands import Failure, Refused
-from .files import read as read_file
-from .files import write
 
 
 @contextlib.contextmanager
@@ -32,12 +29,8 @@ def locked(folder: Path, check: bool = False) -> Iterator[None]:
         yield
         return
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with files.locked(folder):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def read(folder: Path, owner: str, data: Any) -> dict[str, Any]:
@@ -67,12 +60,12 @@ def stored(folder: Path, owner: str) -> Any | None:
 def claim(folder: Path, owner: str, data: Any, check: bool = False) -> bool:
     """Write an owner's claim, or remove it where it is None; return whether that is a change."""
     path = folder / f"{owner}.json"
-    if text(data) == (read_file(path) or ""):
+    if text(data) == (files.read(path) or ""):
         return False
     if not check and data is None:
         path.unlink()
     elif not check:
-        write(path, text(data))
+        files.write(path, text(data))
     return True
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
 import os
 import shlex
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .commands import Refused
-from .files import diff, group_id, land, stage, sync_folder, user_id
+from .files import diff, group_id, land, locked, stage, sync_folder, user_id
 
 LOCK = Path("/run/lock/carafe-files.lock")
 # Longer ones are compared by their size only, where somebody reads the difference.
@@ -190,10 +189,7 @@ class Absent:
         yield diff(self.path, {"state": "there"}, {"state": "absent"})
 
     def land(self) -> None:
-        if self.path.is_dir() and not self.path.is_symlink():
-            shutil.rmtree(self.path)
-        else:
-            self.path.unlink(missing_ok=True)
+        remove(self.path)
         sync_folder(self.path.parent)
 
 
@@ -293,10 +289,8 @@ class FileSet:
                 # What is there may be a link, to a file of the server's.
                 place.unlink(missing_ok=True)
                 self.put(entry, place)
-            elif place.is_dir() and not place.is_symlink():
-                shutil.rmtree(place)
             else:
-                place.unlink(missing_ok=True)
+                remove(place)
 
     def ask(self, command: str, copy: Path, path: Path) -> list[str]:
         """Run a checker on a copy."""
@@ -398,15 +392,16 @@ def special(folder: str, names: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def locked() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Keep other calls from checking or writing meanwhile: what was checked is what lands."""
-    try:
-        descriptor = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except OSError:  # not root, so these are files of one user's
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # not root, so these are files of one user's
+            stack.enter_context(locked(LOCK))
         yield
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

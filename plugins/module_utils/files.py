@@ -6,10 +6,12 @@ Used by modules and by programs that run without Ansible.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import grp
 import os
 import pwd
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,18 @@ def read(path: str | Path) -> str | None:
         return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file, or a folder that is there. The kernel takes the lock back from who is killed."""
+    create = 0 if path.is_dir() else os.O_CREAT
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | create, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def diff(path: str | Path, before: Any, after: Any) -> dict[str, Any]:
