@@ -1,5 +1,6 @@
 """Each documented tag of site.yml alone: a dry run on a bare server, and a run on a live one."""
 
+import json
 import os
 import re
 import subprocess
@@ -24,13 +25,13 @@ ETC = (
 pytestmark = pytest.mark.newest_release
 
 
-def run(server: str, *options: str | Path, **variables: str) -> tuple[int, str]:
+def run(server: str, inventory: Path, *options: str, **variables: str) -> tuple[int, str]:
     """Run site.yml for the guestbook on a server; returns the number of changed tasks."""
     done = subprocess.run(
         [
             *("ansible-playbook", REPOSITORY / "site.yml", "--limit", server),
-            *("--inventory", Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent, *options),
-            *("--extra-vars", yaml.safe_dump(GUESTBOOK | variables, width=9999)),
+            *("--inventory", inventory, *options),
+            *("--extra-vars", json.dumps(GUESTBOOK | variables)),
         ],
         capture_output=True,
         text=True,
@@ -61,8 +62,12 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Path]
             "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=none",
         }
         groups = {x: {"hosts": {"bare-13": {}}} for x in ("guestbook", "db", "app", "web", "bare")}
-        inventory = folder / "hosts.yml"
-        inventory.write_text(yaml.safe_dump({"all": {"hosts": {"bare-13": host}}} | groups))
+        inventory = folder / "inventory"
+        inventory.mkdir()
+        (inventory / "group_vars").symlink_to(REPOSITORY / "group_vars")
+        (inventory / "hosts.yml").write_text(
+            yaml.safe_dump({"all": {"hosts": {"bare-13": host}}} | groups)
+        )
         yield testinfra.get_host(f"docker://{name}"), inventory
     finally:
         subprocess.run(["docker", "rm", "--force", "--volumes", name], check=True)
@@ -73,12 +78,13 @@ def test_a_dry_run_on_a_bare_server(bare: tuple[Host, Path], tag: str) -> None:
     server, inventory = bare
     before = server.check_output(ETC)
     options = ("--check", "--diff", "--tags", tag)
-    changed, output = run("bare-13", "--inventory", inventory, *options, stack_name="bare")
+    changed, output = run("bare-13", inventory, *options, stack_name="bare")
     assert changed > 0, output
     assert server.check_output(ETC) == before
 
 
 @pytest.mark.parametrize("tag", TAGS)
 def test_a_run_on_a_live_server(host: Host, tag: str) -> None:
-    changed, output = run(host.check_output("hostname"), "--tags", tag)
+    inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
+    changed, output = run(host.check_output("hostname"), inventory, "--tags", tag)
     assert changed == 0, output
