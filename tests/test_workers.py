@@ -97,6 +97,19 @@ def test_worker_that_is_not_in_the_release_any_more_is_gone_and_a_new_one_is_the
     assert supervisord.processes(daemon, "carafe-test-app.other") == []
 
 
+def test_app_without_workers_any_more_leaves_nothing_with_supervisord(
+    app: App, daemon: Any
+) -> None:
+    app.part(6, "a", workers=worker())
+    app.step("workers", "a", workers=worker())
+    app.step("finish", "a", workers=worker())
+    assert list(settings.PROGRAMS.iterdir())
+    app.part(6, "b")
+    app.step("workers", "b")
+    assert supervisord.processes(daemon, "carafe-test-app.jobs") == []
+    assert not list(settings.PROGRAMS.iterdir())
+
+
 def test_worker_gets_a_changed_environment(app: App, daemon: Any) -> None:
     app.part(6, "a", workers=worker())
     app.step("workers", "a", workers=worker())

@@ -462,7 +462,7 @@ def workers(app: Release) -> None:
         if not linked and known:
             app.output["workers"] = [f"{name} would be started" for name in known]
         return
-    if not release:
+    if not known:
         link.unlink(missing_ok=True)
     elif not linked:
         link.unlink(missing_ok=True)

@@ -40,7 +40,7 @@ def test_what_is_not_in_the_lists_any_more_is_gone(host: Host, site: Callable[..
     )
     before = host.check_output(files).split()
     timer = "ledger.tick.timer"
-    assert before == ["ledger.jobs.conf", "ledger.tick.service", timer, timer]
+    assert before == ["ledger.workers.conf", "ledger.tick.service", timer, timer]
     site(
         app_workers=[],
         app_schedules=[{"name": "tock", "command": "true", "when": "Mon 03:00"}],
