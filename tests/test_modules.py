@@ -83,6 +83,11 @@ def test_a_module_shows_examples_and_what_it_returns(
         assert {"description", "type", "returned"} <= returned.keys()
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_is_made_by_what_keeps_its_arguments_to_itself(name: str) -> None:
+    assert "AnsibleModule(" not in (ROOT / f"plugins/modules/{name}.py").read_text()
+
+
 def test_no_argument_gets_into_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(basic.AnsibleModule, "log", lambda _, message, **__: said.append(message))

@@ -44,8 +44,8 @@ class Module(AnsibleModule):
     task says of it takes the place of what the module says.
     """
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        super().__init__(dict(options), supports_check_mode=True)
+    def __init__(self, options: Mapping[str, Any], **more: Any) -> None:
+        super().__init__(dict(options), supports_check_mode=True, **more)
 
     def _log_invocation(self) -> None:
         self.log("Invoked")

@@ -69,7 +69,6 @@ import os
 import pwd
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.carafe.stack.plugins.module_utils import (
     files,
     processes,
@@ -78,12 +77,13 @@ from ansible_collections.carafe.stack.plugins.module_utils import (
     supervisord,
     unix_http,
 )
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module
 
 # Sent along with this module, since the program is made of them.
 PROGRAM = [x.__name__.rpartition(".")[2] for x in (slots, processes, supervisord, unix_http)]
 
 
-def install(module: AnsibleModule) -> dict:
+def install(module: Module) -> dict:
     """Write what the slots need; return what changed."""
     check, params = module.check_mode, module.params
     changed = programs.install("gunicorn-slots", PROGRAM, check=check)
@@ -123,8 +123,8 @@ def install(module: AnsibleModule) -> dict:
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
+    module = Module(
+        {
             "state": {"type": "str", "choices": ["installed", "rolled"], "default": "rolled"},
             "config": {"type": "path", "required": True},
             "files": {"type": "dict", "default": {}},
@@ -132,7 +132,6 @@ def main() -> None:
             "user": {"type": "str"},
         },
         required_if=[("state", "installed", ["private_directory", "user"])],
-        supports_check_mode=True,
     )
     if module.params["state"] == "installed":
         try:

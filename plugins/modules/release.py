@@ -100,8 +100,8 @@ import json
 import os
 import subprocess
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.carafe.stack.plugins.module_utils import release_steps
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module
 from ansible_collections.carafe.stack.plugins.module_utils.release_state import Failure, Locked
 
 # What a dry run may call. The others have nothing to look at without what they would have made.
@@ -138,8 +138,8 @@ def changed(app: release_steps.Release, step: str) -> bool:
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
+    module = Module(
+        {
             "step": {
                 "type": "str",
                 "required": True,
@@ -151,8 +151,7 @@ def main() -> None:
             "app": {"type": "dict", "required": True},
             "variables": {"type": "str", "no_log": True},
             "steps": {"type": "list", "elements": "str", "default": []},
-        },
-        supports_check_mode=True,
+        }
     )
     params, step = module.params, module.params["step"]
     app = release_steps.Release(params["app"], module.check_mode)

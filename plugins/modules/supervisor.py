@@ -63,8 +63,8 @@ import xmlrpc.client  # nosec B411
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.carafe.stack.plugins.module_utils import files, supervisord
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module
 
 FOLDER = Path("/etc/supervisor/conf.d")
 PID_FILE = Path("/run/supervisord.pid")
@@ -188,8 +188,8 @@ def run(params: dict[str, Any], check: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
+    module = Module(
+        {
             "programs": {"type": "list", "elements": "dict", "default": []},
             "newer": {
                 "type": "list",
@@ -199,8 +199,7 @@ def main() -> None:
                     "/etc/systemd/system/supervisor.service.d",
                 ],
             },
-        },
-        supports_check_mode=True,
+        }
     )
     os.umask(0o022)
     try:
