@@ -24,11 +24,6 @@ sys.exit(main())
 '''
 
 
-def command(name: str, *arguments: str) -> list[str]:
-    """Return the command line that runs a program."""
-    return ["/usr/bin/python3", str(FOLDER / name), *arguments]
-
-
 def source(name: str) -> str:
     """Return the text of one of the module_utils, wherever this one was imported from.
 
