@@ -24,7 +24,7 @@ class CommandFailed(Failure):
 
 
 def ask(
-    *command: str | Path, text: str | None = None, **environment: str
+    *command: str | Path, text: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a program that may fail, with a text as its standard input."""
     return subprocess.run(
@@ -38,7 +38,7 @@ def ask(
     )
 
 
-def run(*command: str | Path, text: str | None = None) -> str:
+def run(*command: str | Path, text: str = "") -> str:
     """Run a program that is to succeed, and return what it says."""
     done = ask(*command, text=text)
     if done.returncode:

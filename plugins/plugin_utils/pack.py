@@ -24,6 +24,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..module_utils.files import write
+
 GENERATED = ".requirements.txt"
 INCLUDE = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[\s=]+(\S+)")
 VERSIONED = re.compile(r"===?|~=|@")
@@ -129,9 +131,7 @@ def keep(cache: Path, revision: str, found: Files) -> Path:
     archives.mkdir(parents=True, exist_ok=True)
     archive = archives / f"{revision}.tar.gz"
     if not archive.exists():
-        partial = archive.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(archive_of(found))
-        partial.rename(archive)
+        write(archive, archive_of(found))
     os.utime(archive)
     for path in archives.iterdir():
         # Another run may remove the same one.
