@@ -25,7 +25,7 @@ def pack(folder: Path | None, cache: Path | None = None, **more: Any) -> dict[st
 
 
 def refusal(folder: Path | None, **more: Any) -> str:
-    with pytest.raises(packing.PackError) as caught:
+    with pytest.raises(packing.Failure) as caught:
         pack(folder, **more)
     return str(caught.value)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from ..plugin_utils.pack import PackError, pack
+from ..module_utils.commands import Failure
+from ..plugin_utils.pack import pack
 
 
 class ActionModule(ActionBase):
@@ -35,5 +36,5 @@ class ActionModule(ActionBase):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "carafe")
         try:
             return {"changed": False, **pack(app, cache)}
-        except PackError as error:
+        except Failure as error:
             return {"failed": True, "msg": str(error)}

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
 import fnmatch
 import gzip
 import hashlib
 import io
 import os
 import re
-import subprocess
 import tarfile
 import tempfile
 import time
@@ -24,7 +22,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..module_utils.files import write
+from ..module_utils.commands import Failure, ask
+from ..module_utils.files import locked, write
 
 GENERATED = ".requirements.txt"
 INCLUDE = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[\s=]+(\S+)")
@@ -32,10 +31,6 @@ VERSIONED = re.compile(r"===?|~=|@")
 KEPT = 30 * 86400  # seconds for which an archive that no run has asked for stays in the cache
 
 Files = dict[str, tuple[int, bytes | str]]
-
-
-class PackError(Exception):
-    """What cannot be packed, in words for whoever deploys."""
 
 
 def collect(folder: Path, exclude: list[str]) -> Files:
@@ -65,7 +60,7 @@ def requirements_of(found: Files, wanted: str) -> tuple[str, str]:
     candidates = [wanted] if wanted else ["requirements.txt", "pyproject.toml"]
     path = next((x for x in candidates if x in found), None)
     if path is None:
-        raise PackError(
+        raise Failure(
             f"No {' or '.join(candidates)} in the app's folder. Add one, or set app_requirements to"
             " the file that names its Python dependencies."
         )
@@ -74,9 +69,9 @@ def requirements_of(found: Files, wanted: str) -> tuple[str, str]:
     try:
         project = tomllib.loads(text_of(found, path)).get("project", {})
     except tomllib.TOMLDecodeError as error:
-        raise PackError(f"{path} in the app's folder is not TOML: {error}.") from None
+        raise Failure(f"{path} in the app's folder is not TOML: {error}.") from None
     if "dependencies" not in project:
-        raise PackError(
+        raise Failure(
             f"{path} in the app's folder has no dependencies in [project], so nothing would be"
             " installed. Name them there, or set app_requirements to the file that does."
         )
@@ -90,7 +85,7 @@ def text_of(found: Files, path: str) -> str:
     try:
         return content if isinstance(content, str) else content.decode()
     except UnicodeDecodeError:
-        raise PackError(f"{path} in the app's folder is not UTF-8. Save it as such.") from None
+        raise Failure(f"{path} in the app's folder is not UTF-8. Save it as such.") from None
 
 
 def included(found: Files, path: str, seen: set[str]) -> str:
@@ -144,7 +139,7 @@ def keep(cache: Path, revision: str, found: Files) -> Path:
 def pack(app: Mapping[str, Any], cache: Path) -> dict[str, str]:
     """Pack an app; the keys are the options of the module C(carafe.stack.pack).
 
-    Returns its RETURN values. Raises PackError.
+    Returns its RETURN values. Raises Failure.
     """
     packages = [requirement_of(app)] if app["source"] == "package" else []
     with source_of(app, cache) as (folder, commit):
@@ -152,13 +147,13 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, str]:
         if folder is not None:
             inside = folder / app["subdirectory"]
             if not inside.is_dir():
-                raise PackError(
+                raise Failure(
                     f"There is no folder {app['subdirectory']} in the app's code. Correct"
                     " app_subdirectory."
                 )
             found = collect(inside, app["exclude"])
             if not found:
-                raise PackError(
+                raise Failure(
                     f"{app['path'] or app['repository']} holds no file to deploy. Correct app_path,"
                     " app_subdirectory or app_exclude."
                 )
@@ -194,7 +189,7 @@ def requirement_of(app: Mapping[str, Any]) -> str:
     if VERSIONED.search(name):
         return name
     if not version:
-        raise PackError(
+        raise Failure(
             f"app_package is {name!r} without a version, so two releases could hold two versions of"
             f" it unnoticed. Name one: app_package: {name or 'isso'}==1.2.3"
         )
@@ -208,20 +203,20 @@ def source_of(app: Mapping[str, Any], cache: Path) -> Iterator[tuple[Path | None
         yield None, ""
     elif app["source"] == "local":
         if not app["path"]:
-            raise PackError(
+            raise Failure(
                 "Nothing says where the app's code is. Set app_path (a folder on this machine),"
                 " app_repository (git) or app_package (the package index)."
             )
         folder = Path(app["path"]).expanduser()
         if not folder.is_dir():
-            raise PackError(
+            raise Failure(
                 f"{folder} is not a folder on the control machine. Correct app_path; a relative one"
                 f" begins in {Path.cwd()}."
             )
         yield folder, ""
     else:
         if not app["repository"]:
-            raise PackError("app_source is git, and app_repository is not set. Set it to the URL.")
+            raise Failure("app_source is git, and app_repository is not set. Set it to the URL.")
         # A folder of this run's own: another run may want another version at the same time.
         with tempfile.TemporaryDirectory(prefix="carafe-") as folder:
             yield Path(folder), checkout(app["repository"], app["version"], Path(folder), cache)
@@ -236,32 +231,21 @@ class Git:
 
     def __init__(self, url: str):
         self.url = url
-        self.environment = {
-            **os.environ,
-            "GIT_TERMINAL_PROMPT": "0",
-            "GIT_SSH_COMMAND": os.environ.get("GIT_SSH_COMMAND", "ssh -o BatchMode=yes"),
-            "LC_ALL": "C.UTF-8",
-        }
+        ssh = os.environ.get("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
+        self.environment = {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": ssh}
 
     def run(self, *words: str, check: bool = True) -> str:
         # A line that has died is noticed after a minute.
         slow = ["-c", "http.lowSpeedLimit=1", "-c", "http.lowSpeedTime=60"]
         try:
-            done = subprocess.run(
-                ["git", *slow, *words],
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = ask("git", *slow, *words, **self.environment)
         except FileNotFoundError:
-            raise PackError(
+            raise Failure(
                 "git is not installed on the control machine. Install it, and run this again."
             ) from None
         if done.returncode and check:
             said = " ".join(done.stderr.replace(self.url, without_login(self.url)).split()[-60:])
-            raise PackError(
+            raise Failure(
                 f"git could not get {without_login(self.url)}: {said} Correct app_repository, or"
                 f" see by hand: git ls-remote {without_login(self.url)}"
             )
@@ -276,8 +260,7 @@ def checkout(url: str, version: str | None, folder: Path, cache: Path) -> str:
     git = Git(url)
     mirror = cache / "git" / hashlib.sha256(url.encode()).hexdigest()[:16]
     mirror.parent.mkdir(parents=True, exist_ok=True)
-    with mirror.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(mirror.with_suffix(".lock")):
         # One that is half there comes from a run that was killed.
         if git.run("-C", str(mirror), "rev-parse", "--is-bare-repository", check=False) != "true":
             git.run("init", "--quiet", "--bare", str(mirror))
@@ -315,7 +298,7 @@ def resolve(git: Git, bare: tuple[str, ...], version: str | None) -> str:
     known = git.run(*bare, "for-each-ref", "--format=%(refname:short)").split()
     close = difflib.get_close_matches(str(version), known, n=3)
     guess = f" Did you mean {' or '.join(close)}?" if close else ""
-    raise PackError(
+    raise Failure(
         f"app_version is {version!r}, and {without_login(git.url)} has no branch, tag or commit of"
         f" that name.{guess} Correct app_version."
     )
