@@ -105,12 +105,6 @@ def test_a_name_that_the_system_has(name: str) -> None:
     assert "something else" in problem.what
 
 
-@pytest.mark.parametrize("name", ["ssl", "apt", "postgresql", "systemd", "ufw", "python3"])
-def test_a_name_whose_folder_in_etc_the_system_has(name: str) -> None:
-    found = problems(app_name=name)
-    assert the_only(found).variable == "app_name"
-
-
 def test_the_name_of_the_user_that_ansible_comes_in_as() -> None:
     assert the_only(problems(app_user="carl", ansible_user="carl")).variable == "app_user"
 

@@ -41,16 +41,6 @@ RESERVED_USERS = """
     redis mysql rabbitmq memcached docker ansible deploy admin debian ubuntu postfix dovecot certbot
     chrony ntp
 """
-# Names in /etc that belong to Debian or to this stack; the app's folder is /etc/<app_name>.
-RESERVED_FOLDERS = """
-    alternatives apache2 apparmor apt ca-certificates carafe chrony cloud credstore cron dbus-1
-    default dpkg environment fail2ban fonts fstab group grub gshadow gss gunicorn hostname hosts
-    initramfs-tools inputrc iproute2 issue kernel ldap letsencrypt lighttpd localtime logrotate lvm
-    machine-id magic modules motd mtab mysql netconfig network networks nftables nginx opt passwd
-    perl php polkit-1 postgresql postgresql-common ppp profile protocols python3 redis rmt rpc runit
-    security selinux services shadow shells skel ssh ssl subgid subuid sudoers supervisor sv sysctl
-    systemd terminfo timezone udev ufw vim xdg
-"""
 
 
 def check_secrets(server: Server) -> Iterator[Problem]:
@@ -81,8 +71,6 @@ def check_linux_names(server: Server) -> Iterator[Problem]:
             yield Problem(
                 variable, f"is {name!r}, a user or group that the server has for something else"
             )
-        elif variable == "app_name" and name in RESERVED_FOLDERS.split():
-            yield Problem(variable, f"is {name!r}, and /etc/{name} belongs to the system")
     if app is not None and server.values.get("app_deploy_user") == server.values.get("app_user"):
         yield Problem(
             "app_deploy_user", "is the same as app_user, so the app could change its own code"
