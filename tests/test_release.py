@@ -110,6 +110,7 @@ class App:
             " find static -type f >.static",
             "commands": commands | changes.pop("commands", {}),
             "migrate_enabled": True,
+            "servers": 1,
             "alembic": alembic,
             "migrations": "",
             "health": {"path": "", "host": "localhost", "timeout": 20} | changes.pop("health", {}),
@@ -171,7 +172,7 @@ class App:
         return (self.root / "serving").readlink().name
 
     @property
-    def books(self) -> dict[str, Any]:
+    def known(self) -> dict[str, Any]:
         return json.loads((self.root / "state/releases.json").read_text())
 
     @property
@@ -205,10 +206,10 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
 
 def test_release_that_passes_serves_and_is_written_down(app: App) -> None:
     took = app.deploy("a")["took"]
-    assert [line.split()[0] for line in took] == ["begin", *GATE, "finish", "in"]
+    assert [line.split()[0] for line in took] == ["begin", *GATE, "finish", "in", "no"]
     assert app.serving == "a"
     assert (app.root / "current/head").exists()
-    assert app.books["a"].items() >= {"revision": "v-a", "by": "ann@desk", "head": "0001"}.items()
+    assert app.known["a"].items() >= {"revision": "v-a", "by": "ann@desk", "head": "0001"}.items()
     assert "deployment of a  ok" in app.audit[-1]
     assert not app.locked
     assert app.step("begin", "a")["live"]
@@ -308,12 +309,12 @@ def test_release_that_fails_is_broken_and_the_old_one_serves_with_its_own_settin
     assert app.serving == "a"
     # What a slot, a worker or the server would start with.
     assert serving_settings(app) == before
-    assert app.books["b"]["broken"].startswith(step)
+    assert app.known["b"]["broken"].startswith(step)
     assert f"failed at {step}" in app.audit[-1]
     assert not app.locked
     app.deploy("b")
     assert app.serving == "b"
-    assert "broken" not in app.books["b"]
+    assert "broken" not in app.known["b"]
 
 
 def serving_settings(app: App) -> dict[str, str]:
@@ -335,9 +336,7 @@ def test_named_health_path_must_exist(app: App) -> None:
 
 def test_guessed_health_path_is_told(app: App) -> None:
     probe = f"exec {sys.executable} -c '{SERVER.replace('STATUS', '404')}'"
-    app.step("begin", "a")
-    told = app.step("gate", "a", "build", "probe", commands={"probe": probe})["health"]
-    assert "/ answered 404" in told
+    assert "/ answered 404" in app.deploy("a", commands={"probe": probe})["took"][-1]
 
 
 def test_probe_has_its_users_home(app: App) -> None:
@@ -403,7 +402,7 @@ def test_run_cut_short_after_any_step_is_made_up_for(app: App, steps: int) -> No
     app.deploy("b", run=RUN_2, break_lock=True)
     assert app.serving == "b"
     assert app.step("begin", "b")["live"]
-    assert app.books["b"].keys() == app.books["a"].keys() | {"from"}
+    assert app.known["b"].keys() == app.known["a"].keys() | {"from"}
 
 
 def test_what_was_cut_short_after_the_switch_is_not_what_a_failure_goes_back_to(app: App) -> None:
@@ -478,7 +477,7 @@ def test_slots_that_do_not_get_well_bring_the_old_release_back(app: App) -> None
     assert app.serving == "a"
     with pytest.raises(Failure, match="b failed at the step slots: slot 1 is not healthy"):
         app.step("report_failure", "b", **trouble)
-    assert app.books["b"]["broken"] == "slots: slot 1 is not healthy"
+    assert app.known["b"]["broken"] == "slots: slot 1 is not healthy"
     assert not app.locked
 
 
@@ -502,7 +501,7 @@ def test_release_that_fails_elsewhere_is_given_up_here(app: App, steps: int) -> 
     assert "deployment of b is given up here, since it failed on other: not healthy" in said
     assert "its log" not in said
     assert app.serving == "a"
-    assert app.books["b"]["broken"] == "other: not healthy"
+    assert app.known["b"]["broken"] == "other: not healthy"
     assert "failed on other" in app.audit[-1]
     assert not app.locked
     app.deploy("b")
@@ -516,7 +515,7 @@ def test_release_that_served_well_here_before_stays_when_it_fails_elsewhere(app:
     with pytest.raises(Failure):
         app.step("report_failure", "a", **changes)
     assert app.serving == "a"
-    assert "broken" not in app.books["a"]
+    assert "broken" not in app.known["a"]
 
 
 def test_rollback_that_is_refused_elsewhere_leaves_nothing_behind(app: App) -> None:
@@ -528,7 +527,7 @@ def test_rollback_that_is_refused_elsewhere_leaves_nothing_behind(app: App) -> N
     app.step("revert", "a", run=run, **changes)
     with pytest.raises(Failure, match="rollback to a is given up here, since it failed on other"):
         app.step("report_failure", "a", run=run, **changes)
-    assert "broken" not in app.books["a"]
+    assert "broken" not in app.known["a"]
     assert not app.locked
 
 
@@ -579,7 +578,7 @@ def test_rollback_undoes_migrations_when_told(app: App, healthy: bool) -> None:
     # What was undone in vain is done again.
     assert (app.root / "database").read_text() == ("0001\n" if healthy else "0002\n")
     assert app.serving == ("a" if healthy else "b")
-    assert app.books[app.serving]["head"] == ("0001" if healthy else "0002")
+    assert app.known[app.serving]["head"] == ("0001" if healthy else "0002")
 
 
 def test_failure_after_a_migration_says_what_is_ahead(app: App) -> None:
@@ -614,7 +613,7 @@ def test_old_releases_go_and_what_is_needed_stays(app: App) -> None:
     assert {path.name for path in (app.root / "venvs").iterdir()} == {"venv-4", "venv-5"}
     assert {path.name for path in (app.root / "state/venvs").iterdir()} == {"venv-4", "venv-5"}
     assert {path.name for path in (app.root / "state/built").iterdir()} == {"d", "e"}
-    assert app.books.keys() == {"d", "e"}
+    assert app.known.keys() == {"d", "e"}
     app.rollback(keep=1)
     assert app.serving == "d"
     assert (app.root / "releases/d").exists()
@@ -664,6 +663,17 @@ def test_without_task_files_the_gate_is_one_trip_and_else_one_more_for_each_poin
     assert steps == ["venv", *GATE]
 
 
+def test_several_servers_wait_for_the_migration_and_then_for_all_probes(app: App) -> None:
+    for number, migrates in enumerate((True, False)):
+        changes = {"servers": 2, "migrate_enabled": migrates, "break_lock": True}
+        plan = app.step("begin", "a", run=RUN_2 | {"id": str(number)}, **changes)["plan"]
+        assert [trip["steps"] for trip in plan] == [
+            ["build", "load", *(["migrate"] if migrates else [])],
+            ["probe"],
+            ["switch"],
+        ]
+
+
 def test_commands_beside_task_files_are_left_to_the_tasks(app: App) -> None:
     hooks = {"before_switch": [f"touch {app.root}/hooked", FILE], "after_switch": ["true"]}
     app.deploy("a", hooks=hooks)
@@ -701,7 +711,7 @@ def test_hook_that_fails_is_a_release_that_fails(app: App, point: str, steps: in
         app.step("report_failure", "b", **changes)
     assert f"b failed at the step {point}: exit status 3" in str(failure.value)
     assert "no such page" in str(failure.value)
-    assert app.books["b"]["broken"].startswith(f"{point}: exit status 3")
+    assert app.known["b"]["broken"].startswith(f"{point}: exit status 3")
     assert app.serving == "a"
     assert not app.locked
 
@@ -711,7 +721,7 @@ def test_slots_that_fail_after_a_hook_are_told_from_it(app: App) -> None:
     app.part(6, "b")
     app.step("hook", "b", point="after_switch", command="true")
     app.step("revert", "b", failure="slot 1 is not healthy")
-    assert app.books["b"]["broken"] == "slots: slot 1 is not healthy"
+    assert app.known["b"]["broken"] == "slots: slot 1 is not healthy"
 
 
 def test_hook_that_fails_at_the_very_end_leaves_the_release_serving(app: App) -> None:
@@ -719,7 +729,7 @@ def test_hook_that_fails_at_the_very_end_leaves_the_release_serving(app: App) ->
     end = app.deploy("b", hooks={"after_finish": ["echo no such page; exit 3"]})
     assert end["after_finish"].startswith("after_finish: exit status 3; see")
     assert app.serving == "b"
-    assert "broken" not in app.books["b"]
+    assert "broken" not in app.known["b"]
     assert not app.locked
 
 

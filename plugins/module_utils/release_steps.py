@@ -235,10 +235,14 @@ def begin(app: Release) -> None:
 def plan(app: Release, steps: tuple[str, ...]) -> list[dict[str, Any]]:
     """Return the steps, in as few trips as the points that have task files allow.
 
-    Each entry has ``steps``, and ``point`` (or '') whose task files come after them.
+    Each entry has ``steps``, and ``point`` (or '') whose task files come after them. With several
+    servers all of them end a trip before any begins the next: the migration, and then the probe.
     """
     commands, found, trip = app.app["commands"], [], []
     for step in steps:
+        if trip and step in ("probe", "switch") and app.app["servers"] > 1:
+            found.append({"steps": trip, "point": ""})
+            trip = []
         if step in ("load", "probe") and not commands[step]:
             continue
         if step == "migrate" and not (commands["migrate"] and app.app["migrate_enabled"]):
@@ -389,9 +393,11 @@ def probe(app: Release) -> None:
     if trouble:
         raise Failure(trouble)
     if not app.app["health"]["path"]:
-        app.output["health"] = (
+        # Said at the end, with what each step took.
+        app.lock["health"] = (
             f"no app_health_path is named, and / answered {status}, which is below 500 and will do"
         )
+        app.write(app.lock_path, app.lock)
 
 
 def switch(app: Release) -> None:
@@ -544,9 +550,11 @@ def finish(app: Release) -> None:
     schedules(app)
     app.output["removed"] = app.prune()
     app.output["took"] = app.durations()
-    told, _, installer = (files.read(app.state / "installer") or "").partition(" ")
-    if told == app.app["run"]["id"]:
+    run, _, installer = (files.read(app.state / "installer") or "").partition(" ")
+    if run == app.app["run"]["id"]:
         app.output["took"].append(installer)
+    if "health" in app.lock:
+        app.output["took"].append(app.lock["health"])
     app.end("ok")
     try:
         app.hooks("after_finish")
