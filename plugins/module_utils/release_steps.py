@@ -550,11 +550,11 @@ def finish(app: Release) -> None:
     schedules(app)
     app.output["removed"] = app.prune()
     app.output["took"] = app.durations()
+    if "health" in app.lock:
+        app.output["took"].append(app.lock["health"])
     run, _, installer = (files.read(app.state / "installer") or "").partition(" ")
     if run == app.app["run"]["id"]:
         app.output["took"].append(installer)
-    if "health" in app.lock:
-        app.output["took"].append(app.lock["health"])
     app.end("ok")
     try:
         app.hooks("after_finish")
