@@ -1,5 +1,6 @@
 """Playbooks on a live site, and the load on it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -126,11 +127,18 @@ def jobs(host: Host) -> Callable[[], dict[str, list[bool]]]:
     return read
 
 
-@pytest.fixture
-def load(url: str, rows: Callable[[], list[str]]) -> Iterator[Load]:
-    """Load during the test; at its end no request may have failed, and no row be lost or twice."""
+@contextlib.contextmanager
+def lossless(url: str, rows: Callable[[], list[str]]) -> Iterator[Load]:
+    """Load; at its end no request may have failed, and no row be lost or twice."""
     before = rows()
     with Load(url) as site:
         yield site
     assert site.failures == []
     assert rows() == sorted(before + site.acknowledged)
+
+
+@pytest.fixture
+def load(url: str, rows: Callable[[], list[str]]) -> Iterator[Load]:
+    """Load during the whole test, of which nothing may be lost."""
+    with lossless(url, rows) as site:
+        yield site

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Load
+from conftest import Load, lossless
 from testinfra.host import Host
 
 # By Ansible's own strategy first, as users have it, then by Mitogen, where the next follows sooner.
@@ -77,25 +77,57 @@ def test_deployments_and_rollbacks(
     assert sum(not ended for found in jobs().values() for ended in found) <= 1
 
 
+# What the inventory says otherwise of the release that fails.
+FAILED = {
+    "app_environment": {"WORD": "of what failed"},
+    "app_schedules": [{"name": "tick", "command": "echo of what failed", "when": "yearly"}],
+    "gunicorn_settings": {"proc_name": "of what failed"},
+}
+# Whatever runs the app, with the settings of gunicorn that the slots name.
+STARTED = """
+for name in ledger:ledger_0 ledger:ledger_1 ledger.jobs:ledger.jobs_0; do
+  pid=$(supervisorctl pid $name)
+  tr '\\0' '\\n' </proc/$pid/environ
+  cat $(tr '\\0' '\\n' </proc/$pid/cmdline | grep gunicorn.conf.py)
+done </dev/null
+systemctl start ledger.tick
+journalctl --unit ledger.tick --identifier ledger.tick --lines 1 --output cat
+"""
+
+
 @pytest.mark.parametrize("way", BROKEN)
 def test_broken_release(
-    load: Load,
+    url: str,
+    rows: Callable[[], list[str]],
     playbook: Callable,
     code: Callable[..., Path],
     serving: Callable[[], str],
     host: Host,
+    restart_server: Callable[[], None],
+    eventually: Callable[..., None],
     way: str,
 ) -> None:
     before, (spoiled, reason) = serving(), BROKEN[way]
-    run = playbook("deploy", ledger_path=str(code(way.replace(" ", ""), **spoiled)))
-    ended = load.now
-    assert run.returncode != 0
-    assert reason in run.stdout + run.stderr
-    assert serving() == before
-    assert "broken" in ok(playbook("releases"))
-    worker = host.check_output("supervisorctl pid ledger.jobs:ledger.jobs_0")
-    assert f"APP_RELEASE={before}" in host.check_output(f"tr '\\0' ' ' </proc/{worker}/environ")
-    tables = host.check_output("runuser -u ledger -- psql -XAtc '\\dt' ledger")
-    assert "half" not in tables
-    load.go_on(400, after=ended)
+    with lossless(url, rows) as load:
+        path = str(code(way.replace(" ", ""), **spoiled))
+        run = playbook("deploy", ledger_path=path, **FAILED)
+        ended = load.now
+        assert run.returncode != 0
+        assert reason in run.stdout + run.stderr
+        assert serving() == before
+        assert "broken" in ok(playbook("releases"))
+        worker = host.check_output("supervisorctl pid ledger.jobs:ledger.jobs_0")
+        assert f"APP_RELEASE={before}" in host.check_output(f"tr '\\0' ' ' </proc/{worker}/environ")
+        tables = host.check_output("runuser -u ledger -- psql -XAtc '\\dt' ledger")
+        assert "half" not in tables
+        load.go_on(400, after=ended)
     assert {answer.release for answer in load.answers if answer.due > ended} == {before}
+    # Nothing of it is what the server starts with, either.
+    restart_server()
+    ask = "curl -sS --fail --unix-socket /run/ledger.sock http://localhost/ --dump-header -"
+    eventually(lambda: f"X-Release: {before}" in host.check_output(ask))
+    eventually(lambda: host.check_output(STARTED).count(f"APP_RELEASE={before}") == 3)
+    started = host.check_output(STARTED)
+    assert started.splitlines()[-1].startswith(f"tick of {before}: ")
+    assert started.count("worker_class = ") == 2
+    assert "of what failed" not in started
