@@ -377,3 +377,24 @@ def test_the_server_keeps_what_an_app_takes_of_it() -> None:
     # Numbers, or the preflight of another app would not count them.
     assert json.loads(text) == {"environment": "prod", "memory_mb": 240}
     assert oct(mode) == "0o644"
+
+
+def test_numbers_and_truth_values_may_come_as_text() -> None:
+    """As ``-e app_keep_releases=3`` brings them."""
+    texts = {
+        **{"app_health_timeout": "9", "app_step_timeout": "10", "app_build_timeout": "11"},
+        **{"app_migrate_timeout": "12", "app_keep_releases": "3", "app_break_lock": "false"},
+    }
+    told = APP.value("__app_facts_all", app_name="shop", app_secret_key="x", __app_run={}, **texts)
+    assert told["limits"] == {"step": 10, "build": 11, "migrate": 12}
+    assert (told["keep"], told["health"]["timeout"], told["break_lock"]) == (3, 9, False)
+    slots = GUNICORN.value(
+        "__gunicorn_slots_settings",
+        **{"gunicorn_directory": "/srv", "gunicorn_health_timeout": "7"},
+    )
+    assert slots["health"]["timeout"] == 7
+    program = GUNICORN.value(
+        "gunicorn_program",
+        **{"gunicorn_directory": "/srv", "gunicorn_user": "www-data", "gunicorn_slots": "3"},
+    )
+    assert program["numprocs"] == 3
