@@ -215,3 +215,18 @@ def test_the_collection_releases_and_goes_back(
     project.run("rollback")
     assert site("/", host="shop.test").status_code == 200
     assert "serves" in project.run("releases")
+
+
+def test_the_collection_rotates_a_secret(
+    project: Project, site: Callable[..., requests.Response]
+) -> None:
+    def vault() -> dict[str, str]:
+        path = "inventory/prod/group_vars/prod/vault.yml"
+        return yaml.safe_load(project.do("ansible-vault", "view", path))
+
+    before = vault()
+    project.run("rotate", "-e", "secret=app_secret_key")
+    after = vault()
+    assert after["vault_app_secret_key"] != before["vault_app_secret_key"]
+    assert after["vault_app_secret_key_old"] == before["vault_app_secret_key"]
+    assert site("/", host="shop.test").status_code == 200
