@@ -53,6 +53,7 @@ class Carafe:
         self.server, self.folder = server, server.folder / "ledger-carafe"
         self.variables = yaml.safe_load((SCENARIO / "converge.yml").read_text())[0]["vars"] | {
             "stack_name": "all",
+            "app_environment_name": "bench",
             "app_domains": [HOST],
         }
         self.play("site", f"first{time.time_ns()}")

@@ -40,6 +40,8 @@ HOSTS = (1, 10, 20)
 VARIABLES = {
     "app_path": str(ROOT / "sample_app"),
     "app_domains": ["localhost"],
+    # Whatever the inventory's folder is called.
+    "app_environment_name": "bench",
     "app_secret_key": "only-for-this-measurement-0123456789",
     "app_config": {"READYZ_ALLOW_NEWER_SCHEMA": True, "SESSION_COOKIE_SECURE": False},
     # The script has no TLS either, and leaves the server as it is.

@@ -89,16 +89,14 @@ class Server:
         }
         names = [f"{self.name}{number}" for number in range(hosts)]
         # Ansible names a connection after address, port and user, which are the same here.
-        known = {x: {**host, "ansible_control_path": f"/tmp/bench-{self.port}-{x}"} for x in names}
-        stacks = {
-            f"stack-{x}": {"hosts": {x: {}}, "vars": {"stack_name": f"stack-{x}"}} for x in names
-        }
-        groups = {
-            x: {"hosts": {name: {} for name in names}} for x in ("db", "app", "web", "guestbook")
-        }
-        (folder / "hosts.json").write_text(
-            json.dumps({"bench": {"hosts": known}, **groups, **stacks})
-        )
+        own = {name: {"ansible_control_path": f"/tmp/bench-{self.port}-{name}"} for name in names}
+        stacks = {f"stack_{name}": {"hosts": {name: {}}} for name in names}
+        if hosts > 1:
+            own = {name: {**own[name], "stack_name": f"stack_{name}"} for name in names}
+        groups = ("db", "app", "web", "guestbook")
+        inventory = {"bench": {"hosts": {name: {**host, **own[name]} for name in names}}, **stacks}
+        inventory |= {group: {"hosts": {name: {} for name in names}} for group in groups}
+        (folder / "hosts.json").write_text(json.dumps(inventory))
         return folder
 
 

@@ -168,7 +168,14 @@ def test_each_host_of_an_inventory_has_a_connection_and_a_stack_of_its_own(
     hosts = found["bench"]["hosts"]
     assert list(hosts) == list(found["web"]["hosts"]) == ["carafe0", "carafe1"]
     assert len({x["ansible_control_path"] for x in hosts.values()}) == 2
-    assert found["stack-carafe1"] == {
-        "hosts": {"carafe1": {}},
-        "vars": {"stack_name": "stack-carafe1"},
-    }
+    assert hosts["carafe1"]["stack_name"] == "stack_carafe1"
+    assert found["stack_carafe1"] == {"hosts": {"carafe1": {}}}
+
+
+def test_one_host_is_the_stack_that_every_inventory_has(
+    bench: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    server = object.__new__(bench("servers").Server)
+    server.folder, server.name, server.port = tmp_path, "carafe", "2222"
+    found = json.loads((server.inventory() / "hosts.json").read_text())
+    assert "stack_name" not in found["bench"]["hosts"]["carafe0"]
