@@ -129,17 +129,31 @@ def parse(log: str) -> list[Asked]:
     return [Asked((at - began) / 1e6, status, micro / 1e6) for at, status, micro in rows]
 
 
-def ask(server: Server, rate: float, seconds: float) -> list[Asked]:
-    """Ask so many times a second, spread evenly, each connection once in a second."""
-    clients = max(round(rate), 1)
-    # They are opened over the first second, some at once where the rate asks for it.
-    period = 10 if clients > 100 else 1000 // clients
-    opened = max(round(clients * period / 1000), 1)
-    server.inside(
-        f"ulimit -n 20000; h2load --h1 --rps=1 -c {clients} -n {round(clients * seconds)}"
-        f" -r {opened} --rate-period={period}ms --log-file=/tmp/asked {PAGE} >/tmp/h2load.out 2>&1"
-    )
-    return parse(server.inside("cat /tmp/asked; rm /tmp/asked"))
+def periods(rate: float) -> list[int]:
+    """Share a rate out, into hundreds: return the milliseconds between two questions of each."""
+    found: list[int] = []
+    for left in range(max(round(rate / 100), 1), 0, -1):
+        found.append(max(round(1000 * left / rate), 1))
+        rate -= 1000 / found[-1]
+    return found
+
+
+def ask(server: Server, rate: float, seconds: int) -> list[Asked]:
+    """Ask so many times a second, each connection once in a second.
+
+    h2load opens connections whole milliseconds apart, and several at once for more than that. So
+    there are several of it, which know nothing of each other, as visitors do not.
+    """
+    commands: list[str] = []
+    for number, period in enumerate(periods(rate)):
+        clients = 1000 // period
+        commands.append(
+            f"h2load --h1 --rps=1 -c {clients} -n {clients * seconds} -r 1 --rate-period={period}ms"
+            f" --log-file=/tmp/asked.{number} {PAGE} >/dev/null 2>&1 &"
+        )
+    every = " sleep 0.013\n".join(commands)
+    server.inside(f"ulimit -n 20000; rm -f /tmp/asked.*\n{every}\nwait")
+    return parse(server.inside("cat /tmp/asked.*"))
 
 
 def percentile(values: list[float], share: float) -> float:

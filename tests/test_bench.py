@@ -104,6 +104,13 @@ def test_the_callback_notes_each_trip_with_its_task(
     ]
 
 
+@pytest.mark.parametrize("rate", [40, 90, 333, 612, 875, 1750, 4000])
+def test_a_rate_is_shared_out_as_a_whole(bench: Callable[[str], ModuleType], rate: float) -> None:
+    periods = bench("serving").periods(rate)
+    assert sum(1000 // x for x in periods) == pytest.approx(rate, rel=0.06)
+    assert all(x == 1 or 5 < x < 30 for x in periods)
+
+
 LOG = """\
 1000000\t200\t5000
 3500000\t503\t1000
