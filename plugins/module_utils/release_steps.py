@@ -293,8 +293,8 @@ def venv(app: Release) -> None:
             app.shell(app.app["build_venv"], "build the virtual environment", app.folder(app.id))
         files.write(mark, f"{count_files(folder)}\n", owner=os.geteuid(), group=os.getegid())
         # For the end of the run: this may be the job that runs beside it.
-        told = f"{app.app['run']['id']} pip has built the virtual environment: {why}" if why else ""
-        files.write(app.state / "installer", told, owner=os.geteuid(), group=os.getegid())
+        line = f"{app.app['run']['id']} pip has built the virtual environment: {why}" if why else ""
+        files.write(app.state / "installer", line, owner=os.geteuid(), group=os.getegid())
 
 
 def build_with_uv(app: Release) -> str:

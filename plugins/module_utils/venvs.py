@@ -32,13 +32,13 @@ class NoCounterpart(Exception):
 def packages(switch: str, names: str) -> Callable[[str], dict[str, str]]:
     """Return how to say of some packages, or of all, that they are built, or are not."""
 
-    def told(value: str) -> dict[str, str]:
+    def convert(value: str) -> dict[str, str]:
         words = value.replace(",", " ").split()
         if words == [":none:"]:
             return {}
         return {switch: "1"} if words == [":all:"] else {names: " ".join(words)}
 
-    return told
+    return convert
 
 
 def switched(**variables: str) -> Callable[[str], dict[str, str]]:
@@ -88,12 +88,12 @@ def settings_of_pip(environment: Mapping[str, str], home: Path) -> Iterator[tupl
 
 def environment_of_uv(environment: Mapping[str, str], home: Path) -> dict[str, str]:
     """Return the variables that tell uv what pip is told; those that are for uv already win."""
-    told: dict[str, str] = {}
+    wanted: dict[str, str] = {}
     for name, value in settings_of_pip(environment, home):
-        told[name.lower().replace("_", "-")] = value
+        wanted[name.lower().replace("_", "-")] = value
     found = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_CONFIG": "1", "UV_NO_SOURCES": "1"}
     found["SSL_CERT_FILE"] = environment.get("REQUESTS_CA_BUNDLE") or CERTIFICATES
-    for name, value in told.items():
+    for name, value in wanted.items():
         if name in COUNTERPARTS:
             found |= COUNTERPARTS[name](value) if value else {}
         elif name not in WITHOUT_EFFECT:
