@@ -13,13 +13,15 @@ KINDS = {bool: "bool", int: "int", str: "str", dict: "dict"}
 
 
 def options(**defaults: Any) -> dict[str, dict[str, Any]]:
-    """Return options of which the default says all: a list has the type of its first element."""
-    return {
-        name: {"type": "list", "elements": KINDS[type((*default, "")[0])], "default": default}
-        if isinstance(default, list)
-        else {"type": KINDS[type(default)], "default": default}
-        for name, default in defaults.items()
-    }
+    """Return options of which the default says all; lists are of texts, unless it is of numbers."""
+    return {name: option(default) for name, default in defaults.items()}
+
+
+def option(default: Any) -> dict[str, Any]:
+    if isinstance(default, list):
+        elements = KINDS[type(default[0])] if default else "str"
+        return {"type": "list", "elements": elements, "default": default}
+    return {"type": KINDS[type(default)], "default": default}
 
 
 def without_default(*names: str, **more: Any) -> dict[str, dict[str, Any]]:

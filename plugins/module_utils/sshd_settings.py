@@ -40,50 +40,24 @@ DEFAULTS: dict[str, Any] = {
 # computers in it, the policy wants no other kind.
 ALGORITHMS = {
     "mlkem768x25519-sha256": (
-        [
-            "mlkem768x25519-sha256",
-            "sntrup761x25519-sha512",
-            "sntrup761x25519-sha512@openssh.com",
-        ],
-        [
-            "hmac-sha2-512-etm@openssh.com",
-            "hmac-sha2-256-etm@openssh.com",
-            "umac-128-etm@openssh.com",
-        ],
+        "mlkem768x25519-sha256,sntrup761x25519-sha512,sntrup761x25519-sha512@openssh.com",
+        "hmac-sha2-512-etm@openssh.com,hmac-sha2-256-etm@openssh.com,umac-128-etm@openssh.com",
     ),
     "curve25519-sha256": (
-        [
-            "sntrup761x25519-sha512",
-            "sntrup761x25519-sha512@openssh.com",
-            "curve25519-sha256",
-            "curve25519-sha256@libssh.org",
-            "diffie-hellman-group16-sha512",
-            "diffie-hellman-group18-sha512",
-            "diffie-hellman-group-exchange-sha256",
-        ],
-        [
-            "hmac-sha2-256-etm@openssh.com",
-            "hmac-sha2-512-etm@openssh.com",
-            "umac-128-etm@openssh.com",
-        ],
+        "sntrup761x25519-sha512,sntrup761x25519-sha512@openssh.com,curve25519-sha256,"
+        "curve25519-sha256@libssh.org,diffie-hellman-group16-sha512,diffie-hellman-group18-sha512,"
+        "diffie-hellman-group-exchange-sha256",
+        "hmac-sha2-256-etm@openssh.com,hmac-sha2-512-etm@openssh.com,umac-128-etm@openssh.com",
     ),
 }
 CIPHERS = (
-    "chacha20-poly1305@openssh.com",
-    "aes256-gcm@openssh.com",
-    "aes256-ctr",
-    "aes192-ctr",
-    "aes128-gcm@openssh.com",
-    "aes128-ctr",
+    "chacha20-poly1305@openssh.com,aes256-gcm@openssh.com,aes256-ctr,aes192-ctr,"
+    "aes128-gcm@openssh.com,aes128-ctr"
 )
 # Those with -cert- are for servers whose host keys an authority has signed.
 HOST_KEY_ALGORITHMS = (
-    "ssh-ed25519-cert-v01@openssh.com",
-    "rsa-sha2-512-cert-v01@openssh.com",
-    "rsa-sha2-256-cert-v01@openssh.com",
-    "ssh-ed25519",
-    "rsa-sha2-512",
-    "rsa-sha2-256",
+    "ssh-ed25519-cert-v01@openssh.com,rsa-sha2-512-cert-v01@openssh.com,"
+    "rsa-sha2-256-cert-v01@openssh.com,ssh-ed25519,rsa-sha2-512,rsa-sha2-256"
 )
 UNKNOWN = "what openssh-server knows of, once it is installed"
 TEXT = """\
@@ -156,8 +130,8 @@ def render(wanted: dict[str, Any], peer: Peer | None) -> str:
     kex = macs = UNKNOWN
     if sshd.SSHD.exists():
         known = run("ssh", "-Q", "kex").split()
-        best = next(x for first, x in ALGORITHMS.items() if first in known)
-        kex, macs = ",".join(x for x in best[0] if x in known), ",".join(best[1])
+        best, macs = next(x for first, x in ALGORITHMS.items() if first in known)
+        kex = ",".join(x for x in best.split(",") if x in known)
 
     def lines(keyword: str, values: object) -> str:
         words = {True: "yes", False: "no"}
@@ -176,9 +150,9 @@ def render(wanted: dict[str, Any], peer: Peer | None) -> str:
         groups=lines("AllowGroups", wanted["allow_groups"]),
         ed25519_key=sshd.ED25519_KEY,
         rsa_key=sshd.RSA_KEY,
-        host_key_algorithms=",".join(HOST_KEY_ALGORITHMS),
+        host_key_algorithms=HOST_KEY_ALGORITHMS,
         kex=kex,
-        ciphers=",".join(CIPHERS),
+        ciphers=CIPHERS,
         macs=macs,
         moduli=sshd.MODULI,
         tcp_forwarding=switch("allow_tcp_forwarding"),
