@@ -102,7 +102,8 @@ class Project:
         hosts = {"hosts": {"server": None}}
         inventory = inventory or {"prod": hosts, "db": hosts, "app": hosts, "web": hosts}
         (self.folder / "hosts.yml").write_text(yaml.safe_dump(inventory))
-        values = self.folder / "group_vars/prod/main.yml"
+        # The environment comes first in each of them.
+        values = self.folder / f"group_vars/{next(iter(inventory))}/main.yml"
         values.parent.mkdir(parents=True)
         # What names no app is for the sample app.
         app = {} if "app_name" in variables else GUESTBOOK
