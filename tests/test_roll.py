@@ -83,9 +83,9 @@ class App:
             "command": [sys.executable, f"{folder}/server.py"],
             "private_directory": f"{folder}/private",
             "files": [f"{folder}/environment"],
-            "health": {"path": "", "host": "localhost", "timeout": 2},
         }
-        self.config.write_text(json.dumps(settings))
+        self.settings = settings
+        self.wait_for_health(60)
         (folder / "supervisord.conf").write_text(
             f"""
 [unix_http_server]
@@ -108,6 +108,11 @@ redirect_stderr=true
 stdout_logfile={folder}/slot_%(process_num)d.log
 """
         )
+
+    def wait_for_health(self, seconds: int) -> None:
+        """Set how long a slot may take to be well: one that is not is waited for to the end."""
+        health = {"path": "", "host": "localhost", "timeout": seconds}
+        self.config.write_text(json.dumps(self.settings | {"health": health}))
 
     def change(self) -> None:
         """Put something else into service, so that both slots are stale."""
@@ -143,7 +148,7 @@ stdout_logfile={folder}/slot_%(process_num)d.log
         )
         command = [sys.executable, "-c", start, "roll", *options, str(self.config)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "collections")}
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
+        return subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +159,7 @@ def supervised(tmp_path_factory: pytest.TempPathFactory, program: list[str]) -> 
         (app.folder / "out").open("w") as out,
         subprocess.Popen([*command, app.folder / "supervisord.conf"], stdout=out) as process,
     ):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while process.poll() is None and not (app.folder / "s.sock").exists():
             assert time.monotonic() < deadline, (app.folder / "out").read_text()
             time.sleep(0.05)
@@ -166,6 +171,7 @@ def supervised(tmp_path_factory: pytest.TempPathFactory, program: list[str]) -> 
 def app(supervised: App) -> App:
     """Return an app whose slots are current and well, whatever the test before has left."""
     (supervised.folder / "status").write_text("200")
+    supervised.wait_for_health(60)
     done = supervised.roll()
     assert done.returncode == 0, done.stderr
     return supervised
@@ -217,6 +223,7 @@ def test_a_slot_that_is_not_well_leaves_the_next_one_serving(app: App) -> None:
     before = app.pids()
     app.change()
     (app.folder / "status").write_text("503")
+    app.wait_for_health(5)
     done = app.roll()
     assert done.returncode == 1
     assert "slot 0 is not healthy" in done.stderr

@@ -47,7 +47,7 @@ files={tmp_path}/programs/*.conf
     (tmp_path / "bin/run").write_text(run)
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", tmp_path / "supervisord.conf"]
     with (tmp_path / "out").open("w") as out, subprocess.Popen(command, stdout=out) as process:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while process.poll() is None and not (tmp_path / "s.sock").exists():
             assert time.monotonic() < deadline, (tmp_path / "out").read_text()
             time.sleep(0.05)

@@ -4,9 +4,13 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[3]
 
 
+# What a browser shows is the app's, and the same on both releases.
+@pytest.mark.newest_release
 def test_visitor_uses_the_site(published: Callable[[int], str | None], authority: Path) -> None:
     url = f"https://{published(443)}".replace("127.0.0.1", "localhost")
     # Chromium gives up when a network of this machine comes or goes, as other scenarios' do.

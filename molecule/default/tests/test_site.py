@@ -181,6 +181,7 @@ def test_database_refuses_who_is_not_in_the_operating_system(host: Host) -> None
     assert "Peer authentication failed" in answer.stderr
 
 
+@pytest.mark.either_release
 def test_maintenance_comes_and_goes(host: Host, app: str) -> None:
     # By another address than the one that ssh comes from, which is let in.
     ask = f"""python3 - <<'END'

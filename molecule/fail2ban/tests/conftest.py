@@ -1,7 +1,6 @@
 """Clients that are no friends of the server, each with addresses of its own."""
 
 import re
-import time
 
 import pytest
 
@@ -94,9 +93,9 @@ def guess(host):
 
     def attempt(client):
         peer = PEER["v6" if ":" in client else "v4"]
-        options = "-o BatchMode=yes -o StrictHostKeyChecking=no -o ConnectTimeout=5"
+        options = "-o BatchMode=yes -o StrictHostKeyChecking=no -o ConnectTimeout=8"
         # The ban cuts a connection that is open, and ssh would wait for minutes.
-        ssh = f"timeout 5 ssh {options} -b {client} nosuchuser@{peer} true"
+        ssh = f"timeout 8 ssh {options} -b {client} nosuchuser@{peer} true"
         host.run(f"ip netns exec enemy {ssh}")
 
     return attempt
@@ -112,8 +111,3 @@ def flood(host):
         host.check_output("python3 -c %s %s %s", WRITE, line, str(count))
 
     return write
-
-
-@pytest.fixture
-def pause():
-    return lambda: time.sleep(0.5)

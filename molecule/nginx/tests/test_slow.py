@@ -9,6 +9,7 @@ SLOW = (Path(__file__).parents[2] / "slow.py").read_text()
 
 
 # The latencies are for a machine that does nothing else; here, only what fails is a failure.
+@pytest.mark.either_release
 @pytest.mark.parametrize("mode", ["headers", "body"])
 def test_a_thousand_slow_clients_keep_nobody_else_out(host, mode):
     # Docker writes this file anew when the server is restarted.

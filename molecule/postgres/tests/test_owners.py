@@ -101,15 +101,6 @@ def test_connections_that_do_not_fit_cost_one_restart_and_no_second(role, starte
     )
 
 
-def test_what_two_owners_state_differently_is_refused_before_anything_is_changed(role, files):
-    before = files()
-    changed, output = role(**BLOG, postgres_settings={"huge_pages": "on"})
-    assert changed == -1
-    said = " ".join(output.split())
-    assert "huge_pages in postgres_settings is 'on' for blog and 'off' for default" in said
-    assert files() == before
-
-
 def test_what_the_server_does_not_start_with_is_not_tried_by_another_owner(
     role, started, host, files
 ):

@@ -190,14 +190,14 @@ def test_a_killed_server_is_back(host, postmaster, eventually):
     before = postmaster()
     assert before
     host.check_output(f"kill -9 {before}")
-    eventually(lambda: postmaster() not in (False, before), seconds=20)
+    eventually(lambda: postmaster() not in (False, before))
 
 
 def test_a_backend_that_crashes_takes_no_data_with_it(admin, host, postmaster, eventually):
     before = postmaster()
     admin("CREATE TABLE IF NOT EXISTS public.kept AS SELECT 1 AS one")
     host.check_output("pkill -9 -f 'postgres: .*[c]heckpointer'")
-    eventually(lambda: postmaster() == before, seconds=20)
+    eventually(lambda: postmaster() == before)
     assert admin("SELECT one FROM public.kept; DROP TABLE public.kept") == "1"
 
 
