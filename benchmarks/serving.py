@@ -207,7 +207,8 @@ def flooded(much: list[Asked], capacity: float) -> dict:
 def recovery(usual: list[Asked], after: list[Asked]) -> dict:
     """Tell after how many seconds the median is as it was, within a half, and stays so."""
     normal = 1.5 * percentile([x.seconds for x in usual if x.at >= 2], 0.5)
-    seconds = range(int(max(x.at for x in after)) + 1)
+    # Not the last one, where few are left.
+    seconds = range(round(max(x.at for x in after)))
     medians = [[x.seconds for x in after if s <= x.at < s + 1] for s in seconds]
     unwell = [
         second

@@ -159,6 +159,13 @@ def test_recovery_is_the_time_until_the_median_stays_as_it_was(
     assert serving.recovery(usual, after) == {"recovered_seconds": seconds}
 
 
+def test_a_last_moment_with_few_requests_tells_nothing(bench: Callable[[str], ModuleType]) -> None:
+    serving = bench("serving")
+    usual = [serving.Asked(x / 10, 200, 0.010) for x in range(100)]
+    after = [*usual, serving.Asked(10.02, 200, 0.3)]
+    assert serving.recovery(usual, after) == {"recovered_seconds": 0}
+
+
 def test_a_second_without_an_answer_is_not_well(bench: Callable[[str], ModuleType]) -> None:
     serving = bench("serving")
     usual = [serving.Asked(x / 10, 200, 0.010) for x in range(100)]
