@@ -1,0 +1,22 @@
+"""What the vault has is secret, also where some of it is no template."""
+
+from __future__ import annotations
+
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import lookup_loader
+from ansible.template import trust_as_template
+from conftest import Role
+
+
+def test_values_of_the_vault_are_found_whatever_else_it_has() -> None:
+    variables = {
+        "vault_password": trust_as_template("p{{ other }}"),
+        "vault_broken": trust_as_template("x {{ not a template }}"),
+        "vault_missing": trust_as_template("{{ nobody.has }}"),
+        "vault_map": {"a": "b"},
+        "vault_empty": "",
+        "other": "q",
+    }
+    templar = Role("app").templar(variables)
+    lookup = lookup_loader.get("carafe.stack.vault_values", loader=DataLoader(), templar=templar)
+    assert lookup.run([], variables=templar.available_variables) == ["pq"]
