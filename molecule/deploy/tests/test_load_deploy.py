@@ -96,6 +96,32 @@ journalctl --unit ledger.tick --identifier ledger.tick --lines 1 --output cat
 """
 
 
+@pytest.fixture
+def started_with(
+    host: Host,
+    restart_server: Callable[[], None],
+    published: Callable[[int], str | None],
+    eventually: Callable[..., None],
+) -> Callable[[str], str]:
+    """Restart the server, and return what its processes were started with, all of one release."""
+
+    def restart(release: str) -> str:
+        def answered() -> str:
+            site = f"http://{published(80)}/"
+            answer = requests.get(site, headers={"Host": "localhost"}, timeout=30)
+            return answer.headers.get("X-Release", "")
+
+        restart_server()
+        eventually(lambda: answered() == release)
+        eventually(lambda: host.check_output(STARTED).count(f"APP_RELEASE={release}") == 3)
+        started = host.check_output(STARTED)
+        assert started.splitlines()[-1].startswith(f"tick of {release}: ")
+        assert started.count("worker_class = ") == 2
+        return started
+
+    return restart
+
+
 @pytest.mark.parametrize("way", BROKEN)
 def test_broken_release(
     url: str,
@@ -104,9 +130,7 @@ def test_broken_release(
     code: Callable[..., Path],
     serving: Callable[[], str],
     host: Host,
-    restart_server: Callable[[], None],
-    published: Callable[[int], str | None],
-    eventually: Callable[..., None],
+    started_with: Callable[[str], str],
     way: str,
 ) -> None:
     before, (spoiled, reason) = serving(), BROKEN[way]
@@ -125,15 +149,34 @@ def test_broken_release(
         load.go_on(400, after=ended)
     assert {answer.release for answer in load.answers if answer.due > ended} == {before}
     # Nothing of it is what the server starts with, either.
-    restart_server()
+    assert "of what failed" not in started_with(before)
 
-    def answered() -> str:
-        answer = requests.get(f"http://{published(80)}/", headers={"Host": "localhost"}, timeout=30)
-        return answer.headers.get("X-Release", "")
 
-    eventually(lambda: answered() == before)
-    eventually(lambda: host.check_output(STARTED).count(f"APP_RELEASE={before}") == 3)
-    started = host.check_output(STARTED)
-    assert started.splitlines()[-1].startswith(f"tick of {before}: ")
-    assert started.count("worker_class = ") == 2
-    assert "of what failed" not in started
+def test_broken_rollback(
+    url: str,
+    rows: Callable[[], list[str]],
+    playbook: Callable,
+    code: Callable[..., Path],
+    serving: Callable[[], str],
+    host: Host,
+    started_with: Callable[[str], str],
+) -> None:
+    older, word = serving(), {"app_environment": {"WORD": "of the newer"}}
+    ok(playbook("deploy", ledger_path=str(code("newer")), **word))
+    newer, wsgi = serving(), f"/srv/ledger/releases/{older}/wsgi.py"
+    # As a library does that somebody has removed from the server.
+    host.check_output(f"cp -p {wsgi} /root/ && echo 'import no_such_module' >>{wsgi}")
+    try:
+        with lossless(url, rows) as load:
+            run = playbook("rollback")
+            ended = load.now
+            assert run.returncode != 0
+            assert "no_such_module" in run.stdout + run.stderr
+            assert serving() == newer
+            load.go_on(400, after=ended)
+        assert {answer.release for answer in load.answers} == {newer}
+        assert started_with(newer).count("WORD=of the newer\n") == 3
+    finally:
+        host.check_output(f"cp -p /root/wsgi.py {wsgi}")
+    ok(playbook("deploy"))
+    assert serving() == older
