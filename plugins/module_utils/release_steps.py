@@ -162,11 +162,6 @@ class Release(State):
         serves = f"{self.serving} serves" if self.serving else "nothing serves yet"
         return f"{self.id} failed at the step {step}: {why}; {serves}.\n{ahead}{log}"
 
-    def lock_step(self) -> str:
-        """Return the step that this run has begun last."""
-        steps = self.lock.get("steps") or [["lock", 0]]
-        return steps[-1][0]
-
 
 def end(process: subprocess.Popen[Any]) -> None:
     """End a process, and whatever it has started in its session."""
