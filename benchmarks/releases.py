@@ -60,7 +60,8 @@ class Carafe:
 
     def play(self, name: str, word: str) -> Run:
         code = version(word, self.folder)
-        return playbook(self.server, f"{name}.yml", self.variables | {"ledger_path": str(code)})
+        variables = self.variables | {"ledger_path": str(code)}
+        return playbook(self.server, f"{name}.yml", variables, app="ledger")
 
     def deploy(self, word: str) -> Run:
         return self.play("playbooks/deploy", word)

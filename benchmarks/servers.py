@@ -68,13 +68,13 @@ class Server:
         done = subprocess.run(["docker", "exec", self.container, "test", "-e", path], check=False)
         return done.returncode == 0
 
-    def inventory(self, hosts: int = 1) -> Path:
+    def inventory(self, hosts: int = 1, app: str = "guestbook") -> Path:
         """Write the inventory that describes this server, as inventory/lab does the lab's.
 
         With several hosts each is this server under a name of its own, by a connection of its own,
-        with a stack of its own.
+        with a stack of its own. The app's group brings its values, where group_vars has one.
         """
-        folder = self.folder / f"inventory-{self.name}-{hosts}"
+        folder = self.folder / f"inventory-{self.name}-{app}-{hosts}"
         folder.mkdir(exist_ok=True)
         link = folder / "group_vars"
         link.unlink(missing_ok=True)
@@ -93,7 +93,7 @@ class Server:
         stacks = {f"stack_{name}": {"hosts": {name: {}}} for name in names}
         if hosts > 1:
             own = {name: {**own[name], "stack_name": f"stack_{name}"} for name in names}
-        groups = ("db", "app", "web", "guestbook")
+        groups = ("db", "app", "web", app)
         inventory = {"bench": {"hosts": {name: {**host, **own[name]} for name in names}}, **stacks}
         inventory |= {group: {"hosts": {name: {} for name in names}} for group in groups}
         (folder / "hosts.json").write_text(json.dumps(inventory))
@@ -132,7 +132,14 @@ class Run:
         return roles
 
 
-def playbook(server: Server, name: str, variables: dict, hosts: int = 1, **environment: str) -> Run:
+def playbook(
+    server: Server,
+    name: str,
+    variables: dict,
+    hosts: int = 1,
+    app: str = "guestbook",
+    **environment: str,
+) -> Run:
     """Run a playbook on a server, or on several hosts that are this server."""
     notes = FOLDER / "trips"
     notes.unlink(missing_ok=True)
@@ -147,7 +154,7 @@ def playbook(server: Server, name: str, variables: dict, hosts: int = 1, **envir
         Path(sys.executable).parent / "ansible-playbook",
         ROOT / name,
         "--inventory",
-        server.inventory(hosts),
+        server.inventory(hosts, app),
         "--extra-vars",
         json.dumps(variables),
         cwd=ROOT,

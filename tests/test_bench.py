@@ -193,3 +193,13 @@ def test_one_host_is_the_stack_that_every_inventory_has(
     server.folder, server.name, server.port = tmp_path, "carafe", "2222"
     found = json.loads((server.inventory() / "hosts.json").read_text())
     assert "stack_name" not in found["bench"]["hosts"]["carafe0"]
+
+
+def test_a_second_app_has_nothing_of_the_guestbook(
+    bench: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    server = object.__new__(bench("servers").Server)
+    server.folder, server.name, server.port = tmp_path, "carafe", "2222"
+    found = json.loads((server.inventory(app="ledger") / "hosts.json").read_text())
+    assert "guestbook" not in found
+    assert found["ledger"] == {"hosts": {"carafe0": {}}}
