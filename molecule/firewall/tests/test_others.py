@@ -65,7 +65,7 @@ def test_new_rules_touch_no_other_table(in_force, allow, neighbour, untouched):
 
 def test_rules_that_are_taken_back_touch_no_other_table(apply, state, eventually, untouched):
     before = state()
-    assert apply(LOCKED, 3).returncode == 0
+    assert apply(LOCKED, 1).returncode == 0
     eventually(lambda: state() == before)
     untouched()
 
