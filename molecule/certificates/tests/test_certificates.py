@@ -204,6 +204,7 @@ def test_name_that_points_elsewhere_is_told_and_not_tried_again_at_once(
         assert renew(host).rc == 0
 
         hosts(host, "127.0.0.1", "elsewhere.test")
+        assert converge(certificates_wanted=[wanted[0]])[0] == -1
         changed, output = converge(certificates_wanted=[wanted[0]], certificates_retry=True)
         assert changed == 1, output
         assert names(host, "elsewhere") == {"elsewhere.test"}
