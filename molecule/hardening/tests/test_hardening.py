@@ -191,13 +191,6 @@ def test_the_time_is_kept_where_the_server_may_set_it(host):
     assert unit.is_running != contained
 
 
-def test_a_server_without_anything_that_keeps_the_time_gets_it(host, converge):
-    host.check_output("DEBIAN_FRONTEND=noninteractive apt-get -qq purge -y systemd-timesyncd")
-    changed, output = converge()
-    assert changed >= 1, output
-    assert host.service("systemd-timesyncd").is_enabled
-
-
 def test_chrony_is_not_fought(host, converge):
     host.check_output("DEBIAN_FRONTEND=noninteractive apt-get -qq install -y chrony")
     changed, output = converge()
@@ -205,6 +198,13 @@ def test_chrony_is_not_fought(host, converge):
     host.check_output("DEBIAN_FRONTEND=noninteractive apt-get -qq purge -y chrony")
     assert changed == 0, output
     assert kept == (True, False)
+
+
+def test_a_server_without_anything_that_keeps_the_time_gets_it(host, converge):
+    host.check_output("DEBIAN_FRONTEND=noninteractive apt-get -qq purge -y systemd-timesyncd")
+    changed, output = converge()
+    assert changed >= 1, output
+    assert host.service("systemd-timesyncd").is_enabled
 
 
 @pytest.fixture
