@@ -235,6 +235,8 @@ def test_what_was_changed_by_hand_is_due(host, look, command, told):
 def test_an_sshd_that_systemd_does_not_know_is_told(host, look, restart_server, eventually, login):
     host.check_output("systemctl stop ssh.service && mkdir /run/sshd && /usr/sbin/sshd")
     try:
+        # It is in the background before it listens.
+        eventually(lambda: login().returncode == 0)
         assert "Reboot the server" in " ".join(look()["problems"])
     finally:
         restart_server()
