@@ -27,7 +27,8 @@ LISTING = RUN / "loaded.list"  # what nft made of them
 CHANGE = TakeBack("firewall", RUN / "change.json", CLAIMS, "firewall_revert_seconds")
 UNIT_TEXT = f"""\
 # Managed by Ansible, role firewall.
-# Debian's nftables.service throws all tables away, those of Docker and fail2ban too. This one has a table of its own.
+# Debian's nftables.service throws all tables away, those of Docker and fail2ban too. This one has a
+# table of its own.
 [Unit]
 Description=Firewall of this server, the nftables table inet carafe
 Documentation=man:nft(8)
@@ -57,7 +58,7 @@ ExecStop=-/usr/sbin/nft delete table inet carafe
 
 [Install]
 WantedBy=sysinit.target
-"""  # noqa: E501
+"""
 
 
 def listing(*options: str) -> str:

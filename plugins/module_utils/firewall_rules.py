@@ -177,7 +177,7 @@ LIMITS = """\
 		# Only what opens a connection counts: one that is older than the table must go on.
 		tcp flags & (fin | syn | rst | ack) == syn update @recent_v4 {{ ip saddr {limit} }} counter drop
 		tcp flags & (fin | syn | rst | ack) == syn update @recent_v6 {{ ip6 saddr & ffff:ffff:ffff:ffff:: {limit} }} counter drop
-"""  # noqa: E501
+"""  # noqa: E501 (a rule is one line, as nft lists it)
 TABLE = """\
 # Managed by Ansible, role firewall.
 # The rules that carafe-firewall.service loads: only the table inet carafe, in one transaction.
@@ -219,7 +219,7 @@ table inet carafe {{
 		accept comment "ssh"
 	}}
 }}
-"""  # noqa: E501
+"""  # noqa: E501 (a rule is one line, as nft lists it)
 
 
 def text(

@@ -8,16 +8,20 @@ module: firewall
 short_description: Drop what comes in, except what is allowed, and never lock the operator out
 description:
   - Brings the nftables table C(inet carafe) into force, and touches no other.
-  - Several owners, each an app for instance, may let things in on one server. What each one claims is kept in
+  - Several owners, each an app for instance, may let things in on one server. What each one claims
+    is kept in
     C(/etc/carafe/firewall.d/), and the rules are composed of all claims.
-  - Rules are refused under which the ssh connection that the module came by could not have been opened.
-  - New rules are in force at once, and taken back after O(revert_seconds) unless they are confirmed by another call, which is
+  - Rules are refused under which the ssh connection that the module came by could not have been
+    opened.
+  - New rules are in force at once, and taken back after O(revert_seconds) unless they are confirmed
+    by another call, which is
     to come by a new connection. Until then neither they nor the claim are those of the next boot.
 author: [Carafe (@carafe)]
 options:
   state:
     description:
-      - V(present) brings rules into force, V(confirmed) keeps those of the last call, now and at each boot, and V(planned)
+      - V(present) brings rules into force, V(confirmed) keeps those of the last call, now and at
+        each boot, and V(planned)
         only checks them and says what is due.
     type: str
     choices: [planned, present, confirmed]
@@ -27,7 +31,8 @@ options:
     type: str
     default: default
   allow:
-    description: What this owner lets in, besides ssh. What leaves the list is closed, unless another owner lets it in.
+    description: What this owner lets in, besides ssh. What leaves the list is closed, unless
+      another owner lets it in.
     type: list
     elements: dict
     default: []
@@ -52,7 +57,8 @@ options:
         type: str
         default: ""
   ssh_ports:
-    description: Ports of ssh. This and what follows the server has once, so two owners cannot state it differently.
+    description: Ports of ssh. This and what follows the server has once, so two owners cannot state
+      it differently.
     type: list
     elements: int
     default: [22]
@@ -67,7 +73,8 @@ options:
     elements: str
     default: []
   ssh_rate:
-    description: New ssh connections per minute that one source may open in the long run. V(0) means no limit.
+    description: New ssh connections per minute that one source may open in the long run. V(0) means
+      no limit.
     type: int
     default: 10
   ssh_burst:
@@ -90,7 +97,7 @@ attributes:
   diff_mode:
     description: Shows the rules, and what is due for them.
     support: full
-"""  # noqa: E501
+"""
 
 EXAMPLES = r"""
 - name: Let in the web

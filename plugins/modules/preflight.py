@@ -25,6 +25,7 @@ EXAMPLES = r"""
     gather_subset: ["!all", "!min", distribution, hardware, local]
     fact_path: /etc/carafe
   register: preflight_facts
+  # The next task fails for both, for all servers at once.
   ignore_unreachable: true
   ignore_errors: true
 

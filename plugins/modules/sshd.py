@@ -7,20 +7,26 @@ DOCUMENTATION = r"""
 module: sshd
 short_description: Let sshd take keys only and strong algorithms, and lock nobody out on the way
 description:
-  - Writes C(/etc/ssh/sshd_config.d/00-carafe.conf) and lets sshd read it, with what ssh-audit's hardened policies of Debian 12
+  - Writes C(/etc/ssh/sshd_config.d/00-carafe.conf) and lets sshd read it, with what ssh-audit's
+    hardened policies of Debian 12
     and 13 ask for.
-  - Asks sshd itself what all its files together would mean, for everybody and for the user, address and port of the ssh
-    connection that the module came by, and refuses what sshd does not take, what another file overrules, and what would
+  - Asks sshd itself what all its files together would mean, for everybody and for the user, address
+    and port of the ssh
+    connection that the module came by, and refuses what sshd does not take, what another file
+    overrules, and what would
     keep that user out.
-  - New settings count at once, and are taken back after O(confirm_seconds), and by a reboot, unless they are confirmed by
+  - New settings count at once, and are taken back after O(confirm_seconds), and by a reboot, unless
+    they are confirmed by
     another call, which is to come by a new connection.
-  - Several owners, each an app for instance, may state settings for one server, unless they state them differently. What each
+  - Several owners, each an app for instance, may state settings for one server, unless they state
+    them differently. What each
     one states is kept in C(/etc/carafe/sshd.d/).
 author: [Carafe (@carafe)]
 options:
   state:
     description:
-      - V(present) brings settings into force, V(confirmed) keeps those of the last call, V(reverted) takes them back, and
+      - V(present) brings settings into force, V(confirmed) keeps those of the last call,
+        V(reverted) takes them back, and
         V(planned) only checks them and says what is due.
     type: str
     choices: [planned, present, confirmed, reverted]
@@ -30,7 +36,8 @@ options:
     type: str
     default: default
   same_connection:
-    description: Whether a confirmation may come by the connection that made the change, as on the machine that one works on.
+    description: Whether a confirmation may come by the connection that made the change, as on the
+      machine that one works on.
     type: bool
     default: false
   ports:
@@ -40,7 +47,8 @@ options:
     default: [22]
   permit_root_login:
     description:
-      - Who may log in as root, nobody with V(never), who has a key with V(keys). V(auto) is V(keys) while the connection
+      - Who may log in as root, nobody with V(never), who has a key with V(keys). V(auto) is V(keys)
+        while the connection
         is one of root's, and V(never) once it is that of another user who has become root.
     type: str
     choices: [auto, never, keys]
@@ -84,11 +92,13 @@ options:
     type: int
     default: 120
   rsa_host_key_bits:
-    description: Size of the server's RSA key in bits. Where Debian's own has less, another is made beside it.
+    description: Size of the server's RSA key in bits. Where Debian's own has less, another is made
+      beside it.
     type: int
     default: 4096
   settings:
-    description: Further keywords of sshd with their values, which win over the others. A list makes a line of each entry.
+    description: Further keywords of sshd with their values, which win over the others. A list makes
+      a line of each entry.
     type: dict
     default: {}
   confirm_seconds:
@@ -102,7 +112,7 @@ attributes:
   diff_mode:
     description: Shows sshd's drop-in, and what a reload or restart would be due for.
     support: full
-"""  # noqa: E501
+"""
 
 EXAMPLES = r"""
 - name: Let deploy in, and nobody else
