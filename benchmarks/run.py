@@ -200,7 +200,8 @@ BLOCKS: dict[str, Callable[[], dict]] = {
 
 def down() -> None:
     run(ROOT / "scripts/server", "down", "bench")
-    shutil.rmtree(FOLDER, ignore_errors=True)
+    if FOLDER.exists():
+        shutil.rmtree(FOLDER)
 
 
 def mitogen() -> dict[str, str]:

@@ -63,3 +63,17 @@ def test_who_is_not_known_is_an_error_before_anything_is_written(tmp_path: Path)
     with pytest.raises(KeyError):
         files.write(tmp_path / "a", "new", owner="nobody-of-that-name")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_goes_as_a_whole_or_it_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    (folder / "below/file").touch()
+    files.remove_folder(folder)
+    assert not folder.exists()
+    files.remove_folder(folder)
+    # A link in its place leads to what is somebody else's.
+    folder.symlink_to(tmp_path)
+    with pytest.raises(OSError, match="link is in the place"):
+        files.remove_folder(folder)
+    assert folder.is_symlink()

@@ -6,11 +6,13 @@ Used by modules and by programs that run without Ansible.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import grp
 import os
 import pwd
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,15 @@ def land(staged: Path, path: str | Path) -> None:
         staged.unlink(missing_ok=True)
         raise
     sync_folder(Path(path).parent)
+
+
+def remove_folder(path: str | Path) -> None:
+    """Remove a folder with all that is in it, where there is one; raises OSError if some stays."""
+    if Path(path).is_symlink():
+        # rmtree refuses it as well, without a word on why.
+        raise OSError(errno.ENOTDIR, "A link is in the place of a folder", str(path))
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
 
 
 def sync_folder(path: str | Path) -> None:

@@ -7,10 +7,9 @@ which therefore import each other relatively.
 from __future__ import annotations
 
 import importlib
-import shutil
 from pathlib import Path
 
-from .files import write
+from .files import remove_folder, write
 
 FOLDER = Path("/usr/local/lib/carafe")
 MAIN = '''# Managed by Ansible.
@@ -62,7 +61,7 @@ def install(name: str, modules: list[str], check: bool = False) -> list[str]:
             parent.chmod(0o755)
         # Python tells what it has compiled by second and size of the source, which may be the same.
         for cache in caches:
-            shutil.rmtree(cache, ignore_errors=True)
+            remove_folder(cache)
         for path in changed:
             if path in wanted:
                 write(path, wanted[path])

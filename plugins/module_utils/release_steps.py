@@ -260,7 +260,7 @@ def plan(app: Release, steps: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def unpack(app: Release) -> None:
     """Unpack the code into a folder of its own."""
-    shutil.rmtree(app.folder(app.id), ignore_errors=True)
+    files.remove_folder(app.folder(app.id))
     app.log_path.unlink(missing_ok=True)
     app.shell(app.app["unpack"], "unpack the code", app.root)
 
@@ -281,10 +281,10 @@ def venv(app: Release) -> None:
         mark, folder = app.state / "venvs" / key, app.root / "venvs" / key
         mark.unlink(missing_ok=True)
         # As root: what a build that was cut short left may not be the deploy user's to remove.
-        shutil.rmtree(folder, ignore_errors=True)
+        files.remove_folder(folder)
         why = build_with_uv(app) if app.app.get("uv") else ""
         if why or not app.app.get("uv"):
-            shutil.rmtree(folder, ignore_errors=True)
+            files.remove_folder(folder)
             app.shell(app.app["build_venv"], "build the virtual environment", app.folder(app.id))
         files.write(mark, f"{count_files(folder)}\n", owner=os.geteuid(), group=os.getegid())
         # For the end of the run: this may be the job that runs beside it.
