@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT
+from jinja2 import Template
 
 BEFORE = {"password": "old", "token": "stays: \N{SNOWMAN} {{ not a template }}"}
 
@@ -98,3 +99,17 @@ def test_a_vault_of_somebody_else_stays_as_it_is(vault: Path, environment: dict[
     assert f"The vault {vault} cannot be read: " in " ".join(said.split())
     assert "Traceback" not in said
     assert vault.read_bytes() == before
+
+
+def test_the_other_login_comes_by_the_same_kind_of_url() -> None:
+    """An app with one driver has no other, not even while its password changes."""
+    tasks = yaml.safe_load((ROOT / "playbooks/tasks/rotate_database_password.yml").read_text())
+    name = "stack_database_tls"
+    [url] = [task["vars"][name] for task in tasks if name in task.get("vars", {})]
+    values = {
+        "stack_database": "postgresql+psycopg",
+        "rotate_login": "shop-rotating",
+        "vault_database_password_next": "next",
+        "stack_database_place": "10.0.0.10/shop",
+    }
+    assert Template(url).render(values) == "postgresql+psycopg://shop-rotating:next@10.0.0.10/shop"
