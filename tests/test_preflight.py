@@ -775,6 +775,18 @@ def test_a_project_of_ones_own(tmp_path: Path) -> None:
     )
 
 
+def test_a_command_is_named_as_it_was_typed(
+    sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who types the path of one has none that is found by its name."""
+    monkeypatch.setattr("sys.argv", [".venv/bin/ansible-playbook", "site.yml"])
+    assert sources.again() == ".venv/bin/ansible-playbook site.yml"
+    assert sources.vault_command().startswith(".venv/bin/ansible-playbook carafe.stack.vault")
+    assert sources.tool("ansible-vault") == ".venv/bin/ansible-vault"
+    monkeypatch.setattr("sys.argv", ["/usr/bin/ansible-playbook", "site.yml"])
+    assert sources.again() == "ansible-playbook site.yml"
+
+
 def test_an_inventory_with_no_group_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "hosts.ini").write_text("[app]\nweb1\n")
     sources = Sources(tmp_path, [str(tmp_path / "hosts.ini")], {}, {}, ["app", "all"])

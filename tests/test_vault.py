@@ -77,6 +77,19 @@ def test_files_of_the_project_stay_as_they_are(project: Project) -> None:
     assert (project.folder / "servers/group_vars/all/vault.yml").exists()
 
 
+def test_in_a_clone_the_commands_are_those_of_its_tools(project: Project) -> None:
+    project.hosts("inventory/prod/hosts.yml")
+    (project.folder / "ansible.cfg").write_text("")
+    script = project.folder / "scripts/vault-password"
+    script.parent.mkdir()
+    script.write_text("")
+    status, said = project.run("-i", "inventory/prod")
+    assert status == 0, said
+    assert "Next: .venv/bin/ansible-playbook site.yml -i inventory/prod" in said
+    assert "Read it: .venv/bin/ansible-vault view inventory/prod/group_vars" in said
+    assert "It is to name the key" not in said
+
+
 def test_a_vault_without_its_key_is_left_alone(project: Project) -> None:
     project.hosts("inventory/prod/hosts.yml")
     vault = project.folder / "inventory/prod/group_vars/prod/vault.yml"

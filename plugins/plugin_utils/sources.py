@@ -124,6 +124,13 @@ class Sources:
             return self.short(self.group_file(next(iter(names), "all"), "vault.yml"))
         return self.short(self.group_file(self.group(groups)))
 
+    def tool(self, name: str) -> str:
+        """Return a command of Ansible's as it was typed, such as ``.venv/bin/ansible-playbook``."""
+        typed = Path(sys.argv[0])
+        # One that the shell has found by its name has the whole path.
+        by_name = typed.is_absolute() or typed.name != "ansible-playbook"
+        return name if by_name else str(typed.with_name(name))
+
     def vault_command(self) -> str:
         """Return the command that writes a vault for the environment."""
         folder, clone = self.folders()[0], (self.top / "Makefile").is_file()
@@ -131,7 +138,7 @@ class Sources:
             return f"make vault ENV={folder.name}"
         playbook = self.short(self.top / "playbooks/vault.yml") if clone else "carafe.stack.vault"
         inventories = [word for x in self.inventories[:1] for word in ("-i", self.short(x))]
-        return shlex.join(["ansible-playbook", playbook, *inventories])
+        return shlex.join([self.tool("ansible-playbook"), playbook, *inventories])
 
     def advice(self, problem: Problem, host: str, groups: list[str]) -> str:
         """Return what to do about a problem: a file to edit, a command to run."""
@@ -143,7 +150,7 @@ class Sources:
             vault = self.suggest(secret[0], groups)
             if not (self.current / vault).exists():
                 return f"Write {vault}: {self.vault_command()}"
-            return f"Set {secret[0]} in the vault: ansible-vault edit {vault}"
+            return f"Set {secret[0]} in the vault: {self.tool('ansible-vault')} edit {vault}"
         if problem.meant and problem.variable in self.extra:
             meant = shlex.quote(f'{{"{problem.variable}": {problem.meant}}}')
             return f"Write -e {meant} on the command line."
@@ -152,11 +159,11 @@ class Sources:
 
     def again(self) -> str:
         """Return the command that was typed, with no secret in it."""
-        command, *words = sys.argv
-        if Path(command).name != "ansible-playbook":
+        typed, *words = sys.argv
+        if Path(typed).name != "ansible-playbook":
             words = list(context.CLIARGS.get("args") or ["site.yml"])
             words += [word for x in self.inventories for word in ("-i", self.short(x))]
-        return shlex.join(["ansible-playbook", *(hide(word) for word in words)])
+        return shlex.join([self.tool("ansible-playbook"), *(hide(word) for word in words)])
 
 
 def hide(word: str) -> str:
