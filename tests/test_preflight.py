@@ -695,6 +695,19 @@ def test_a_site_needs_no_certificate_where_there_is_no_https() -> None:
     assert with_sites({"name": "shop"}, https=False) == []
 
 
+def with_certificate(*names: str, https: bool = True) -> list[Problem]:
+    item = {"name": "guestbook", "names": list(names)}
+    values = {"stack_https": https, "certificates_wanted": [item]}
+    given = {"certificates_default_wanted": [item]}
+    return list(stack.check_certificate_names(Server("web1", values=values, given=given)))
+
+
+def test_an_address_gets_no_certificate() -> None:
+    problem = the_only(with_certificate())
+    assert (problem.variable, "stack_https: false" in problem.command) == ("app_domains", True)
+    assert with_certificate("example.com") == with_certificate(https=False) == []
+
+
 OTHERS = {
     "shop": {"environment": "prod", "memory_mb": 600, "connections": 60},
     "blog": {"environment": "prod", "memory_mb": 0},

@@ -143,6 +143,20 @@ def check_certificates(server: Server) -> Iterator[Problem]:
             )
 
 
+def check_certificate_names(server: Server) -> Iterator[Problem]:
+    """Who tries a server out has its address, and no directory signs a certificate for that."""
+    if not server.values.get("stack_https"):
+        return
+    default = [x.get("name") for x in server.given.get("certificates_default_wanted") or []]
+    for item in entries(server, "certificates_wanted"):
+        if item.get("name") in default and not item.get("names"):
+            yield Problem(
+                "app_domains",
+                "has no host name, and no certificate is issued for a bare address",
+                "add the name that visitors type, or write stack_https: false to try it without",
+            )
+
+
 def check_memory(server: Server) -> Iterator[Problem]:
     """A server that promises more memory than it has kills processes under load."""
     has = server.facts.get("memtotal_mb")
@@ -264,6 +278,7 @@ CHECKS = (
     check_server_roles,
     check_database,
     check_certificates,
+    check_certificate_names,
     check_memory,
     check_issue,
 )
