@@ -20,7 +20,7 @@ from ansible_collections.carafe.stack.plugins.module_utils.file_set import (
 OWN = {"owner": str(os.getuid()), "group": str(os.getgid())}
 FOLDER = {**OWN, "mode": "0755", "only_new": False}
 FILE = {**OWN, "mode": "0644", "content": "", "encoding": "text", "validate": None}
-FILE |= {"sensitive": False, "backup": False}
+FILE |= {"sensitive": False}
 
 
 def wanted(**parts: Any) -> dict[str, Any]:
@@ -83,15 +83,6 @@ def test_a_link_is_replaced_and_what_it_points_to_is_left_alone(tmp_path: Path) 
     land(files=[{"dest": tmp_path / "a", "content": "same"}], absent=[tmp_path / "gone"])
     assert not (tmp_path / "a").is_symlink()
     assert (tmp_path / "theirs").read_text() == "same"
-
-
-def test_the_old_file_is_kept_on_demand(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    parts = {"files": [{"dest": path, "content": "new", "backup": True}]}
-    path.write_text("old")
-    (kept,) = land(**parts).backups
-    assert (Path(kept).read_text(), path.read_text()) == ("old", "new")
-    assert land(**parts).backups == []
 
 
 def test_a_refused_file_keeps_all_others_from_landing(tmp_path: Path) -> None:
@@ -202,6 +193,11 @@ def test_what_is_no_text_is_shown_by_its_size(tmp_path: Path) -> None:
     files = land(files=[{"dest": tmp_path / "a", **content}])
     assert files.diff[0]["after"] == "(2 bytes that are no text)\n"
     assert (tmp_path / "a").read_bytes() == b"\xff\x00"
+
+
+def test_what_the_module_documents_is_no_mistake() -> None:
+    file = {"dest": "/a/b", "content": "/wA=", "encoding": "base64"}
+    assert not list(action.problems({"files": [file]}))
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,8 @@ from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import lookup_loader
 
-OWNED = {"owner", "group", "mode"}
-KEYS = {
-    "folders": {"path", "only_new"} | OWNED,
-    "files": {"dest", "src", "content", "copy", "vars", "validate", "sensitive", "backup"} | OWNED,
-    "trees": {"src", "dest", "mode", "directory_mode"},
-    "checks": {"folder", "command"},
-}
+from ..modules.files import ARGUMENTS
+
 PLACE = {"folders": "path", "files": "dest", "trees": "dest", "checks": "folder"}
 SOURCES = ("src", "content", "copy")
 # What several roles install.
@@ -28,15 +23,15 @@ SHARED = Path(__file__).parents[1] / "files"
 
 def problems(arguments: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the arguments, before anything is read or rendered."""
-    for name in arguments.keys() - KEYS.keys() - {"absent"}:
-        yield f"{name} is no list of this module; it knows {', '.join([*KEYS, 'absent'])}."
-    for name, known in KEYS.items():
+    for name in arguments.keys() - ARGUMENTS.keys():
+        yield f"{name} is no list of this module; it knows {', '.join(ARGUMENTS)}."
+    for name in PLACE:
         entries = arguments.get(name, [])
         if not isinstance(entries, list) or not all(isinstance(x, dict) for x in entries):
             yield f"{name} must be a list of dictionaries."
             continue
         for entry in entries:
-            yield from problems_of(name, entry, known)
+            yield from problems_of(name, entry)
     paths = arguments.get("absent", [])
     if not isinstance(paths, list):
         yield "absent must be a list of paths."
@@ -66,18 +61,15 @@ def problems_of_path(where: str, path: Any) -> Iterator[str]:
         yield f"{where} has {path!r}, but needs an absolute path."
 
 
-def problems_of(name: str, entry: dict[str, Any], known: set[str]) -> Iterator[str]:
-    place = PLACE[name]
+def problems_of(name: str, entry: dict[str, Any]) -> Iterator[str]:
+    place, known = PLACE[name], ARGUMENTS[name]["options"]
     where = f"{name}: {entry.get(place, 'an entry')}"
     yield from problems_of_path(f"{place} in {name}", entry.get(place))
     for key in sorted(entry.keys() - known):
         yield f"{where} has {key}, which is not known; known are {', '.join(sorted(known))}."
-    for key in ("mode", "directory_mode"):
-        mode = entry.get(key)
-        if mode is not None and not re.fullmatch(
-            r"[0-7]{3,4}", str(mode) if isinstance(mode, str) else ""
-        ):
-            yield f'{where} has {key} {mode!r}; write octal digits in quotes, as "0644".'
+    mode = entry.get("mode")
+    if mode is not None and not (isinstance(mode, str) and re.fullmatch(r"[0-7]{3,4}", mode)):
+        yield f'{where} has mode {mode!r}; write octal digits in quotes, as "0644".'
     if name == "files":
         given = [key for key in SOURCES if entry.get(key) is not None]
         if len(given) != 1:
@@ -179,14 +171,12 @@ class ActionModule(ActionBase):
         source = Path(self.find("files", tree["src"]))
         if not source.is_dir():
             raise AnsibleActionFail(f"{tree['src']} in trees is no folder.")
-        mode = {"mode": tree["mode"]} if tree.get("mode") else {}
-        directory_mode = tree.get("directory_mode") or "0755"
         there = {PurePosixPath(x["path"]) for x in folders}
         for folder, _, names in sorted(os.walk(source)):
             place = PurePosixPath(tree["dest"], Path(folder).relative_to(source))
             if place not in there:
-                folders.append({"path": str(place), "mode": directory_mode, "only_new": True})
+                folders.append({"path": str(place), "only_new": True})
             files += [
-                {"dest": str(place / name), **self.read(str(Path(folder, name))), **mode}
+                {"dest": str(place / name), **self.read(str(Path(folder, name)))}
                 for name in sorted(names)
             ]

@@ -10,7 +10,6 @@ import shutil
 import stat
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +124,6 @@ class File(Item):
     content: bytes = b""
     validate: str | None = None
     sensitive: bool = False
-    backup: bool = False
     staged: Path | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -166,14 +164,6 @@ class File(Item):
         else:
             self.set_attributes()
 
-    def save(self) -> str | None:
-        """Keep the file as it was beside itself, and return under which name."""
-        if not (self.backup and self.rewritten and self.old is not None):
-            return None
-        kept = f"{self.path}.{os.getpid()}.{time.strftime('%Y-%m-%d@%H:%M:%S~')}"
-        os.link(self.path, kept)
-        return kept
-
 
 @dataclass
 class Absent:
@@ -206,7 +196,7 @@ class FileSet:
     """Folders, files and what is to be absent, all of one call.
 
     What changes is in ``paths``, and in ``diff`` for people. After write(), ``notes`` says what was
-    not checked, and ``backups`` under which names files were kept as they had been.
+    not checked.
     """
 
     def __init__(
@@ -221,14 +211,13 @@ class FileSet:
         self.paths = [str(x.path) for x in self.due]
         self.diff = [entry for x in self.due for entry in x.diff()]
         self.notes: list[str] = []
-        self.backups: list[str] = []
         if not check_mode:
             self.need()
 
     def write(self) -> None:
         self.notes = self.check()
         if not self.check_mode:
-            self.backups = self.land()
+            self.land()
 
     def need(self) -> None:
         """Refuse a set that cannot land on this server."""
@@ -323,10 +312,9 @@ class FileSet:
             raise Refused(f"{path} is refused, and nothing was written: {said}")
         return []
 
-    def land(self) -> list[str]:
-        """Write everything, and return the names of the backups."""
+    def land(self) -> None:
+        """Write everything."""
         files = [x for x in self.due if isinstance(x, File)]
-        backups = []
         done: list[str] = []
         try:
             for folder in self.due:
@@ -337,7 +325,6 @@ class FileSet:
             for file in files:
                 file.stage()
             for file in files:
-                backups += [kept] if (kept := file.save()) else []
                 file.land()
                 done.append(str(file.path))
             for entry in self.due:
@@ -353,7 +340,12 @@ class FileSet:
             for file in files:
                 if file.staged:
                     file.staged.unlink(missing_ok=True)
-        return backups
+
+
+def with_parents(items: list[Item]) -> list[Item]:
+    """Return them with the folders that they lie in, which are made where they are not there."""
+    above = {folder for x in items for folder in x.path.parents} - {x.path for x in items}
+    return sorted([*items, *(Folder(x, only_new=True) for x in above)], key=lambda x: x.path)
 
 
 def write(items: Iterable[Item | Absent], check_mode: bool) -> FileSet:

@@ -87,12 +87,10 @@ options:
         description: Whether its text is never shown.
         type: bool
         default: false
-      backup:
-        description: Whether to keep the file as it was beside itself, when its text changes.
-        type: bool
-        default: false
   trees:
-    description: Folders on the control machine that are copied with all that is in them.
+    description: >-
+      Folders on the control machine that are copied with all that is in them. Everybody may read
+      it; folders that are there stay as they are.
     type: list
     elements: dict
     default: []
@@ -105,14 +103,6 @@ options:
         description: Where its files are to be.
         type: path
         required: true
-      mode:
-        description: Permissions of the files.
-        type: str
-        default: "0644"
-      directory_mode:
-        description: Permissions of folders that are not there yet.
-        type: str
-        default: "0755"
   absent:
     description: Files and folders that are removed, with all that is in them.
     type: list
@@ -172,11 +162,6 @@ changed_paths:
   type: list
   elements: str
   returned: success
-backups:
-  description: Names under which files were kept as they had been.
-  type: list
-  elements: str
-  returned: success
 """
 
 from ansible_collections.carafe.stack.plugins.module_utils.module import (
@@ -199,13 +184,12 @@ FILE = {
     **without_default("src", "content", "copy", "validate"),
     "vars": {"type": "dict"},
     "encoding": {"type": "str", "choices": ["text", "base64"], "default": "text"},
-    **options(mode="0644", sensitive=False, backup=False),
+    **options(mode="0644", sensitive=False),
     **OWNED,
 }
 TREE = {
     "src": {"type": "str", "required": True},
     "dest": {"type": "path", "required": True},
-    **options(mode="0644", directory_mode="0755"),
 }
 CHECK = {
     "folder": {"type": "path", "required": True},
@@ -229,7 +213,6 @@ def write(module):
     return {
         "changed": bool(files.paths),
         "changed_paths": files.paths,
-        "backups": files.backups,
         "diff": files.diff if module._diff else [],
         # It has the texts of all files.
         "invocation": {},
