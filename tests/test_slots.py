@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.carafe.stack.plugins.module_utils import processes, slots, unix_http
+from ansible_collections.carafe.stack.plugins.module_utils import (
+    commands,
+    processes,
+    programs,
+    slots,
+    unix_http,
+)
+from ansible_collections.carafe.stack.plugins.modules import gunicorn_slots
 
 # Stands in for gunicorn: tells what it got, and answers once on each socket.
 STUB = """
@@ -213,3 +220,37 @@ def test_what_a_process_was_started_with_is_read_from_it(tmp_path: Path) -> None
         process.stdin.close()
     assert processes.environment(process.pid) == {}
     assert processes.age(process.pid) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"user": "no-such-user"}, "gunicorn_user is 'no-such-user', and the server has no such"),
+        (
+            {"files": {"gunicorn.conf.py": "workers ="}},
+            r"gunicorn_settings make gunicorn\.conf\.py",
+        ),
+    ],
+)
+def test_what_slots_cannot_run_with_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], why: str
+) -> None:
+    monkeypatch.setattr(programs, "FOLDER", tmp_path / "carafe")
+    wanted = {"config": f"{tmp_path}/etc/slots.json", "files": {"slots.json": "{}"}}
+    wanted |= {"private_directory": f"{tmp_path}/private", "user": "root", **changes}
+    with pytest.raises(commands.Failure, match=why):
+        gunicorn_slots.install(wanted, False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_shows_what_the_slots_would_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "FOLDER", tmp_path / "carafe")
+    wanted = {"config": f"{tmp_path}/etc/slots.json", "files": {"slots.json": "{}"}}
+    wanted |= {"private_directory": f"{tmp_path}/private", "user": "no-such-user"}
+    would = gunicorn_slots.install(wanted, True)
+    assert would["changed"]
+    assert "{}" in [x.get("after") for x in would["diff"]]
+    assert "gunicorn-slots/__main__.py is written" in would["diff"][-1]["prepared"]
+    assert not list(tmp_path.iterdir())

@@ -37,12 +37,13 @@ def due(state: Mapping[str, str], load: str = "") -> list[str]:
     return ["daemon-reload"] * (bool(verbs) or state["NeedDaemonReload"] == "yes") + verbs
 
 
-def act(unit: str, verbs: Iterable[str]) -> None:
-    """Have systemd do what is due."""
+def act(unit: str, verbs: Iterable[str], *only: str) -> None:
+    """Have systemd do what is due; ``only`` tells journalctl what of a failure is to be told."""
     for verb in verbs:
         done = ask("systemctl", verb, *([unit] if verb != "daemon-reload" else []))
         if done.returncode:
-            journal = ask("journalctl", f"--unit={unit}", "--lines=5", "--output=cat").stdout
+            words = [f"--unit={unit}", *only, "--lines=5", "--output=cat"]
+            journal = ask("journalctl", *words).stdout
             said = [x.strip() for x in f"{done.stderr}{journal}".splitlines() if x.strip()]
             raise Failure(
                 f"{unit} does not {verb}: {'; '.join(said[-5:])} See systemctl status {unit} on the"

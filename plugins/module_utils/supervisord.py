@@ -137,23 +137,19 @@ def stop(rpc: Any, process: str) -> None:
         time.sleep(0.05)
 
 
-def changes(rpc: Any, mine: Any) -> tuple[list[str], list[str], list[str]]:
-    """Let supervisord read its files, and return which programs are new, changed and gone.
+def update(rpc: Any, mine: Any, check: bool = False) -> list[str]:
+    """Start what is new, restart what changed, stop what is gone; return a line for each.
 
     ``mine`` tells by a name whether a program is the caller's; others are left to their owners.
+    With ``check`` it is only said.
     """
-    added, changed, removed = rpc.reloadConfig()[0]
-    return tuple([name for name in names if mine(name)] for names in (added, changed, removed))
-
-
-def update(rpc: Any, mine: Any) -> list[str]:
-    """Start what is new, restart what changed, stop what is gone; return a line for each."""
-    added, changed, removed = changes(rpc, mine)
-    for name in [*removed, *changed]:
+    found = rpc.reloadConfig()[0]
+    added, changed, removed = ([name for name in names if mine(name)] for names in found)
+    for name in [*removed, *changed] if not check else []:
         with contextlib.suppress(xmlrpc.client.Fault):
             rpc.stopProcessGroup(name)
         rpc.removeProcessGroup(name)
-    for name in [*changed, *added]:
+    for name in [*changed, *added] if not check else []:
         rpc.addProcessGroup(name)
     said = {"started": added, "changed": changed, "removed": removed}
     return [f"{name}: {what}" for what, names in said.items() for name in names]

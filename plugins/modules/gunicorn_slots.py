@@ -44,7 +44,7 @@ attributes:
     description: Says which slots would be restarted.
     support: full
   diff_mode:
-    description: Programs are named, not printed.
+    description: Shows the settings. Programs are named, not printed.
     support: full
 """
 
@@ -64,12 +64,11 @@ slots:
 """
 
 import ast
-import difflib
-import os
 import pwd
 from pathlib import Path
 
 from ansible_collections.carafe.stack.plugins.module_utils import (
+    file_set,
     files,
     processes,
     programs,
@@ -77,55 +76,44 @@ from ansible_collections.carafe.stack.plugins.module_utils import (
     supervisord,
     unix_http,
 )
-from ansible_collections.carafe.stack.plugins.module_utils.module import Module
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
+from ansible_collections.carafe.stack.plugins.module_utils.file_set import File, Folder
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice
 
 # Sent along with this module, since the program is made of them.
 PROGRAM = [x.__name__.rpartition(".")[2] for x in (slots, processes, supervisord, unix_http)]
 
 
-def install(module: Module) -> dict:
+def install(params: dict, check: bool) -> dict:
     """Write what the slots need; return what changed."""
-    check, params = module.check_mode, module.params
-    changed = programs.install("gunicorn-slots", PROGRAM, check=check)
-    diff = [f"{path} is written\n" for path in changed]
-    folder = Path(params["config"]).parent
+    user, folder = params["user"], Path(params["config"]).parent
     for name, text in params["files"].items():
-        path = folder / name
-        before = files.read(path)
-        if name.endswith(".py"):
-            ast.parse(text, name)
-        if before == text:
-            continue
-        changed.append(str(path))
-        sides = [(before or "").splitlines(True), text.splitlines(True)]
-        diff += difflib.unified_diff(*sides, f"{path} (before)", str(path))
-        if not check:
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            files.write(path, text, owner="root", group="root")
-    private = Path(params["private_directory"])
+        try:
+            if name.endswith(".py"):
+                ast.parse(text)
+        except SyntaxError as error:
+            raise Failure(f"gunicorn_settings make {name} no Python: {error}") from None
     try:
-        owner = pwd.getpwnam(params["user"]).pw_uid
+        pwd.getpwnam(user)
     except KeyError:
         if not check:
-            module.fail_json(
-                msg=f"gunicorn_user is {params['user']!r}, and the server has no such user"
-            )
-        owner = None
-    mode = private.stat() if private.is_dir() else None
-    if not mode or mode.st_uid != owner or mode.st_mode & 0o7777 != 0o700:
-        changed.append(str(private))
-        diff.append(f"{private} is made, for {params['user']} alone\n")
-        if not check:
-            private.mkdir(parents=True, exist_ok=True)
-            private.chmod(0o700)
-            os.chown(private, owner, -1)
-    return {"changed": bool(changed), "diff": {"prepared": "".join(diff)}, "slots": []}
+            raise Failure(f"gunicorn_user is {user!r}, and the server has no such user") from None
+    private = Folder(Path(params["private_directory"]), user, None, 0o700)
+    texts = [File(folder / name, content=text.encode()) for name, text in params["files"].items()]
+    written = file_set.write(file_set.with_parents([private, *texts]), check)
+    changed = programs.install("gunicorn-slots", PROGRAM, check=check)
+    prepared = "".join(f"{path} is written\n" for path in changed)
+    return {
+        "changed": bool(changed or written.paths),
+        "diff": [*written.diff, {"prepared": prepared}],
+        "slots": [],
+    }
 
 
 def main() -> None:
     module = Module(
         {
-            "state": {"type": "str", "choices": ["installed", "rolled"], "default": "rolled"},
+            "state": choice("installed", "rolled", default="rolled"),
             "config": {"type": "path", "required": True},
             "files": {"type": "dict", "default": {}},
             "private_directory": {"type": "path"},
@@ -134,10 +122,7 @@ def main() -> None:
         required_if=[("state", "installed", ["private_directory", "user"])],
     )
     if module.params["state"] == "installed":
-        try:
-            module.exit_json(**install(module))
-        except SyntaxError as error:
-            module.fail_json(msg=f"gunicorn_settings make {error.filename} no Python: {error}")
+        module.answer(install, module.params, module.check_mode)
     lines: list[str] = []
     if files.read(module.params["config"]) is not None:
         try:

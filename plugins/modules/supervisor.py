@@ -22,12 +22,6 @@ options:
     type: list
     elements: dict
     default: []
-  newer:
-    description: Files and folders that supervisord must be younger than; it is restarted when it is
-      not.
-    type: list
-    elements: path
-    default: [/etc/supervisor/supervisord.conf, /etc/systemd/system/supervisor.service.d]
 author: [Carafe (@carafe)]
 attributes:
   check_mode:
@@ -53,80 +47,61 @@ programs:
   sample: ["worker: started"]
 """
 
-import difflib
 import os
 import shlex
-import subprocess
 import tempfile
 import time
 import xmlrpc.client  # nosec B411
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.carafe.stack.plugins.module_utils import files, supervisord
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module
+
+from ..module_utils import services, supervisord
+from ..module_utils.commands import Failure
+from ..module_utils.file_set import Absent, File, FileSet
 
 FOLDER = Path("/etc/supervisor/conf.d")
 PID_FILE = Path("/run/supervisord.pid")
 UNIT = "supervisor.service"
+# Only a restart brings these into force. It restarts every program.
+SETTINGS = [Path("/etc/supervisor/supervisord.conf"), Path("/etc/systemd/system", f"{UNIT}.d")]
 STARTING = 10  # seconds beyond a program's startsecs: a few attempts
 
 
-class Failure(Exception):
-    """What went wrong, in words for whoever runs the playbook."""
-
-
-def call(*words: str) -> str:
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def write_programs(programs: list[dict[str, Any]], check: bool) -> list[tuple[Path, str, str]]:
-    """Write the files of the programs; return path, old and new text of those that changed."""
-    changed = []
+def files_of(programs: list[dict[str, Any]], check: bool) -> FileSet:
+    """Return the files of the programs, each of which supervisord can read."""
+    items: list[Absent | File] = []
     for program in programs:
         path = FOLDER / f"{program['name']}.conf"
-        gone = program["state"] == "absent"
-        before = files.read(path)
-        text = None if gone else supervisord.HEADER + supervisord.program_text(program)
-        if before == text:
+        if program["state"] == "absent":
+            items.append(Absent(path))
             continue
-        changed.append((path, before or "", text or ""))
-        if gone and not check:
-            path.unlink()
-        elif not check:
-            with tempfile.NamedTemporaryFile("w", suffix=".conf") as file:
-                file.write(text)
-                file.flush()
-                if trouble := supervisord.check(file.name):
-                    raise Failure(
-                        f"supervisord cannot read the program {program['name']}: {trouble}."
-                        " Correct supervisor_programs in group_vars and run the playbook again."
-                    )
-            files.write(path, text, owner="root", group="root")
-    return changed
+        text = supervisord.HEADER + supervisord.program_text(program)
+        file = File(path, content=text.encode())
+        items.append(file)
+        # A dry run may come before the program's user.
+        if check or not file.rewritten:
+            continue
+        with tempfile.NamedTemporaryFile("w", suffix=".conf") as copy:
+            copy.write(text)
+            copy.flush()
+            if trouble := supervisord.check(copy.name):
+                raise Failure(
+                    f"supervisord cannot read the program {program['name']}: {trouble}."
+                    " Correct supervisor_programs in group_vars and run the playbook again."
+                )
+    return FileSet(items, check)
 
 
-def unloaded(newer: list[str]) -> str:
-    """Return 'started' or 'restarted', when supervisord must be, or ''."""
-    # A unit that fails over and over is "activating", which systemctl takes for started.
-    if call("systemctl", "is-active", UNIT) != "active" or not PID_FILE.exists():
-        return "restarted"
-    began = PID_FILE.stat().st_mtime
-    paths = [path for name in newer for path in (Path(name), *Path(name).rglob("*"))]
-    return "restarted" if any(x.exists() and x.stat().st_mtime > began for x in paths) else ""
-
-
-def start() -> None:
-    """Start supervisord anew, which starts every program."""
-    # Whatever has made it due may be its unit's.
-    call("systemctl", "daemon-reload")
-    if subprocess.run(["systemctl", "restart", UNIT], capture_output=True).returncode:
-        journal = ["journalctl", f"--unit={UNIT}", "--identifier=supervisord", "--lines=3"]
-        raise Failure(
-            f"supervisord does not start. {call(*journal, '--output=cat', '--no-pager')}"
-            " Mend or remove what it names, and run the playbook again."
-        )
+def due() -> list[str]:
+    """Return what systemd is to do, so that supervisord runs by its settings."""
+    newer = services.is_newer([x for x in SETTINGS if x.exists()], PID_FILE)
+    verbs = services.due(
+        services.state(UNIT, "supervisor-sandbox.service"), "restart" if newer else ""
+    )
+    # One that fails over and over is "activating", which systemd takes for started.
+    return ["restart" if verb == "start" else verb for verb in verbs]
 
 
 def wait(rpc: Any, programs: list[dict[str, Any]]) -> None:
@@ -152,60 +127,30 @@ def wait(rpc: Any, programs: list[dict[str, Any]]) -> None:
     )
 
 
-def run(params: dict[str, Any], check: bool) -> dict[str, Any]:
+def run(programs: list[dict[str, Any]], check: bool) -> dict[str, Any]:
     """Bring the programs to what is wanted; return what changed."""
-    if not Path("/usr/bin/supervisord").exists():
-        # A dry run on a bare server.
-        lines = [f"{x['name']}: would be started" for x in params["programs"]]
-        return {"changed": bool(lines), "programs": lines}
-    programs = [supervisord.DEFAULTS | program for program in params["programs"]]
+    programs = [supervisord.DEFAULTS | program for program in programs]
+    files = files_of(programs, check)
+    files.write()
+    verbs = due()
+    done = [f"supervisord: {verb}" for verb in verbs]
+    if not check:
+        services.act(UNIT, verbs, "--identifier=supervisord")
+    rpc, names = supervisord.connect(), {program["name"] for program in programs}
+    if "restart" not in verbs:
+        # What a run that was cut short has written and not brought into force is due, too.
+        done += supervisord.update(rpc, names.__contains__, check)
     present = [x for x in programs if x["state"] != "absent"]
-    written = write_programs(programs, check)
-    texts = [
-        (old.splitlines(True), new.splitlines(True), f"{path} (before)", str(path))
-        for path, old, new in written
-    ]
-    diff = "".join(line for text in texts for line in difflib.unified_diff(*text))
-    what, done = unloaded(params["newer"]), []
-    if check:
-        done = [f"supervisord would be {what}"] if what else []
-        return {"changed": bool(written or what), "programs": done, "diff": {"prepared": diff}}
-    if call("systemctl", "is-enabled", UNIT) != "enabled":
-        call("systemctl", "enable", UNIT)
-        done.append("supervisord: enabled")
-    names = {program["name"] for program in programs}
-    if what:
-        # Only a restart brings a changed setting of its own into force. It restarts every program.
-        start()
-        done.append(f"supervisord: {what}")
-        rpc = supervisord.connect()
-    else:
-        rpc = supervisord.connect()
-        done += supervisord.update(rpc, names.__contains__)
-    if (what or done) and present:
+    if done and present and not check:
         wait(rpc, present)
-    return {"changed": bool(written or done), "programs": done, "diff": {"prepared": diff}}
+    return {"changed": bool(files.paths or done), "programs": done, "diff": files.diff}
 
 
 def main() -> None:
-    module = Module(
-        {
-            "programs": {"type": "list", "elements": "dict", "default": []},
-            "newer": {
-                "type": "list",
-                "elements": "path",
-                "default": [
-                    "/etc/supervisor/supervisord.conf",
-                    "/etc/systemd/system/supervisor.service.d",
-                ],
-            },
-        }
-    )
+    module = Module({"programs": {"type": "list", "elements": "dict", "default": []}})
     os.umask(0o022)
     try:
-        module.exit_json(**run(module.params, module.check_mode))
-    except Failure as failure:
-        module.fail_json(msg=str(failure))
+        module.answer(run, module.params["programs"], module.check_mode)
     except (OSError, xmlrpc.client.Fault) as error:
         command = shlex.join(["journalctl", "-u", UNIT])
         module.fail_json(msg=f"supervisord does not take in its programs: {error}. See: {command}")

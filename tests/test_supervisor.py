@@ -1,0 +1,63 @@
+"""Programs of supervisord as files, and what systemd is asked for so that it runs by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ansible_collections.carafe.stack.plugins.module_utils import services, supervisord
+from ansible_collections.carafe.stack.plugins.modules import supervisor
+
+
+@pytest.fixture(autouse=True)
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A server with nothing on it."""
+    monkeypatch.setattr(supervisor, "FOLDER", tmp_path / "conf.d")
+    monkeypatch.setattr(supervisor, "PID_FILE", tmp_path / "pid")
+    monkeypatch.setattr(supervisor, "SETTINGS", [tmp_path / "supervisord.conf"])
+    return tmp_path
+
+
+def found(monkeypatch: pytest.MonkeyPatch, active: str, file: str = "enabled") -> None:
+    state = {"ActiveState": active, "UnitFileState": file, "NeedDaemonReload": "no"}
+    monkeypatch.setattr(services, "state", lambda *_: state)
+
+
+def test_a_dry_run_on_a_bare_server_shows_the_programs(
+    server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, "inactive", "")
+    done = supervisor.run([{"name": "jobs", "command": "sleep 1"}], True)
+    assert done["changed"]
+    assert done["programs"] == [f"supervisord: {x}" for x in ("daemon-reload", "enable", "restart")]
+    assert "command=sleep 1\n" in done["diff"][0]["after"]
+    assert not list(server.iterdir())
+
+
+def test_one_that_fails_over_and_over_is_not_taken_for_started(
+    server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (server / "pid").touch()
+    found(monkeypatch, "activating")
+    assert supervisor.due() == ["daemon-reload", "restart"]
+    found(monkeypatch, "active")
+    assert supervisor.due() == []
+
+
+def test_settings_that_are_newer_than_it_are_brought_into_force(
+    server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, "active")
+    assert supervisor.due() == ["daemon-reload", "restart"]
+
+
+def test_a_dry_run_tells_what_a_run_that_was_cut_short_has_left(
+    server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (server / "pid").touch()
+    found(monkeypatch, "active")
+    # A program of somebody else's is not told; nothing else is asked of supervisord.
+    rpc = SimpleNamespace(reloadConfig=lambda: [[["jobs", "theirs"], [], []]])
+    monkeypatch.setattr(supervisord, "connect", lambda: rpc)
+    assert supervisor.run([{"name": "jobs", "command": "x"}], True)["programs"] == ["jobs: started"]
