@@ -6,9 +6,9 @@ import ipaddress
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from ansible_collections.carafe.stack.plugins.plugin_utils.options import role_names
 from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
     MESSAGE_LENGTH,
     PORT,
@@ -25,7 +25,6 @@ RELEASES = {"12": "bookworm", "13": "trixie"}
 FACTS = re.compile(r"'(memtotal_mb|processor_vcpus|distribution\w*)'")
 RESERVED_CONNECTIONS = 3  # superuser_reserved_connections
 SYSTEM_MEMORY_MB = 128  # what Debian, nginx and supervisord hold
-ROLES = Path(__file__).parents[2] / "roles"
 
 
 # What one server is, and whether it answers.
@@ -97,7 +96,7 @@ def check_stack_name(server: Server) -> Iterator[Problem]:
 
 
 def check_server_roles(server: Server) -> Iterator[Problem]:
-    roles = sorted(x.name for x in ROLES.iterdir() if (x / "tasks").is_dir())
+    roles = role_names()
     for name in server.values.get("stack_server_roles") or []:
         if name not in roles:
             yield Problem(

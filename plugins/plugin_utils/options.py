@@ -88,9 +88,12 @@ def read_role(loader: Any, name: str) -> Taker:
     )
 
 
+def role_names() -> list[str]:
+    return sorted(x.name for x in (TOP / "roles").iterdir() if (x / "tasks").is_dir())
+
+
 def read_roles(loader: Any) -> dict[str, Taker]:
-    names = sorted(x.name for x in (TOP / "roles").iterdir() if (x / "tasks").is_dir())
-    return {name: read_role(loader, name) for name in names}
+    return {name: read_role(loader, name) for name in role_names()}
 
 
 def read_stack(loader: Any) -> Taker:

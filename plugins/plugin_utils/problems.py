@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,14 +76,11 @@ def product(server: Server, *variables: str) -> int:
     return result
 
 
-def twins(names: Iterable[Any]) -> list[Any]:
-    return [name for name, count in Counter(names).items() if count > 1]
-
-
 def check_twins(server: Server, variable: str, kind: str) -> Iterator[Problem]:
     """Of two things with one name, the second would quietly take the place of the first."""
     given = server.given.get(variable, server.values.get(variable)) or []
-    for name in twins(x.get("name") for x in given if isinstance(x, Mapping)):
+    names = Counter(x.get("name") for x in given if isinstance(x, Mapping))
+    for name in [name for name, count in names.items() if count > 1]:
         yield Problem(variable, f"has two {kind} named {name!r}")
 
 
