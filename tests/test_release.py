@@ -23,7 +23,8 @@ from ansible_collections.carafe.stack.plugins.module_utils import (
     release_steps,
     venvs,
 )
-from ansible_collections.carafe.stack.plugins.module_utils.release_state import Failure, Locked
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
+from ansible_collections.carafe.stack.plugins.module_utils.release_state import Locked
 from ansible_collections.carafe.stack.plugins.modules import release as module
 
 GATE = ["build", "load", "migrate", "probe", "switch"]
@@ -220,7 +221,9 @@ def test_dependencies_are_installed_with_variables_of_their_own(app: App) -> Non
     secret = "https://me:a b$c@index.test"
     hook = f"""test "$PIP_INDEX_URL" = '{secret}'"""
     variables = {"install": {"PIP_INDEX_URL": secret}}
-    app.deploy("a", variables=variables, hooks={"before_build": [hook]})
+    # The app's own steps have none of them: they may hold what its user must not know.
+    load = {"load": "! env | grep PIP_"}
+    app.deploy("a", variables=variables, hooks={"before_build": [hook]}, commands=load)
     assert "PIP_INDEX_URL: parameter not set" in app.fail("b", hooks={"before_build": [hook]})
 
 
@@ -412,7 +415,7 @@ def test_what_was_cut_short_after_the_switch_is_not_what_a_failure_goes_back_to(
     app.step("begin", "c", run=RUN_2, break_lock=True)
     app.step("gate", "c", "build", "switch", run=RUN_2)
     trouble = {"run": RUN_2, "failure": "slot 0 is not healthy"}
-    assert app.step("revert", "c", **trouble)["to"] == "a"
+    app.step("revert", "c", **trouble)
     assert app.serving == "a"
 
 
@@ -473,7 +476,7 @@ def test_slots_that_do_not_get_well_bring_the_old_release_back(app: App) -> None
     app.deploy("a")
     app.part(6, "b")
     trouble = {"failure": "slot 1 is not healthy\nits log"}
-    assert app.step("revert", "b", **trouble)["to"] == "a"
+    app.step("revert", "b", **trouble)
     assert app.serving == "a"
     with pytest.raises(Failure, match="b failed at the step slots: slot 1 is not healthy"):
         app.step("report_failure", "b", **trouble)
@@ -483,7 +486,7 @@ def test_slots_that_do_not_get_well_bring_the_old_release_back(app: App) -> None
 
 def test_very_first_release_that_fails_in_the_slots_never_starts_again(app: App) -> None:
     app.part(6, "a")
-    assert app.step("revert", "a", failure="slot 0 is not healthy")["to"] == "nothing"
+    app.step("revert", "a", failure="slot 0 is not healthy")
     assert not (app.root / "serving").is_symlink()
     with pytest.raises(Failure, match="nothing serves yet"):
         app.step("report_failure", "a", failure="slot 0 is not healthy")
@@ -494,7 +497,7 @@ def test_release_that_fails_elsewhere_is_given_up_here(app: App, steps: int) -> 
     app.deploy("a")
     app.part(steps, "b", run=RUN_2)
     changes = {"run": RUN_2, "failed_on": "other", "failure": "not healthy\nits log"}
-    assert app.step("revert", "b", **changes)["to"] == ("a" if steps > 5 else "")
+    app.step("revert", "b", **changes)
     with pytest.raises(Failure) as failure:
         app.step("report_failure", "b", **changes)
     said = str(failure.value)
@@ -511,7 +514,7 @@ def test_release_that_fails_elsewhere_is_given_up_here(app: App, steps: int) -> 
 def test_release_that_served_well_here_before_stays_when_it_fails_elsewhere(app: App) -> None:
     app.deploy("a")
     changes = {"run": RUN_2, "failed_on": "other", "failure": "not healthy"}
-    assert app.step("revert", "a", **changes)["to"] == ""
+    app.step("revert", "a", **changes)
     with pytest.raises(Failure):
         app.step("report_failure", "a", **changes)
     assert app.serving == "a"
@@ -535,7 +538,7 @@ def test_step_that_failed_has_taken_itself_back(app: App) -> None:
     app.deploy("a")
     why = app.fail("b", run=RUN_2, commands={"probe": "false"})
     audit = app.audit
-    assert app.step("revert", "b", run=RUN_2, failure=why)["to"] == ""
+    app.step("revert", "b", run=RUN_2, failure=why)
     with pytest.raises(Failure) as failure:
         app.step("report_failure", "b", run=RUN_2, failure=why)
     assert str(failure.value) == why.splitlines()[0]
@@ -571,7 +574,7 @@ def test_rollback_undoes_migrations_when_told(app: App, healthy: bool) -> None:
     app.deploy("b", head="0002")
     changes: dict[str, Any] = {"migrations": "downgrade"}
     if healthy:
-        assert app.rollback(**changes)["downgrade"] == "0001"
+        app.rollback(**changes)
     else:
         with pytest.raises(Failure):
             app.rollback(commands={"probe": "false"}, **changes)
@@ -706,7 +709,7 @@ def test_hook_that_fails_is_a_release_that_fails(app: App, point: str, steps: in
     with pytest.raises(Failure, match="exit status 3"):
         app.step("hook", "b", point=point, command="echo no such page; exit 3")
     changes = {"failure": f"{point}: exit status 3"}
-    assert app.step("revert", "b", **changes)["to"] == ("a" if steps == 6 else "")
+    app.step("revert", "b", **changes)
     with pytest.raises(Failure) as failure:
         app.step("report_failure", "b", **changes)
     assert f"b failed at the step {point}: exit status 3" in str(failure.value)
@@ -856,7 +859,7 @@ def test_full_disk_after_the_switch_takes_back_what_can_be_taken_back(
 
     monkeypatch.setattr(files, "write", full)
     trouble = {"failure": "No space left on device"}
-    assert app.step("revert", "b", **trouble)["to"] == "a"
+    app.step("revert", "b", **trouble)
     with pytest.raises(Failure, match="No space left on device; a serves"):
         app.step("report_failure", "b", **trouble)
     assert app.serving == "a"

@@ -251,8 +251,8 @@ def test_a_slot_that_has_just_been_spawned_is_stopped_and_not_killed(
     monkeypatch.setattr(supervisord, "SOCKET", str(app.folder / "s.sock"))
     slot = slots.Slot(supervisord.connect(), slots.load(app.config), "shop_1")
     for _ in range(8):
-        slot.stop()
+        supervisord.stop(slot.rpc, slot.process)
         slot.rpc.startProcess(slot.process, False)
-        slot.stop()
+        supervisord.stop(slot.rpc, slot.process)
     assert slot.info()["statename"] == "STOPPED"
     assert "SIGKILL" not in (app.folder / "supervisord.log").read_text()

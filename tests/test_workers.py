@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import processes, supervisord
 from ansible_collections.carafe.stack.plugins.module_utils import release_settings as settings
-from ansible_collections.carafe.stack.plugins.module_utils.release_state import Failure
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
 from test_release import App
 from test_release import app as app
 

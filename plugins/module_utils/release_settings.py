@@ -18,13 +18,13 @@ import grp
 import os
 import pwd
 import shlex
-import shutil
-import subprocess
 import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from . import files, supervisord
+from . import file_set, files, supervisord
+from .commands import Refused, ask, run, show
+from .file_set import File, Folder
 from .release_state import State
 
 UNITS = Path("/etc/systemd/system")
@@ -85,12 +85,11 @@ def split(variables: dict[str, Any], secrets: list[str]) -> tuple[dict[str, Any]
     )
 
 
-def forward(serving: Path, older: Path, kind: str) -> dict[str, str]:
+def forward(serving: Path, older: Path, prefix: str) -> dict[str, str]:
     """Return the secrets with which an older release comes back: those of what serves now.
 
     A secret that has been taken out of use since then is not brought back.
     """
-    prefix = "migrate." if kind == "migrate" else ""
     now = from_text(files.read(serving / f"{prefix}secrets") or "")
     plain = from_text(files.read(serving / f"{prefix}environment") or "")
     then = from_text(files.read(older / f"{prefix}secrets") or "")
@@ -133,17 +132,15 @@ def program(app: dict[str, Any], worker: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_schedules(app: dict[str, Any]) -> str:
-    """Return what is wrong with a schedule's time, or ''."""
+def check_schedules(app: dict[str, Any]) -> None:
+    """Refuse a schedule with a time that is none."""
     for schedule in app["schedules"]:
-        words = ["systemd-analyze", "calendar", "--", schedule["when"]]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        done = ask("systemd-analyze", "calendar", "--", schedule["when"])
         if done.returncode:
-            return (
+            raise Refused(
                 f"app_schedules: {schedule['name']} has a time that systemd does not understand."
                 f" {done.stderr.strip()} Try one there: systemd-analyze calendar '*-*-* 03:00'"
             )
-    return ""
 
 
 def wanted(app: dict[str, Any]) -> dict[str, tuple[str, int, str]]:
@@ -233,20 +230,13 @@ def accounts(app: dict[str, Any], check: bool) -> list[str]:
                 group = ["--user-group"]
                 if any(entry.gr_name == name for entry in grp.getgrall()):
                     group = ["--gid", name]
-                home = [
-                    "--no-create-home",
-                    "--home-dir",
-                    app["root"],
-                    "--shell",
-                    "/usr/sbin/nologin",
-                ]
-                subprocess.run(["useradd", "--system", *group, *home, name], check=True)
+                home = ["--no-create-home", "--home-dir", app["root"]]
+                run("useradd", "--system", *group, *home, "--shell", "/usr/sbin/nologin", name)
     members = {m for entry in grp.getgrall() if entry.gr_name == app["user"] for m in entry.gr_mem}
     if app["deploy_user"] != app["user"] and app["deploy_user"] not in members:
         changed.append(f"{app['deploy_user']} as a member of {app['user']}")
         if not check:
-            words = ["usermod", "--append", "--groups", app["user"], app["deploy_user"]]
-            subprocess.run(words, check=True)
+            run("usermod", "--append", "--groups", app["user"], app["deploy_user"])
     return changed
 
 
@@ -274,26 +264,14 @@ def folders(app: dict[str, Any]) -> dict[str, tuple[int, str, str]]:
 def place(app: dict[str, Any], check: bool) -> list[str]:
     """Make the users, folders and commands of the app; return what changed."""
     changed = accounts(app, check)
-    for name, (mode, owner, group) in folders(app).items():
-        path = Path(name)
-        try:
-            there, ids = path.stat(), (files.user_id(owner), files.group_id(group))
-            right = (there.st_mode & 0o7777, there.st_uid, there.st_gid) == (mode, *ids)
-        except (FileNotFoundError, KeyError):
-            right = False
-        if not right:
-            changed.append(name)
-            if not check:
-                path.mkdir(parents=True, exist_ok=True)
-                shutil.chown(path, owner, group)
-                path.chmod(mode)
-    for name, (text, mode) in app["place"].items():
-        path = Path(name)
-        if files.read(path) != text or path.stat().st_mode & 0o7777 != mode:
-            changed.append(name)
-            if not check:
-                path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                files.write(path, text, mode, owner="root", group="root")
+    wanted = [
+        *(Folder(Path(x), *owned, mode) for x, (mode, *owned) in folders(app).items()),
+        *(
+            File(Path(x), mode=mode, content=text.encode())
+            for x, (text, mode) in app["place"].items()
+        ),
+    ]
+    changed += file_set.write(file_set.with_parents(wanted), check).paths
     link = Path(app["root"], "current")
     if not link.is_symlink() or str(link.readlink()) != "serving/code":
         changed.append(str(link))
@@ -314,31 +292,26 @@ def apply_schedules(state: State, check: bool) -> list[str]:
     written = [name for name, text in want.items() if files.read(UNITS / name) != text]
     gone = sorted(there - want.keys())
     timers = sorted(name for name in want if name.endswith(".timer"))
-    idle = []
-    for name in timers:
-        words = (
-            ["systemctl", "is-enabled", "--quiet", name],
-            ["systemctl", "is-active", "--quiet", name],
-        )
-        if any(subprocess.run(x, check=False).returncode for x in words):
-            idle.append(name)
+    states = show("ActiveState,UnitFileState", *timers) if timers else []
+    runs = {"ActiveState": "active", "UnitFileState": "enabled"}
+    idle = [name for name, state in zip(timers, states, strict=True) if state != runs]
     changed = sorted({*written, *gone, *idle})
     if check or not changed:
         return changed
     old = [name for name in gone if name.endswith(".timer")]
     if old:
-        subprocess.run(["systemctl", "disable", "--now", *old], check=False, capture_output=True)
+        ask("systemctl", "disable", "--now", *old)
     for name in gone:
         (UNITS / name).unlink(missing_ok=True)
     for name in written:
         files.write(UNITS / name, want[name])
     if written or gone:
-        subprocess.run(["systemctl", "daemon-reload"], check=True)
+        run("systemctl", "daemon-reload")
     # A timer that runs keeps the time that it was started with.
     anew = sorted(
         {*idle, *(x for x in timers if x in written or x.replace(".timer", ".service") in written)}
     )
     if anew:
-        subprocess.run(["systemctl", "enable", *anew], check=True, capture_output=True)
-        subprocess.run(["systemctl", "restart", *anew], check=True)
+        run("systemctl", "enable", *anew)
+        run("systemctl", "restart", *anew)
     return changed

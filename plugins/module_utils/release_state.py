@@ -23,12 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from . import files
+from .commands import Failure
 
 KEEP_BROKEN = 2  # releases that failed, kept to be looked at
-
-
-class Failure(Exception):
-    """What went wrong, in words for whoever deploys."""
 
 
 class Locked(Failure):
@@ -304,20 +301,17 @@ class State:
 
     # What goes.
 
-    def prune(self) -> list[str]:
+    def prune(self) -> None:
         """Remove old releases, and the virtual environments and archives that none needs."""
         releases, usable, serving = self.releases, self.usable(), self.serving
         rest = [x for x in releases if x not in usable]
         rest.sort(key=lambda name: -releases[name].get("began", 0))
         newest = usable[: self.app["keep"]]
         keep = {serving, self.before(serving), *newest, *rest[:KEEP_BROKEN]}
-        removed = []
         for kind in ("releases", "settings"):
             for folder in (self.root / kind).iterdir():
                 if folder.name not in keep:
                     shutil.rmtree(folder)
-                    if kind == "releases":
-                        removed.append(f"release {folder.name}")
         for name in set(releases) - keep:
             releases.pop(name)
             (self.root / "logs" / f"{name}.log").unlink(missing_ok=True)
@@ -331,12 +325,9 @@ class State:
             if folder.is_dir() and folder.name not in used:
                 (self.state / "venvs" / folder.name).unlink(missing_ok=True)
                 shutil.rmtree(folder)
-                removed.append(f"virtual environment {folder.name}")
         for archive in (self.root / "archives").iterdir():
             if archive.stat().st_mtime < time.time() - 30 * 86400:
                 archive.unlink()
-                removed.append(f"archive {archive.name}")
-        return removed
 
     def listing(self) -> list[str]:
         """Return what is known of the releases, in lines for people."""

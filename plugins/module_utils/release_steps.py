@@ -9,7 +9,6 @@ when it failed where no step can: in the slots, the workers, a task file, or on 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
 import pwd
@@ -26,10 +25,10 @@ from typing import Any
 
 from . import files, processes, supervisord, unix_http, venvs
 from . import release_settings as settings
-from .release_state import Failure, State, clock, count_files
+from .commands import CommandFailed, Failure, Refused
+from .release_state import State, clock, count_files
 
 LOG_TAIL = 6000  # bytes of a release's log that a failure shows at most
-STATIC_FROM = 2  # releases whose hashed static files stay reachable
 
 
 class Release(State):
@@ -38,13 +37,6 @@ class Release(State):
     def __init__(self, app: dict[str, Any], check: bool = False) -> None:
         super().__init__(app, check)
         self.output: dict[str, Any] = {}
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Take one step at a time: that of a run which was killed may still be at work."""
-        with (self.state / "step").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     # Commands.
 
@@ -181,8 +173,7 @@ def end(process: subprocess.Popen[Any]) -> None:
 def begin(app: Release) -> None:
     """See what is there; when something is to be done, take the lock and write the settings."""
     app.refuse()
-    if trouble := settings.check_schedules(app.app):
-        raise Failure(trouble)
+    settings.check_schedules(app.app)
     wanted = settings.wanted(app.app)
     place = settings.place(app.app, check=True)
     wrong = settings.differing(app, app.id, wanted)
@@ -196,7 +187,7 @@ def begin(app: Release) -> None:
         and not wrong
     )
     app.output |= {
-        **{"live": live, "built": app.built(app.id), "venv": venv, "serving": app.serving},
+        **{"live": live, "built": app.built(app.id), "venv": venv},
         **{"place": place, "plan": [], "release": app.id},
         "diff": "".join(f"{path} is made or changed\n" for path in place)
         + ("" if live else settings.described(app, app.id, wanted)),
@@ -221,7 +212,7 @@ def begin(app: Release) -> None:
             broken=None,
             **({"from": app.lock["from"]} if app.lock["from"] not in ("", app.id) else {}),
         )
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, CommandFailed, Refused):
         app.lock_path.unlink(missing_ok=True)
         raise
     app.output["plan"] = plan(app, ("build", "load", "migrate", "probe", "switch"))
@@ -267,9 +258,8 @@ def unpack(app: Release) -> None:
 
 def venv(app: Release) -> None:
     """Unpack the code, and build the virtual environment, each unless it is there."""
-    with (app.state / "venv.lock").open("w") as file:
-        # For a build that was begun while other work went on, or that outlived its run.
-        fcntl.flock(file, fcntl.LOCK_EX)
+    # For a build that was begun while other work went on, or that outlived its run.
+    with files.locked(app.state / "venv.lock"), install_environment(app):
         # Once in a run: what an earlier one has left of a release that is not whole is not used.
         mark, this = app.state / "unpacked", f"{app.id} {app.app['run']['id']}\n"
         if not app.built(app.id) and files.read(mark) != this:
@@ -294,21 +284,16 @@ def venv(app: Release) -> None:
 
 def build_with_uv(app: Release) -> str:
     """Build the virtual environment with uv; return '' or why that was not possible."""
-    before, uv = dict(os.environ), app.app["uv"]
+    uv = app.app["uv"]
     try:
-        own = install_environment(app)
         requirements = files.read(app.folder(app.id) / uv["requirements"]) or ""
-        os.environ.update(own | venvs.environment_of_uv({**before, **own}, app.root))
         script = venvs.script(uv, app.root, requirements)
-        app.shell(script, "build the virtual environment with uv", app.folder(app.id))
+        with environment(venvs.environment_of_uv(os.environ, app.root)):
+            app.shell(script, "build the virtual environment with uv", app.folder(app.id))
     except venvs.NoCounterpart as setting:
         return f"uv has no counterpart of pip's setting {setting}"
     except Failure as failure:
         return f"uv could not ({failure})"
-    finally:
-        # They are not the app's, whose next steps may be taken by this process.
-        os.environ.clear()
-        os.environ.update(before)
     return ""
 
 
@@ -317,19 +302,31 @@ def build(app: Release) -> None:
     venv(app)
     if app.built(app.id):
         return
-    os.environ.update(install_environment(app))
-    app.hooks("before_build")
-    app.shell(app.app["finish"], "build the release", app.folder(app.id))
-    app.hooks("after_build")
+    with install_environment(app):
+        app.hooks("before_build")
+        app.shell(app.app["finish"], "build the release", app.folder(app.id))
+        app.hooks("after_build")
     # Task files are still to come, and without them it would not be whole.
     if not app.has_task_files("after_build"):
         app.mark_built(app.id)
 
 
-def install_environment(app: Release) -> dict[str, str]:
-    """Return what dependencies are installed with."""
+@contextlib.contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Have these variables for a while: the next steps, which are the app's, must not see them."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def install_environment(app: Release) -> contextlib.AbstractContextManager[None]:
+    """Have what dependencies are installed with."""
     text = files.read(app.settings(app.id) / "install.environment")
-    return settings.from_text(text or "")
+    return environment(settings.from_text(text or ""))
 
 
 def load(app: Release) -> None:
@@ -403,7 +400,7 @@ def switch(app: Release) -> None:
     # The task files of after_build are through by now.
     app.mark_built(app.id)
     app.hooks("before_switch")
-    for release in [app.serving, app.before(app.serving)][:STATIC_FROM]:
+    for release in (app.serving, app.before(app.serving)):
         if release and release != app.id:
             carry_static(app, release)
     app.point(app.id)
@@ -437,8 +434,8 @@ def carry_static(app: Release, release: str) -> None:
 def hook(app: Release) -> None:
     """Begin with an entry of a point that has task files; run it, if it is a command."""
     if app.app["command"]:
-        os.environ.update(install_environment(app))
-        app.inside("deploy_user", app.app["command"])
+        with install_environment(app):
+            app.inside("deploy_user", app.app["command"])
 
 
 # The background workers, and the end.
@@ -543,7 +540,7 @@ def finish(app: Release) -> None:
     app.note(app.id, broken=None, run=app.app["run"]["id"], **served)
     app.mark_built(app.id)
     schedules(app)
-    app.output["removed"] = app.prune()
+    app.prune()
     app.output["took"] = app.durations()
     if "health" in app.lock:
         app.output["took"].append(app.lock["health"])
@@ -563,7 +560,6 @@ def finish(app: Release) -> None:
 
 def revert(app: Release) -> None:
     """Take back what this run has done here: it failed, here or on another server."""
-    app.output["to"] = ""
     finished = app.releases.get(app.id, {}).get("run") == app.app["run"]["id"]
     if not app.mine:
         if not finished:
@@ -581,7 +577,6 @@ def revert(app: Release) -> None:
     before = app.lock["from"] if app.lock["from"] != app.id else app.before(app.id)
     if finished or "switch" in steps:
         app.point(before)
-        app.output["to"] = before or "nothing"
     app.restore_schema()
     app.write(app.lock_path, app.lock)
 
@@ -604,7 +599,7 @@ def report_failure(app: Release) -> None:
     app.best_effort = True
     if app.mine:
         app.step("report_failure")
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        with contextlib.suppress(OSError, CommandFailed):
             schedules(app)
     where, why = reason(app)
     begun = [
@@ -645,8 +640,8 @@ def choose(app: Release) -> None:
     live = app.id == serving
     now, then = (releases.get(x, {}).get("head") for x in (serving, app.id))
     down = then if now and then and now != then else ""
-    app.output |= {"release": app.id, "live": live, "serving": serving, "plan": [], "place": []}
-    app.output |= {"downgrade": down, "venv": True, "built": True, "diff": ""}
+    app.output |= {"release": app.id, "live": live, "plan": [], "place": []}
+    app.output |= {"venv": True, "built": True, "diff": ""}
     if not live:
         app.output["diff"] = f"{serving} is taken out of service, and {app.id} put into it\n"
     if live or app.check:
@@ -656,28 +651,24 @@ def choose(app: Release) -> None:
     if down and not app.app["migrations"]:
         lines = "\n  ".join(app.between(then, now, serving))
         app.end("refused: migrations lie between")
-        raise Refused(
+        raise Failure(
             f"These migrations lie between {app.id} and {serving}, which serves:\n  {lines}\n"
             "Say what becomes of them:\n"
             "  -e app_rollback_migrations=keep       the older code runs on the newer schema\n"
             "  -e app_rollback_migrations=downgrade  they are undone, with what only they hold"
         )
-    for kind, group in (("environment", app.app["user"]), ("migrate", app.app["deploy_user"])):
+    for prefix, group in (("", app.app["user"]), ("migrate.", app.app["deploy_user"])):
         older = app.settings(app.id)
-        secrets = settings.forward(app.settings(serving), older, kind)
-        path = older / ("migrate.secrets" if kind == "migrate" else "secrets")
-        if files.read(path) != settings.to_text(secrets):
-            files.write(path, settings.to_text(secrets), 0o640, owner=os.geteuid(), group=group)
+        secrets = settings.to_text(settings.forward(app.settings(serving), older, prefix))
+        path = older / f"{prefix}secrets"
+        if files.read(path) != secrets:
+            files.write(path, secrets, 0o640, owner=os.geteuid(), group=group)
     steps = (
         ("downgrade",)
         if down and app.app["migrations"] == "downgrade" and app.app["migrate_enabled"]
         else ()
     )
     app.output["plan"] = plan(app, (*steps, "probe", "switch"))
-
-
-class Refused(Failure):
-    """A rollback that waits for a decision: nothing failed."""
 
 
 def prepare(app: Release) -> None:
@@ -696,7 +687,8 @@ STEPS = {x.__name__: x for x in (venv, build, load, migrate, downgrade, probe, s
 def take(app: Release, names: list[str]) -> None:
     """Take steps of the gate, one after the other; the first that fails ends the run."""
     for name in names:
-        with app.alone():
+        # One at a time: that of a run which was killed may still be at work.
+        with files.locked(app.state / "step"):
             app.step(name)
             try:
                 STEPS[name](app)

@@ -156,16 +156,13 @@ class Slot:
 
         return wait(self.socket, self.config["health"], ended)[0]
 
-    def stop(self) -> None:
-        from .supervisord import stop
-
-        stop(self.rpc, self.process)
-
     def restart(self) -> str:
         """Restart the slot; return '' once it is well, or what is wrong."""
         import xmlrpc.client  # nosec B411
 
-        self.stop()
+        from .supervisord import stop
+
+        stop(self.rpc, self.process)
         try:
             self.rpc.startProcess(self.process, False)
         except xmlrpc.client.Fault as fault:

@@ -98,12 +98,16 @@ took:
 import base64
 import json
 import os
-import subprocess
 
 from ansible_collections.carafe.stack.plugins.module_utils import release_steps
-from ansible_collections.carafe.stack.plugins.module_utils.module import Module
-from ansible_collections.carafe.stack.plugins.module_utils.release_state import Failure, Locked
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice
+from ansible_collections.carafe.stack.plugins.module_utils.release_state import Locked
 
+STEPS = (
+    *("begin", "choose", "prepare", "gate", "hook", "workers", "finish"),
+    *("revert", "report_failure", "list"),
+)
 # What a dry run may call. The others have nothing to look at without what they would have made.
 READ = ("begin", "choose", "workers", "list")
 
@@ -140,14 +144,7 @@ def changed(app: release_steps.Release, step: str) -> bool:
 def main() -> None:
     module = Module(
         {
-            "step": {
-                "type": "str",
-                "required": True,
-                "choices": [
-                    *("begin", "choose", "prepare", "gate", "hook", "workers", "finish"),
-                    *("revert", "report_failure", "list"),
-                ],
-            },
+            "step": choice(*STEPS, required=True),
             "app": {"type": "dict", "required": True},
             "variables": {"type": "str", "no_log": True},
             "steps": {"type": "list", "elements": "str", "default": []},
@@ -172,8 +169,6 @@ def main() -> None:
         module.fail_json(msg=f"{prefix}{failure}{hint}")
     except OSError as error:
         module.fail_json(msg=f"{prefix or step + ': '}{release_steps.describe(error)}")
-    except subprocess.CalledProcessError as error:
-        module.fail_json(msg=f"{step}: {' '.join(error.cmd)} failed with status {error.returncode}")
     diff = {"prepared": app.output.pop("diff", "")}
     module.exit_json(changed=changed(app, step), diff=diff, **app.output)
 
