@@ -81,14 +81,16 @@ class ActionModule(ActionBase):
             variables |= taker.defaults
         variables |= server.raw
         internal = {k: v for role in self.roles.values() for k, v in role.vars.items()}
-        templar = self._templar.copy_with_new_env(available_variables={**variables, **internal})
+        # A value that is known takes the place of its template, which others refer to many times.
+        values = {**variables, **internal}
+        templar = self._templar.copy_with_new_env(available_variables=values)
         known = {k: v for taker in takers for k, v in taker.options.items()}
         found: list[Problem] = []
 
         def render(name: str) -> None:
             try:
                 if name in variables:
-                    server.values[name] = templar.template(variables[name])
+                    server.values[name] = values[name] = templar.template(variables[name])
             except AnsibleError as error:
                 server.failures[options.cause(error)].append(name)
 

@@ -12,7 +12,7 @@ description:
 options:
   facts:
     description:
-      - Name of the variable in which the result of M(ansible.builtin.setup) was registered. A
+      - Name of the variable in which the result of M(carafe.stack.server_facts) was registered. A
         server that could not be reached is told from that, too.
     type: str
     required: true
@@ -21,9 +21,7 @@ author: [Carafe (@carafe)]
 
 EXAMPLES = r"""
 - name: Learn what each server is
-  ansible.builtin.setup:
-    gather_subset: ["!all", "!min", distribution, hardware, local]
-    fact_path: /etc/carafe
+  carafe.stack.server_facts:
   register: preflight_facts
   # The next task fails for both, for all servers at once.
   ignore_unreachable: true

@@ -1,0 +1,85 @@
+#!/usr/bin/python
+"""Ask a server for the few facts that the roles go by."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: server_facts
+short_description: Ask a server for the few facts that the roles go by
+description:
+  - >-
+    Returns facts by the names and with the values of M(ansible.builtin.setup), whose subset
+    C(hardware) also asks for disks, mounts and firmware, which takes twice as long.
+author: [Carafe (@carafe)]
+attributes:
+  check_mode:
+    support: full
+    description: It changes nothing.
+"""
+
+EXAMPLES = r"""
+- name: Learn what the server is
+  carafe.stack.server_facts:
+"""
+
+RETURN = r"""
+ansible_facts:
+  description: >-
+    The distribution's name, major version and release, the memory in MiB, the processors, and under
+    C(ansible_local) what each app has in C(/etc/carafe), by its name.
+  type: dict
+  returned: success
+  sample:
+    ansible_distribution: Debian
+    ansible_distribution_major_version: "13"
+    ansible_distribution_release: trixie
+    ansible_memtotal_mb: 2048
+    ansible_processor_vcpus: 2
+    ansible_local: {shop: {environment: prod, memory_mb: 512, connections: 42}}
+"""
+
+import json
+import os
+import platform
+import re
+from pathlib import Path
+
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module
+
+APPS = Path("/etc/carafe")
+PROC = Path("/proc")
+
+
+def kept(path: Path) -> object:
+    """Return what an app keeps, or why that is not to be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be read: {error}"
+
+
+def look() -> dict:
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        release = {"ID": "unknown"}
+    memory = re.search(r"^MemTotal: +(\d+)", (PROC / "meminfo").read_text(), re.M)
+    cpus = (PROC / "cpuinfo").read_text()
+    return {
+        "ansible_distribution": release["ID"].capitalize(),
+        "ansible_distribution_major_version": release.get("VERSION_ID", "").partition(".")[0],
+        "ansible_distribution_release": release.get("VERSION_CODENAME", ""),
+        # In a container it is these files that know its share.
+        "ansible_memtotal_mb": int(memory[1]) // 1024,
+        "ansible_processor_vcpus": len(re.findall(r"^processor\s*:", cpus, re.M)) or os.cpu_count(),
+        "ansible_local": {x.stem: kept(x) for x in sorted(APPS.glob("*.fact"))},
+    }
+
+
+def main() -> None:
+    module = Module({})
+    module.exit_json(changed=False, ansible_facts=look())
+
+
+if __name__ == "__main__":
+    main()
