@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import packages
 from ansible_collections.carafe.stack.plugins.module_utils.packages import Package
+from ansible_collections.carafe.stack.plugins.modules import packages as module
 
 KNOWN = {
     "nginx": Package("installed", "1.26.3-3", ("httpd", "nginx-abi-1")),
@@ -284,3 +286,29 @@ def test_apt_keeps_services_held_when_its_parent_is_gone(command) -> None:
     with packages.LOCK.open() as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     lock.close()
+
+
+def test_what_another_run_has_installed_meanwhile_is_not_installed_again(
+    command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, looked, there = command("apt-get", ""), threading.Event(), {}
+
+    def look() -> dict[str, Package]:
+        found = dict(there)
+        looked.set()
+        return found
+
+    monkeypatch.setattr(packages, "look", look)
+    answer: dict = {}
+    with packages.LOCK.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiter = threading.Thread(
+            target=lambda: answer.update(module.install(["nginx"], False, 60, check=False))
+        )
+        waiter.start()
+        assert looked.wait(60)
+        there["nginx"] = Package("installed", "1", ())
+    waiter.join()
+    assert answer["changed"]
+    assert answer["installed"] == ["nginx"]
+    assert not calls.exists()

@@ -77,17 +77,17 @@ ARGUMENTS = {
 
 
 def install(name: list[str], start_services: bool, wait_seconds: int, check: bool) -> dict:
-    known = packages.look()
-    before, missing = packages.installed(known), packages.missing(name, known)
-    # With a journal dpkg does nothing; what else is broken may be somebody else's work.
-    repair = packages.has_journal() or bool(missing and packages.is_interrupted(known))
+    before, missing, repair = look(name)
     left = packages.is_left()
+    due = bool(missing or repair or left)
     if check:
         new = packages.simulate(missing) if missing else []
         after = before | dict.fromkeys(new, "")
     else:
-        if missing or repair or left:
+        if due:
             with packages.alone(wait_seconds, start_services) as apt:
+                # Another run may have been at it, for whose end this one has waited.
+                _, missing, repair = look(name)
                 if missing or repair:
                     apt.install(missing, repair)
         after = packages.installed(packages.look())
@@ -96,9 +96,18 @@ def install(name: list[str], start_services: bool, wait_seconds: int, check: boo
         "changed": before != after or repair or left,
         "installed": new,
         "repaired": repair,
-        "due": bool(missing or repair or left),
+        "due": due,
         "diff": {"before": listing(before, after), "after": listing(after, before)},
     }
+
+
+def look(name: list[str]) -> tuple[dict[str, str], list[str], bool]:
+    """Return what is there, what is missing, and whether dpkg is to be brought to an end first."""
+    known = packages.look()
+    missing = packages.missing(name, known)
+    # With a journal dpkg does nothing; what else is broken may be somebody else's work.
+    repair = packages.has_journal() or bool(missing and packages.is_interrupted(known))
+    return packages.installed(known), missing, repair
 
 
 def listing(one: dict[str, str], other: dict[str, str]) -> str:
