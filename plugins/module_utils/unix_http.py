@@ -69,5 +69,6 @@ def wait(where: str | Path, health: dict[str, Any], ended: Callable[[], str]) ->
         if not trouble:
             return "", status
         time.sleep(pause)
-        pause = min(pause * 1.5, 1)  # each answer may fill the log with a traceback
+        if status:  # each answer may fill the log with a traceback
+            pause = min(pause * 1.5, 1)
     return f"not healthy within {health['timeout']} s: {trouble}", status
