@@ -207,7 +207,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
 
 def test_release_that_passes_serves_and_is_written_down(app: App) -> None:
     took = app.deploy("a")["took"]
-    assert [line.split()[0] for line in took] == ["begin", *GATE, "finish", "in", "no"]
+    assert [line.split()[0] for line in took] == ["begin", *GATE, "workers", "finish", "in", "no"]
     assert app.serving == "a"
     assert (app.root / "current/head").exists()
     assert app.known["a"].items() >= {"revision": "v-a", "by": "ann@desk", "head": "0001"}.items()

@@ -532,9 +532,17 @@ def schedules(app: Release) -> None:
 
 
 def finish(app: Release) -> None:
-    """Remove what is not needed any more, give the lock back, and say how long it took."""
+    """Remove what is not needed any more, give the lock back, and say how long it took.
+
+    The workers come first, unless a task of their own had to come before the task files of a point.
+    """
+    if "workers" not in dict(app.read_lock().get("steps") or []):
+        workers(app)
     app.step("finish")
-    app.hooks("before_finish")
+    try:
+        app.hooks("before_finish")
+    except Failure as failure:
+        raise Failure(f"before_finish: {failure}; see {app.log_path}") from None
     rollback = app.lock["what"].startswith("rollback")
     served = {} if rollback else {"deployed": time.time()}
     app.note(app.id, broken=None, run=app.app["run"]["id"], **served)

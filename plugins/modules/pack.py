@@ -65,6 +65,10 @@ archive:
   description: Path of the archive on the control machine.
   type: str
   returned: success
+size:
+  description: Size of the archive in bytes.
+  type: int
+  returned: success
 revision:
   description: SHA-256 of all that is in it, in hexadecimal.
   type: str

@@ -28,7 +28,7 @@ options:
         command.
       - V(workers) lets the background workers and, unless a release is on its way, the schedules
         run what serves.
-      - V(finish) ends a release that serves well.
+      - V(finish) ends a release that serves well, after V(workers) unless that was taken before.
       - V(revert) and V(report_failure) undo what this run has done; the latter always fails, and
         says why.
       - V(list) only reads.
@@ -157,7 +157,7 @@ def main() -> None:
     if module.check_mode and step not in READ:
         module.exit_json(changed=False)
     os.umask(0o022)
-    prefix = f"{params['app'].get('point') or step}: " if step in ("hook", "finish") else ""
+    prefix = f"{params['app']['point']}: " if step == "hook" else ""
     try:
         run(app, params)
     except Locked as locked:

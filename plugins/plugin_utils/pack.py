@@ -136,7 +136,7 @@ def keep(cache: Path, revision: str, found: Files) -> Path:
     return archive
 
 
-def pack(app: Mapping[str, Any], cache: Path) -> dict[str, str]:
+def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
     """Pack an app; the keys are the options of the module C(carafe.stack.pack).
 
     Returns its RETURN values. Raises Failure.
@@ -174,11 +174,13 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, str]:
         "package": " ".join(packages).replace("==", " "),
         "local": revision[:10],
     }
+    archive = keep(cache, revision, found)
     return {
         "revision": revision,
         "requirements": requirements,
         "dependencies": hashlib.sha256(text.encode()).hexdigest(),
-        "archive": str(keep(cache, revision, found)),
+        "archive": str(archive),
+        "size": archive.stat().st_size,
         "label": labels[app["source"]],
     }
 
