@@ -72,8 +72,11 @@ def test_changed_dependencies_are_a_new_virtual_environment(
     (code / "pyproject.toml").write_text(
         (code / "pyproject.toml").read_text().replace("flask==3.1.3", "flask==3.1.2")
     )
+    # Too much for one trip to the server.
+    (code / "large.bin").write_bytes(os.urandom(5_000_000))
     assert deploy(tiny_path=code).returncode == 0
     assert host.check_output("readlink /srv/tiny/current/.venv") != venv
+    assert host.file("/srv/tiny/current/large.bin").size == 5_000_000
 
 
 def test_interrupted_build_is_made_up_for(
