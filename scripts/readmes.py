@@ -221,22 +221,14 @@ def modules() -> str:
         "What the roles' tasks call. `ansible-doc carafe.stack.<module>` shows the same with"
         " examples. You need none of them to deploy an app.",
     ]
-    fragments = {}
-    for path in (ROOT / "plugins/doc_fragments").glob("*.py"):
-        (text,) = re.findall(r'DOCUMENTATION = r?"""(.*?)"""', path.read_text(), re.DOTALL)
-        fragments[f"carafe.stack.{path.stem}"] = yaml.safe_load(text)
     for path in sorted((ROOT / "plugins/modules").glob("*.py")):
         says = documentation(path)
         module, values = says["DOCUMENTATION"], says["RETURN"]
-        options = {}
-        for name in module.get("extends_documentation_fragment", []):
-            options |= fragments[name].get("options", {})
-        options |= module.get("options", {})
         lines = module["description"]
         lines = [lines] if isinstance(lines, str) else lines
         parts += [f"## {path.stem}", f"{prose(module['short_description'])}."]
         parts.append("\n".join(f"- {prose(line)}" for line in lines))
-        options = {k: {"type": "str", **v} for k, v in options.items()}
+        options = {k: {"type": "str", **v} for k, v in module["options"].items()}
         parts += tables("option", options)
         if values:
             rows = [f"| `{name}` | {prose(spec['description'])} |" for name, spec in values.items()]

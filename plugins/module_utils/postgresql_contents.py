@@ -25,7 +25,7 @@ try:
 except ImportError:  # a bare server in a dry run
     psycopg2 = sql = encrypt_password = None
 
-# What the modules take, as roles/postgres/meta/argument_specs.yml has it.
+# What the module takes, as roles/postgres/meta/argument_specs.yml has it.
 ROLE = {
     "name": {"type": "str", "required": True},
     **without_default("password", no_log=True),

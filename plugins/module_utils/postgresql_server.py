@@ -74,8 +74,8 @@ def as_postgres() -> Iterator[None]:
 class Session:
     """One connection at a time to the cluster, and the list of what was changed through it."""
 
-    def __init__(self, check: bool = False):
-        self.check = check
+    def __init__(self) -> None:
+        self.check = False
         self.changes: list[str] = []
         self.open("postgres")
 
@@ -175,10 +175,10 @@ class Server:
             time.sleep(0.01)
 
 
-def session_now(check: bool = False) -> Session | None:
+def session_now() -> Session | None:
     """Return a session with the server, or None where it lets nobody in at this moment."""
     try:
-        return Session(check) if psycopg2 is not None else None
+        return Session() if psycopg2 is not None else None
     except (psycopg2.OperationalError, KeyError):  # KeyError: there is no user postgres either
         return None
 

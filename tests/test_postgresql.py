@@ -1,4 +1,4 @@
-"""The modules that configure and run PostgreSQL, where there is none, or one that refuses."""
+"""The module that configures and runs PostgreSQL, where there is none, or one that refuses."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from ansible_collections.carafe.stack.plugins.module_utils import postgresql_con
 from ansible_collections.carafe.stack.plugins.module_utils import postgresql_contents as contents
 from ansible_collections.carafe.stack.plugins.module_utils import postgresql_server as server_of
 from ansible_collections.carafe.stack.plugins.module_utils import services
-from ansible_collections.carafe.stack.plugins.modules import (
-    postgresql_cluster,
-    postgresql_config,
-    postgresql_contents,
-)
+from ansible_collections.carafe.stack.plugins.modules import postgresql
 
 MEASURED = {"memory_mb": 1024, "cores": 2}
 HBA = [{"type": "local", "database": "all", "user": "all", "method": "peer"}]
@@ -42,11 +38,12 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def run(
-    capsys: pytest.CaptureFixture[str], module: Any, check: bool = False, **arguments: Any
+    capsys: pytest.CaptureFixture[str], stage: str, check: bool = False, **arguments: Any
 ) -> dict[str, Any]:
-    """Run a module as Ansible does, and return what it says."""
-    with patch_module_args({**arguments, "_ansible_check_mode": check}), pytest.raises(SystemExit):
-        module.main()
+    """Run a stage of the module as Ansible does, and return what it says."""
+    given = {**arguments, "stage": stage, "_ansible_check_mode": check}
+    with patch_module_args(given), pytest.raises(SystemExit):
+        postgresql.main()
     return json.loads(capsys.readouterr().out)
 
 
@@ -54,7 +51,7 @@ def test_a_dry_run_on_a_bare_server_shows_both_files_and_makes_nothing(
     capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
     units = {str(folder / "unit.conf"): "[Unit]\n", str(folder / "program"): "#!/bin/sh\nexit\n"}
-    said = run(capsys, postgresql_config, check=True, **GIVEN, unit_files=units, owner="shop")
+    said = run(capsys, "configure", check=True, **GIVEN, unit_files=units, owner="shop")
     assert said["changed"]
     shown = {x["before_header"]: x["after"] for x in said["diff"] if "after" in x}
     assert "shared_buffers = '262144kB'" in shown["/etc/postgresql/99/main/conf.d/carafe.conf"]
@@ -68,7 +65,7 @@ def test_a_dry_run_on_a_bare_server_shows_both_files_and_makes_nothing(
 def test_where_postgresql_is_not_installed_it_says_what_comes_first(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    said = run(capsys, postgresql_config, **GIVEN)
+    said = run(capsys, "configure", **GIVEN)
     assert said["failed"]
     assert "PostgreSQL 99 is not installed" in said["msg"]
     assert "entry point install" in said["msg"]
@@ -81,7 +78,7 @@ def test_a_conflict_is_refused_in_a_dry_run_too_and_nothing_is_changed(
     folder.mkdir()
     other = config.claim({**EVERYTHING, "cores": 8})
     claims_of.claim(folder, "blog", other)
-    said = run(capsys, postgresql_config, check=check, **GIVEN | {"cores": 4}, owner="shop")
+    said = run(capsys, "configure", check=check, **GIVEN | {"cores": 4}, owner="shop")
     assert said["msg"].startswith("postgres_cores is 8 for blog and 4 for shop, ")
     assert [path.name for path in folder.iterdir()] == ["blog.json"]
 
@@ -91,14 +88,14 @@ def test_a_claim_that_cannot_be_read_is_named(
 ) -> None:
     folder.mkdir()
     (folder / "blog.json").write_text("{")
-    said = run(capsys, postgresql_config, check=True, **GIVEN, owner="shop")
+    said = run(capsys, "configure", check=True, **GIVEN, owner="shop")
     assert said["msg"].startswith(f"{folder}/blog.json ")
 
 
 def test_a_dry_run_on_a_bare_server_lists_what_it_would_make(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    said = run(capsys, postgresql_cluster, check=True, version="99", **CONTENTS)
+    said = run(capsys, "activate", check=True, version="99", **CONTENTS)
     assert said["changes"] == [
         "enable PostgreSQL at boot",
         "start PostgreSQL",
@@ -107,14 +104,22 @@ def test_a_dry_run_on_a_bare_server_lists_what_it_would_make(
     ]
 
 
-@pytest.mark.parametrize("module", [postgresql_cluster, postgresql_contents])
+@pytest.mark.parametrize(("stage", "more"), [("activate", {"version": "99"}), ("contents", {})])
 def test_without_psycopg2_it_says_what_to_install(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: Any
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    more: dict[str, str],
 ) -> None:
     monkeypatch.setattr(server_of, "psycopg2", None)
-    version = {"version": "99"} if module is postgresql_cluster else {}
-    said = run(capsys, module, **version, **CONTENTS)
+    said = run(capsys, stage, **more, **CONTENTS)
     assert "Install python3-psycopg2" in said["msg"]
+
+
+@pytest.mark.parametrize("stage", ["configure", "activate"])
+def test_a_stage_says_what_it_needs(capsys: pytest.CaptureFixture[str], stage: str) -> None:
+    said = run(capsys, stage)
+    assert f"stage is {stage} but all of the following are missing: version" in said["msg"]
 
 
 def test_a_database_without_an_owner_is_named() -> None:
@@ -153,16 +158,14 @@ class FakeServer:
 def test_a_restart_that_fails_goes_back_to_the_former_values(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, never: bool, outcome: str
 ) -> None:
-    monkeypatch.setattr(
-        postgresql_cluster, "write", lambda path, text, *rest: path.write_text(text)
-    )
-    monkeypatch.setattr(postgresql_cluster, "run", lambda *words: server.systemctl(*words))
+    monkeypatch.setattr(postgresql, "write", lambda path, text, *rest: path.write_text(text))
+    monkeypatch.setattr(postgresql, "run", lambda *words: server.systemctl(*words))
     folder.mkdir()
     former = {"settings": {"Shared_Buffers": "64MB"}}
     claims_of.claim(folder, "shop", {"settings": {"shared_buffers": "9TB"}, "former": former})
     server = FakeServer(tmp_path, never)
     with pytest.raises(server_of.Failure) as failure:
-        postgresql_cluster.restart(server, {"listen_addresses": "", "shared_buffers": "65536kB"})
+        postgresql.restart(server, {"listen_addresses": "", "shared_buffers": "65536kB"})
     said = str(failure.value)
     assert said.startswith("PostgreSQL did not start with the new values of listen_addresses, ")
     assert outcome in said
@@ -189,10 +192,10 @@ def test_a_claim_with_which_a_server_does_not_start_is_not_left_for_others(
     monkeypatch.setattr(
         services, "ask", lambda *words: subprocess.CompletedProcess(asked.append(words), 0)
     )
-    monkeypatch.setattr(postgresql_cluster, "run", lambda *words: asked.append(words))
+    monkeypatch.setattr(postgresql, "run", lambda *words: asked.append(words))
     folder.mkdir()
     claims_of.claim(folder, "shop", {"a": 2, "former": {"a": 1}})
     with pytest.raises(server_of.Failure, match="does not run"):
-        postgresql_cluster.start(DownServer(tmp_path), check=False)
+        postgresql.start(DownServer(tmp_path), check=False)
     assert claims_of.stored(folder, "shop") == {"a": 1}
     assert [words[1:3] for words in asked] == [("daemon-reload",), ("start", "--no-block")]

@@ -1,0 +1,489 @@
+#!/usr/bin/python
+"""A PostgreSQL server that several owners share: its files, its service, its contents."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: postgresql
+short_description: Configure and run a PostgreSQL server that several owners share
+description:
+  - V(configure) notes what one owner, an app for instance, claims of Debian's cluster C(main), in
+    C(/etc/carafe/postgres.d/<owner>.json), and writes C(conf.d/carafe.conf) and C(pg_hba.conf) from
+    the claims of all.
+  - The number of connections is the largest of O(max_connections), the sum of all claims, and what
+    the server has already. The addresses and the lines of C(pg_hba.conf) are those of all owners.
+    Settings that two owners state differently are refused, before anything is changed.
+  - PostgreSQL's own program checks the settings, and the running server checks C(pg_hba.conf). What
+    they refuse is not left on the disk.
+  - V(activate) enables and starts the cluster, waits until it answers, and asks it what it thinks
+    of its files. It reloads or restarts it where they are newer than what runs, whoever wrote them
+    and whenever, so that a run that was cut short is made up for.
+  - Where it does not start with new settings, it gets the former ones again, and the module fails.
+  - Then roles, passwords, memberships, databases, extensions and privileges are made, over the unix
+    socket and as the superuser C(postgres). V(contents) does only that.
+  - A password is compared with what PostgreSQL keeps of it, so that only another one is a change.
+  - A dry run and C(--diff) list what is changed, a sentence for each.
+options:
+  stage:
+    description: What to do.
+    type: str
+    choices: [configure, activate, contents]
+    required: true
+  version:
+    description: Major version of the cluster, which all stages but V(contents) need.
+    type: str
+  owner:
+    description: Who claims.
+    type: str
+    default: default
+  connections:
+    description: Connections that this owner may open.
+    type: int
+    default: 0
+  max_connections:
+    description: Least number of connections of the server.
+    type: int
+    default: 100
+  memory_mb:
+    description: Memory in MiB that the server is tuned for.
+    type: int
+  cores:
+    description: Number of cores that the server is tuned for.
+    type: int
+  measured:
+    description:
+      - C(memory_mb) and C(cores) as they follow from the machine. A value that is the same here was
+        not stated by the owner, and another owner's counts.
+    type: dict
+  settings:
+    description: Settings by name. Each wins over what follows from the memory and the connections.
+    type: dict
+    default: {}
+  listen_addresses:
+    description: IP addresses on which the server accepts TCP connections.
+    type: list
+    elements: str
+    default: []
+  hba:
+    description: Lines of C(pg_hba.conf), which come before those of O(default_hba).
+    type: list
+    elements: dict
+    default: []
+    suboptions: &hba
+      type:
+        description: Kind of connection.
+        type: str
+        required: true
+        choices: [local, host, hostssl, hostnossl, hostgssenc, hostnogssenc]
+      database:
+        description: Name of a database, or one of V(all), V(sameuser), V(samerole), V(replication).
+        type: str
+        required: true
+      user:
+        description: Name of a role, V(+name) for it and its members, or V(all).
+        type: str
+        required: true
+      address:
+        description: IP range of the client.
+        type: str
+      method:
+        description: How the client proves who it is.
+        type: str
+        required: true
+        choices: [peer, scram-sha-256, cert, reject, ident, ldap, gss, radius, pam]
+      options:
+        description: Options of the method, as C(name=value).
+        type: str
+        default: ""
+  default_hba:
+    description: Lines of C(pg_hba.conf), which come after those of O(hba).
+    type: list
+    elements: dict
+    default: []
+    suboptions: *hba
+  unit_files:
+    description: Files that systemd reads for the cluster's unit, as text by path.
+    type: dict
+    default: {}
+  allow_restart:
+    description: Whether to restart the server for settings that need it, or only to warn.
+    type: bool
+    default: true
+  roles:
+    description: Database roles. One that is not in the list is left alone.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the role.
+        type: str
+        required: true
+      password:
+        description: Password of the role. Without one it can come in by V(peer) or V(cert) only.
+        type: str
+      login:
+        description: Whether the role may connect.
+        type: bool
+        default: true
+      member_of:
+        description: Roles that it is a member of. It is taken out of every other.
+        type: list
+        elements: str
+        default: []
+      settings:
+        description: Settings that its sessions start with, and no others. Several names are a list.
+        type: dict
+        default: {}
+  databases:
+    description:
+      - Databases. Nobody but the owner, its members and the writers can connect to one. A database
+        that is not in the list is left alone.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the database.
+        type: str
+        required: true
+      owner:
+        description: Role that owns the database, and makes the tables in it. Each database has one.
+        type: str
+      writers:
+        description: Roles that read and write the rows of every table that the owner makes.
+        type: list
+        elements: str
+        default: []
+      extensions:
+        description: Extensions of the database.
+        type: list
+        elements: str
+        default: []
+      locale:
+        description: Collation and character type. It is fixed when the database is made.
+        type: str
+        default: C.UTF-8
+requirements: [psycopg2]
+author: [Carafe (@carafe)]
+"""
+
+EXAMPLES = r"""
+- name: Write the configuration of PostgreSQL
+  carafe.stack.postgresql:
+    stage: configure
+    version: "17"
+    owner: shop
+    connections: 40
+    memory_mb: 1024
+    cores: 2
+    measured: {memory_mb: 1024, cores: 2}
+    settings: {log_min_duration_statement: 500ms}
+    default_hba:
+      - {type: local, database: all, user: all, method: peer}
+  become: true
+
+- name: Run it with a database
+  carafe.stack.postgresql:
+    stage: activate
+    version: "17"
+    roles:
+      - name: shop-owner
+        login: false
+      - name: www-data
+    databases:
+      - name: shop
+        owner: shop-owner
+        writers: [www-data]
+        extensions: [pg_trgm]
+  become: true
+"""
+
+RETURN = r"""
+changes:
+  description: What was changed, or would be, a sentence for each.
+  type: list
+  elements: str
+  returned: success
+  sample: [restart PostgreSQL for max_connections, create role www-data]
+restart_due:
+  description: Settings that wait for a restart, which O(allow_restart) forbids.
+  type: list
+  elements: str
+  returned: when O(stage) is not V(configure)
+"""
+
+import re
+import tempfile
+from pathlib import Path
+
+from ansible_collections.carafe.stack.plugins.module_utils.module import (
+    Module,
+    choice,
+    entries,
+    options,
+    without_default,
+)
+
+from ..module_utils import claims, postgresql_config, postgresql_contents, services
+from ..module_utils.commands import Failure, run
+from ..module_utils.file_set import File, FileSet, Folder
+from ..module_utils.files import read, write
+from ..module_utils.postgresql_server import Server, Session, need_psycopg2, report, session_now
+
+KINDS = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
+METHODS = ("peer", "scram-sha-256", "cert", "reject", "ident", "ldap", "gss", "radius", "pam")
+RULE = {
+    "type": choice(*KINDS, required=True),
+    **without_default("database", "user", required=True),
+    **without_default("address"),
+    "method": choice(*METHODS, required=True),
+    **options(options=""),
+}
+ARGUMENTS = {
+    "stage": choice("configure", "activate", "contents", required=True),
+    **without_default("version"),
+    **without_default("memory_mb", "cores", type="int"),
+    **without_default("measured", type="dict"),
+    **options(owner="default", connections=0, max_connections=100, allow_restart=True),
+    **options(settings={}, listen_addresses=[], unit_files={}),
+    **{"hba": entries(RULE), "default_hba": entries(RULE)},
+    **postgresql_contents.ARGUMENTS,
+}
+REQUIRED = [
+    ("stage", "configure", ("version", "memory_mb", "cores", "measured")),
+    ("stage", "activate", ("version",)),
+]
+SENTENCES = {"enable": "enable PostgreSQL at boot", "start": "start PostgreSQL"}
+
+
+def connections_of(server: Server, former: str | None) -> int:
+    """Return the number of connections that the server has by its files, 0 where there is none."""
+    if former is not None:
+        said = postgresql_config.parse_settings(former).get("max_connections", "")
+    elif server.is_installed():
+        main_file = server.config / "postgresql.conf"
+        said = server.ask_program("max_connections", main_file).stdout.strip()
+    else:
+        said = ""
+    return int(said) if said.isdecimal() else 0
+
+
+def refuse_settings(server: Server, text: str) -> None:
+    """Have PostgreSQL's program read them: a server that is killed must be able to start."""
+    with tempfile.NamedTemporaryFile("w", prefix="carafe-", suffix=".conf") as file:
+        file.write(text)
+        file.flush()
+        Path(file.name).chmod(0o644)
+        said = server.ask_program("work_mem", Path(file.name))
+    if said.returncode:
+        lines = said.stderr.replace(file.name, "carafe.conf").splitlines()
+        reasons = [re.sub(r"^.*?(?:LOG|ERROR|FATAL): +", "", line) for line in lines]
+        # The last line only says that there were some.
+        reasons = [reason for reason in reasons if "contains errors" not in reason]
+        raise Failure(
+            f"PostgreSQL refuses its settings, so none was changed: {'; '.join(reasons)}. Correct"
+            " postgres_settings in group_vars and run the playbook again."
+        )
+
+
+def wanted_files(
+    server: Server, unit_files: dict[str, str], settings: str, rules: str
+) -> list[File | Folder]:
+    paths = [Path(path) for path in unit_files]
+    return [
+        *(Folder(path, only_new=True) for path in dict.fromkeys(x.parent for x in paths)),
+        # Of a program, --diff says only that it is written.
+        *(
+            File(path, content=text.encode(), sensitive=text.startswith("#!"))
+            for path, text in zip(paths, unit_files.values(), strict=True)
+        ),
+        File(server.settings_file, group="postgres", content=settings.encode()),
+        File(server.hba_file, group="postgres", mode=0o640, content=rules.encode()),
+    ]
+
+
+def prove(server: Server, files: FileSet) -> None:
+    """Where the running server cannot read the files that were written, put the former back."""
+    read_by_server = [x for x in files.due if x.path.is_relative_to(server.config)]
+    session = session_now() if read_by_server else None
+    errors = server.state(session)[0] if session else []
+    if errors:
+        for file in read_by_server:
+            if file.old is not None:
+                write(file.path, file.old, file.mode, file.owner, file.group)
+        raise Failure(
+            "PostgreSQL refuses its configuration, and still runs with the one before:"
+            f" {'; '.join(errors)}. Correct postgres_settings or postgres_hba in group_vars and run"
+            " the playbook again."
+        )
+
+
+def consequence(session: Session | None, former: str | None, values: dict[str, str]) -> list[str]:
+    """Tell in a dry run what the new settings will ask of the server that runs."""
+    if session is None:
+        return []
+    has = postgresql_config.parse_settings(former or "")
+    names = sorted(k for k in has.keys() | values.keys() if has.get(k) != values.get(k))
+    due = session.rows(
+        "SELECT name FROM pg_settings WHERE context = 'postmaster' AND name = ANY(%s) ORDER BY 1",
+        names,
+    )
+    if due:
+        return [f"PostgreSQL restarts for {', '.join(name for (name,) in due)}"]
+    return ["PostgreSQL reads its files anew"]
+
+
+def configure(module: Module) -> dict:
+    given, check = module.params, module.check_mode
+    folder, owner = postgresql_config.FOLDER, given["owner"]
+    server = Server(given["version"])
+    mine = postgresql_config.claim(given)
+    with claims.locked(folder, check):
+        everybody = claims.agreed(folder, owner, mine, postgresql_config.once)
+        if not (check or server.is_installed()):
+            raise Failure(
+                f"PostgreSQL {given['version']} is not installed: {server.config} is not there."
+                " Run the role's entry point install before configure."
+            )
+        former = read(server.settings_file)
+        has_connections = connections_of(server, former)
+        values = postgresql_config.settings(everybody, given["measured"], has_connections)
+        text = postgresql_config.settings_text(values)
+        rules = postgresql_config.hba_text(postgresql_config.hba(everybody))
+        files = FileSet(wanted_files(server, given["unit_files"], text, rules), check)
+        changes = [f"write {x.path}" for x in files.due if isinstance(x, File)]
+        if server.is_installed() and text != former:
+            refuse_settings(server, text)
+            if check:
+                changes += consequence(session_now(), former, values)
+        files.write()
+        if not check:
+            prove(server, files)
+        noted = postgresql_config.unproven(mine, claims.stored(folder, owner))
+        if claims.claim(folder, owner, noted, check):
+            changes.append(f"note what {owner} claims in {folder}")
+    return report(changes, files.diff)
+
+
+def start(server: Server, check: bool) -> tuple[list[str], Session | None]:
+    """Have the unit enabled and running; return what that changed, and a session."""
+    verbs = services.due(services.state(server.unit))
+    changes = [SENTENCES[verb] for verb in verbs if verb in SENTENCES]
+    if check:
+        return changes, session_now()
+    services.act(server.unit, [verb for verb in verbs if verb != "start"])
+    if "start" in verbs:
+        # Debian's pg_ctlcluster looks every half a second; wait() sees it sooner.
+        run("systemctl", "start", "--no-block", server.unit)
+    try:
+        return changes, server.wait()
+    except Failure:
+        postgresql_config.settle(postgresql_config.FOLDER, works=False)
+        raise
+
+
+def restart(server: Server, pending: dict[str, str]) -> Session:
+    """Restart the server for settings that wait for it, or go back to the ones that it ran with."""
+    try:
+        run("systemctl", "restart", server.unit)
+        return server.wait()
+    except Failure:
+        journal = server.journal()
+        postgresql_config.settle(postgresql_config.FOLDER, works=False)
+        values = postgresql_config.parse_settings(read(server.settings_file) or "") | pending
+        # As who stated them wrote them: the next run is to find what it would write.
+        stated = postgresql_config.stated_settings(claims.read(postgresql_config.FOLDER, "", None))
+        values |= {name: str(stated[name]) for name in pending if name in stated}
+        text = postgresql_config.settings_text(dict(sorted(values.items())))
+        write(server.settings_file, text, 0o644, "root", "postgres")
+        outcome = "runs with the former ones again"
+        try:
+            run("systemctl", "restart", server.unit)
+            server.wait()
+        except Failure:
+            outcome = "does not start with the former ones either"
+        raise Failure(
+            f"PostgreSQL did not start with the new values of {', '.join(pending)}, and {outcome}."
+            " Correct postgres_settings, postgres_memory_mb or"
+            f" postgres_listen_addresses in group_vars and run the playbook again. {journal}"
+        ) from None
+
+
+def apply(
+    server: Server, session: Session, is_new: bool, allow_restart: bool, check: bool
+) -> tuple[list[str], list[str], Session]:
+    """Bring the files into force; return what that changed, what still waits for a restart, and a
+    session with the server that runs then."""
+    errors, stale, pending = server.state(session)
+    if errors:
+        raise Failure(
+            "PostgreSQL refuses its configuration, and still runs with the one before:"
+            f" {'; '.join(errors)}. Correct the file by hand, or postgres_settings or postgres_hba"
+            " in group_vars, and run the playbook again."
+        )
+    changes = []
+    if pending and allow_restart:
+        changes.append(f"restart PostgreSQL for {', '.join(pending)}")
+        if not check:
+            session, pending = restart(server, pending), {}
+    elif stale and not is_new:
+        changes.append("have PostgreSQL read its files anew")
+        if not check:
+            server.reload(session)
+    if not check and not pending:
+        postgresql_config.settle(postgresql_config.FOLDER, works=True)
+    return changes, [] if allow_restart else sorted(pending), session
+
+
+def activate(module: Module) -> dict:
+    """Run the cluster, if that is asked for, and make its contents."""
+    given, changes = module.params, []
+    try:
+        due = bring_about(given, changes, module.check_mode)
+    except Failure as failure:
+        # With what was done before.
+        module.fail_json(msg=str(failure), **report(changes))
+    if due:
+        module.warn(
+            f"A restart of PostgreSQL is due for {', '.join(due)}. It was not done, because"
+            " postgres_allow_restart is false. Do it when it suits: systemctl restart"
+            f" {Server(given['version']).unit}"
+        )
+    return {"restart_due": due, **report(changes)}
+
+
+def bring_about(given: dict, changes: list[str], check: bool) -> list[str]:
+    """Note what this changes, and return which settings wait for a restart."""
+    due, contents = [], (given["roles"], given["databases"])
+    if given["stage"] == "contents":
+        need_psycopg2()
+        session = session_now()
+        if session is None:
+            raise Failure("PostgreSQL lets nobody in. See why: systemctl status 'postgresql@*'")
+    else:
+        server = Server(given["version"])
+        if check and not server.is_installed():
+            changes += [*SENTENCES.values(), *postgresql_contents.on_a_bare_server(*contents)]
+            return []
+        need_psycopg2()
+        with claims.locked(postgresql_config.FOLDER, check):
+            started, session = start(server, check)
+            changes += started
+            if session is None:  # only in a dry run, of a server that is down
+                return []
+            is_new = SENTENCES["start"] in started
+            applied, due, session = apply(server, session, is_new, given["allow_restart"], check)
+            changes += applied
+    session.check, session.changes = check, changes
+    postgresql_contents.ensure(session, *contents)
+    return due
+
+
+def main() -> None:
+    module = Module(ARGUMENTS, required_if=REQUIRED)
+    module.answer(configure if module.params["stage"] == "configure" else activate, module)
+
+
+if __name__ == "__main__":
+    main()
