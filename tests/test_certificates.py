@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -220,6 +221,18 @@ def test_a_note_of_attempts_that_cannot_be_read_is_no_obstacle(keeper, text: str
     attempts()
     (certificates.FOLDER / "attempts.json").write_text(text)
     assert keeper().may_try(SITE)
+
+
+def test_a_certbot_that_does_not_come_to_its_log_is_heard(
+    keeper, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    certbot = tmp_path / "bin/certbot"
+    certbot.parent.mkdir()
+    certbot.write_text("#!/bin/sh\necho 'No module named acme' >&2\nexit 1\n")
+    certbot.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{certbot.parent}:{os.environ['PATH']}")
+    with pytest.raises(certificates.Failure, match=r"^No module named acme "):
+        keeper(webroot=str(tmp_path / "webroot")).certbot(SITE, "https://acme.test", "acme")
 
 
 def test_each_failure_doubles_the_pause_and_changes_nothing(

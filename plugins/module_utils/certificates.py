@@ -172,21 +172,10 @@ class Keeper:
     def make(self, item: Item, subject: str, *options: str | Path) -> None:
         """Make a key and a certificate, both in one file so that they are replaced at once."""
         names = ",".join(f"{kind(name)}:{name}" for name in item["names"])
-        with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
-            key, certificate = Path(folder, "key"), Path(folder, "certificate")
-            openssl(
-                *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
-                *("-subj", subject, "-days", str(CA_DAYS), "-keyout", key, "-out", certificate),
-                *(
-                    "-addext",
-                    f"subjectAltName={names}",
-                    "-addext",
-                    "basicConstraints=critical,CA:FALSE",
-                ),
-                *("-addext", "keyUsage=critical,digitalSignature"),
-                *("-addext", "extendedKeyUsage=serverAuth", *options),
-            )
-            files.write(self.path(item), certificate.read_text() + key.read_text(), 0o600)
+        extensions = [f"subjectAltName={names}", "basicConstraints=critical,CA:FALSE"]
+        extensions += ["keyUsage=critical,digitalSignature", "extendedKeyUsage=serverAuth"]
+        certificate, key = new_pair(subject, CA_DAYS, extensions, *options)
+        files.write(self.path(item), certificate + key, 0o600)
 
     def sign(self, item: Item) -> None:
         """Have the private CA sign a certificate, where it has not or the certificate runs out."""
@@ -198,19 +187,13 @@ class Keeper:
         if not self.change(item, "signed by the private CA"):
             return
         if authority is None or authority.runs_out or not key.exists():
-            with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
-                new = Path(folder)
-                # The name is told from that of any other server's, and of the one before it.
-                subject = f"/O=Private CA of {socket.gethostname()}/CN=Root {secrets.token_hex(4)}"
-                openssl(
-                    *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-                    *("-nodes", "-subj", subject, "-days", str(ROOT_DAYS)),
-                    *("-addext", "basicConstraints=critical,CA:TRUE,pathlen:0"),
-                    *("-addext", "keyUsage=critical,keyCertSign,cRLSign"),
-                    *("-keyout", new / "key", "-out", new / "root"),
-                )
-                files.write(key, (new / "key").read_text(), 0o600)
-                files.write(root, (new / "root").read_text())
+            # The name is told from that of any other server's, and of the one before it.
+            subject = f"/O=Private CA of {socket.gethostname()}/CN=Root {secrets.token_hex(4)}"
+            extensions = ["basicConstraints=critical,CA:TRUE,pathlen:0"]
+            extensions += ["keyUsage=critical,keyCertSign,cRLSign"]
+            new_root, new_key = new_pair(subject, ROOT_DAYS, extensions)
+            files.write(key, new_key, 0o600)
+            files.write(root, new_root)
         self.make(item, f"/CN={item['names'][0][:64]}", "-CA", root, "-CAkey", key)
 
     def issue(self) -> None:
@@ -370,6 +353,21 @@ class Keeper:
                 raise Failure(f"{unit} did not load the new certificates: systemctl status {unit}")
 
 
+def new_pair(
+    subject: str, days: int, extensions: list[str], *options: str | Path
+) -> tuple[str, str]:
+    """Return a certificate and its key. It signs itself, unless the options name who does."""
+    with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+        key, certificate = Path(folder, "key"), Path(folder, "certificate")
+        openssl(
+            *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-subj", subject, "-days", str(days), "-keyout", key, "-out", certificate),
+            *(word for extension in extensions for word in ("-addext", extension)),
+            *options,
+        )
+        return certificate.read_text(), key.read_text()
+
+
 def kind(name: str) -> str:
     return "IP" if re.fullmatch(r"[0-9.]+|.*:.*", name) else "DNS"
 
@@ -380,7 +378,7 @@ def reason(said: str) -> list[str]:
     Debian 12's certbot loses what a directory answers on the way to its last line ("can't set
     attribute"), and has it in its log.
     """
-    log = (LOGS / "letsencrypt.log").read_text()
+    log = files.read(LOGS / "letsencrypt.log") or ""
     answers = re.findall(r"^acme\.messages\.Error: (.*)$", log, re.MULTILINE)
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     noise = ("Saving debug log", "Ask for help", "See the logfile")

@@ -200,14 +200,11 @@ def main() -> None:
 def with_pairs(items: list[dict], texts: list[str], keys: list[str]) -> list[dict]:
     """Add to certificates of one's own what their files hold, or None where one was not read."""
     own = [item["name"] for item in items if item["source"] == "files"]
-    whole = len(own) == len(texts) == len(keys)
-    pairs = (
-        [f"{a.strip()}\n{b.strip()}\n" for a, b in zip(texts, keys, strict=True)] if whole else []
-    )
-    found = dict.fromkeys(own) | dict(zip(own, pairs, strict=False))
-    return [
-        item | ({"pair": found[item["name"]]} if item["name"] in found else {}) for item in items
-    ]
+    pairs = dict.fromkeys(own)
+    if len(own) == len(texts) == len(keys):
+        read = zip(own, texts, keys, strict=True)
+        pairs = {name: f"{text.strip()}\n{key.strip()}\n" for name, text, key in read}
+    return [x | ({"pair": pairs[x["name"]]} if x["name"] in pairs else {}) for x in items]
 
 
 def names(claim: dict) -> dict[str, list[str]]:
