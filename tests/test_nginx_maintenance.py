@@ -12,12 +12,11 @@ from ansible_collections.carafe.stack.plugins.module_utils.ssh_peer import Peer
 
 @pytest.fixture(autouse=True)
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A server with the sites shop, and old, which knows no maintenance; nobody is on ssh."""
+    """A server with the site shop; nobody is on ssh."""
     monkeypatch.setattr(maintenance, "SITES", tmp_path)
     monkeypatch.setattr(maintenance, "DATA", tmp_path)
     monkeypatch.setattr(maintenance, "peer", lambda: None)
-    (tmp_path / "shop.conf").write_text("if (-f /var/lib/nginx/maintenance-shop/on) {")
-    (tmp_path / "old.conf").write_text("server {}")
+    (tmp_path / "shop.conf").touch()
     return tmp_path
 
 
@@ -66,7 +65,6 @@ def test_an_address_is_let_in_as_nginx_writes_it(allow: Any, ways: list[str]) ->
         (["shop"], "../on", "nginx_maintenance_allow has ../on"),
         ([], "", "nginx_sites has no site"),
         (["shop", "shpo"], "", "This server has no site shpo"),
-        (["old"], "", "Run this first: ansible-playbook site.yml --tags nginx"),
     ],
 )
 def test_what_cannot_be_is_told(names: list[str], allow: str, problem: str) -> None:

@@ -22,7 +22,7 @@ IPV6 = Path("/proc/net/if_inet6")
 RELEASE = Path("/etc/os-release")
 OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # The first lines of a file that a run of the role has written.
-HEADER = re.compile(r"^# The (site|service) (\S+) of (\S+)\. ", re.M)
+HEADER = re.compile(r"^# The (?:site|service) \S+ of (\S+)\. ", re.M)
 
 
 # --- what is there ---------------------------------------------------------------------------
@@ -50,14 +50,13 @@ def version(pattern: str, text: str) -> tuple[int, ...]:
     return tuple(int(x) for x in found[1].split(".")) if found else (0,)
 
 
-def headers() -> dict[Path, tuple[str, str]]:
-    """Return name and owner of each file that a run of the role has written."""
-    found = {}
-    for pattern in ("*.conf", "*.stream"):
-        for path in (ETC / "sites-enabled").glob(pattern):
-            if path.is_file() and (header := HEADER.search(path.read_text(errors="replace"))):
-                found[path] = (header[2], header[3])
-    return found
+def written_for(owner: str, suffix: str) -> set[str]:
+    """Return the names of the sites or streams whose file a run of the owner's has written."""
+    return {
+        path.stem
+        for path in (ETC / "sites-enabled").glob(f"*{suffix}")
+        if path.is_file() and owner in HEADER.findall(path.read_text(errors="replace"))
+    }
 
 
 def over_tls(names: Iterable[str]) -> bool:
@@ -127,26 +126,21 @@ def recorded(owner: str) -> dict[str, Any]:
 
 def absent_paths(owner: str, sites: list[dict], streams: list[dict]) -> list[str]:
     """Return all that belongs to what is to be absent, or is not listed any more."""
-    before = recorded(owner)
-    files = [path for path, (_, whose) in headers().items() if whose == owner]
-    gone_sites = {x["name"] for x in sites if x["state"] == "absent"}
-    gone_sites |= {*before["sites"], *(x.stem for x in files if x.suffix == ".conf")} - {
-        x["name"] for x in sites
-    }
-    gone_streams = {x["name"] for x in streams if x["state"] == "absent"}
-    gone_streams |= {*before["streams"], *(x.stem for x in files if x.suffix == ".stream")} - {
-        x["name"] for x in streams
-    }
+
+    def gone(kind: str, suffix: str, entries: list[dict]) -> list[str]:
+        had = {*recorded(owner)[kind], *written_for(owner, suffix), *(x["name"] for x in entries)}
+        return sorted(had - {x["name"] for x in present(entries)})
+
     # The file last, by which a run that was cut short is made up for.
     return [
         str(path)
-        for name in sorted(gone_sites)
+        for name in gone("sites", ".conf", sites)
         for path in (
             DATA / f"cache-{name}",
             DATA / f"maintenance-{name}",
             ETC / f"sites-enabled/{name}.conf",
         )
-    ] + [str(ETC / f"sites-enabled/{name}.stream") for name in sorted(gone_streams)]
+    ] + [str(ETC / f"sites-enabled/{name}.stream") for name in gone("streams", ".stream", streams)]
 
 
 # --- ports -----------------------------------------------------------------------------------

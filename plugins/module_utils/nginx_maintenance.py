@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import read, write
-from .ssh_peer import peer
+from .ssh_peer import address, peer
 
 SITES = Path("/etc/nginx/sites-enabled")
 DATA = Path("/var/lib/nginx")
@@ -28,12 +28,8 @@ def visitor(text: str) -> str | None:
 
     A loopback address is refused: a proxy on the server itself has it, and with it everybody.
     """
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    address = getattr(address, "ipv4_mapped", None) or address
-    return None if address.is_loopback else str(address)
+    found = address(text)
+    return None if found is None or ipaddress.ip_address(found).is_loopback else found
 
 
 def words(allow: Any) -> list[str]:
@@ -59,14 +55,8 @@ def problems(names: list[str], allow: list[str]) -> Iterator[str]:
                 " no host name, not the server itself."
             )
     for name in names:
-        text = read(SITES / f"{name}.conf")
-        if text is None:
+        if not (SITES / f"{name}.conf").exists():
             yield f"This server has no site {name}: see nginx_maintenance_sites and nginx_sites."
-        elif f"/maintenance-{name}/on" not in text:
-            yield (
-                f"The site {name} was set up before there was maintenance, so nothing was done."
-                " Run this first: ansible-playbook site.yml --tags nginx"
-            )
 
 
 def folder(name: str) -> Path:
