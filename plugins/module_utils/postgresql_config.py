@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ def claim(parameters: Mapping[str, Any]) -> dict[str, Any]:
     for name in ONCE:
         if parameters[name] != parameters["measured"][name]:
             stated[name] = parameters[name]
-    return json.loads(json.dumps(stated))
+    return stated
 
 
 def unproven(mine: dict[str, Any], stored: dict[str, Any] | None) -> dict[str, Any]:

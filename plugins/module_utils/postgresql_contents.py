@@ -16,14 +16,7 @@ from collections.abc import Iterable, Mapping
 
 from .commands import Failure
 from .module import entries, options, without_default
-from .postgresql_server import Session, one_line
-
-try:
-    import psycopg2
-    from psycopg2 import sql
-    from psycopg2.extensions import encrypt_password
-except ImportError:  # a bare server in a dry run
-    psycopg2 = sql = encrypt_password = None
+from .postgresql_server import Session, one_line, psycopg2, sql
 
 # What the module takes, as roles/postgres/meta/argument_specs.yml has it.
 ROLE = {
@@ -96,7 +89,7 @@ def setting_is(session, stored, value):
 
 def ensure_role(session, role):
     """Make a role, or bring its login, password and settings to what is asked."""
-    who, login = role["name"], role.get("login", True)
+    who, login = role["name"], role["login"]
     attribute = sql.SQL("LOGIN" if login else "NOLOGIN")
     found = session.rows(
         "SELECT a.rolcanlogin, a.rolpassword, coalesce(s.setconfig, '{}')"
@@ -110,10 +103,12 @@ def ensure_role(session, role):
     has_login, has_password, has_settings = found[0] if found else (login, None, [])
     if has_login != login:
         session.change(f"change login of {who}", "ALTER ROLE {r} {a}", r=who, a=attribute)
-    password = str(role.get("password") or "")  # YAML makes a number of one that is all digits
+    password = role["password"]
     if password and not password_is(has_password, password):
         # Encrypted here, so that the server's log never shows it.
-        verifier = encrypt_password(password, who, session.connection, "scram-sha-256")
+        verifier = psycopg2.extensions.encrypt_password(
+            password, who, session.connection, "scram-sha-256"
+        )
         session.change(
             f"set password of {who}", "ALTER ROLE {r} PASSWORD {p}", r=who, p=sql.Literal(verifier)
         )
@@ -125,7 +120,7 @@ def ensure_role(session, role):
 def ensure_settings(session, who, has, role):
     """Bring the settings that a role's sessions start with to what is asked, and to no others."""
     has = {key.lower(): value for key, value in has.items()}
-    wanted = {key.lower(): value for key, value in (role.get("settings") or {}).items()}
+    wanted = {key.lower(): value for key, value in (role["settings"] or {}).items()}
     for key, value in wanted.items():
         if not setting_is(session, has.get(key), value):
             session.change(
@@ -146,7 +141,7 @@ def ensure_settings(session, who, has, role):
 
 def ensure_memberships(session, role):
     """Make a role a member of what is asked, and of nothing else."""
-    who, wanted = role["name"], set(role.get("member_of") or [])
+    who, wanted = role["name"], set(role["member_of"] or [])
     has = {
         row[0]
         for row in session.rows(
@@ -164,7 +159,6 @@ def ensure_memberships(session, role):
 def ensure_database(session, database):
     """Make a database, and keep everybody out of it but its owner and writers."""
     what, owner = database["name"], database["owner"]
-    locale = database.get("locale", "C.UTF-8")
     found = session.rows("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s", what)
     if not found:
         session.change(
@@ -173,7 +167,7 @@ def ensure_database(session, database):
             " LC_COLLATE {l} LC_CTYPE {l}",
             d=what,
             o=owner,
-            l=sql.Literal(locale),
+            l=sql.Literal(database["locale"]),
         )
         if session.check:
             return
@@ -181,7 +175,7 @@ def ensure_database(session, database):
         session.change(
             f"give database {what} to {owner}", "ALTER DATABASE {d} OWNER TO {o}", d=what, o=owner
         )
-    writers = database.get("writers") or []
+    writers = database["writers"] or []
     grants = session.rows(
         "SELECT CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(x.grantee) END,"
         " x.grantee = 0, x.privilege_type"
@@ -236,7 +230,7 @@ def ensure_inside(session, database):
     """Make the extensions, and let the writers use what the owner has made and will make."""
     what, owner = database["name"], database["owner"]
     has = {row[0] for row in session.rows("SELECT extname FROM pg_extension")}
-    for extension in database.get("extensions") or []:
+    for extension in database["extensions"] or []:
         if extension not in has:
             session.change(
                 f"create extension {extension} in {what}",
@@ -244,7 +238,7 @@ def ensure_inside(session, database):
                 "SET search_path TO public; CREATE EXTENSION {e} CASCADE; RESET search_path",
                 e=extension,
             )
-    for writer in database.get("writers") or []:
+    for writer in database["writers"] or []:
         for kind in KINDS:
             ensure_writer(session, what, owner, writer, *kind)
 
