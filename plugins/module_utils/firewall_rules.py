@@ -84,9 +84,7 @@ def port_set(pairs: Ports) -> str:
 def entry(wanted: dict[str, Any]) -> tuple[list[str], Ports, list]:
     """Return the rules of one entry of firewall_allow, and its ports and networks."""
     where = "firewall_allow"
-    if wanted["protocol"] not in ("tcp", "udp"):
-        raise Refused(f"{where} has the protocol {wanted['protocol']!r}, but needs tcp or udp.")
-    if not wanted.get("ports"):
+    if not wanted["ports"]:
         raise Refused(f"{where} has an entry without ports: {json.dumps(wanted)}.")
     comment = wanted["comment"]
     if len(comment.encode()) > COMMENT or re.search(r'["\x00-\x1f\x7f]', comment):
@@ -113,9 +111,7 @@ def claim(allow: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, An
     for name in settings["firewall_trusted_interfaces"]:
         if not re.fullmatch(r"[A-Za-z0-9_.:@-]{1,15}|[A-Za-z0-9_.:@-]{1,14}\*", name):
             raise Refused(f"firewall_trusted_interfaces has {name!r}, which names no interface.")
-    found = {"firewall_allow": allow, **stated(settings, DEFAULTS)}
-    compose({"": found}, None)
-    return found
+    return {"firewall_allow": allow, **stated(settings, DEFAULTS)}
 
 
 def once(claimed: dict[str, Any]) -> dict[str, Any]:
