@@ -80,19 +80,19 @@ LoginGraceTime {login_grace_seconds}
 MaxStartups {max_startups}
 
 # In their order, what ssh-audit asks of this release.
-HostKey {ed25519_key}
-HostKey {rsa_key}
+HostKey {sshd.ED25519_KEY}
+HostKey {sshd.RSA_KEY}
 HostKeyAlgorithms {host_key_algorithms}
 KexAlgorithms {kex}
 Ciphers {ciphers}
 MACs {macs}
 # Without the groups of less than 3072 bits.
-ModuliFile {moduli}
+ModuliFile {sshd.MODULI}
 
-AllowTcpForwarding {tcp_forwarding}
-AllowStreamLocalForwarding {tcp_forwarding}
-AllowAgentForwarding {agent_forwarding}
-X11Forwarding {x11_forwarding}
+AllowTcpForwarding {allow_tcp_forwarding}
+AllowStreamLocalForwarding {allow_tcp_forwarding}
+AllowAgentForwarding {allow_agent_forwarding}
+X11Forwarding {allow_x11_forwarding}
 PermitTunnel no
 Compression no
 
@@ -133,31 +133,25 @@ def render(wanted: dict[str, Any], peer: Peer | None) -> str:
         best, macs = next(x for first, x in ALGORITHMS.items() if first in known)
         kex = ",".join(x for x in best.split(",") if x in known)
 
-    def lines(keyword: str, values: object) -> str:
-        words = {True: "yes", False: "no"}
-        found = values if isinstance(values, list) else [values]
-        return "".join(f"{keyword} {words[x] if isinstance(x, bool) else x}\n" for x in found)
+    def word(value: object) -> object:
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
-    def switch(name: str) -> str:
-        return "yes" if wanted[name] else "no"
+    def lines(keyword: str, values: object) -> str:
+        found = values if isinstance(values, list) else [values]
+        return "".join(f"{keyword} {word(x)}\n" for x in found)
 
     return TEXT.format(
-        **wanted
+        **{name: word(value) for name, value in wanted.items()}
         | {"settings": "".join(lines(k, x) for k, x in wanted["settings"].items())}
         | {"ports": lines("Port", wanted["ports"])},
+        sshd=sshd,
         root=root_login(wanted["permit_root_login"], peer),
         users=lines("AllowUsers", wanted["allow_users"]),
         groups=lines("AllowGroups", wanted["allow_groups"]),
-        ed25519_key=sshd.ED25519_KEY,
-        rsa_key=sshd.RSA_KEY,
         host_key_algorithms=HOST_KEY_ALGORITHMS,
         kex=kex,
         ciphers=CIPHERS,
         macs=macs,
-        moduli=sshd.MODULI,
-        tcp_forwarding=switch("allow_tcp_forwarding"),
-        agent_forwarding=switch("allow_agent_forwarding"),
-        x11_forwarding=switch("allow_x11_forwarding"),
     )
 
 
