@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import subprocess
+import types
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +129,31 @@ def test_a_database_without_an_owner_is_named() -> None:
     databases = [{"name": "shop", "owner": None}]
     with pytest.raises(server_of.Failure, match=r"'shop' has no owner.* postgres_databases in "):
         contents.ensure(None, [], databases)
+
+
+@pytest.mark.parametrize(("stage", "more"), [("activate", {"version": "99"}), ("contents", {})])
+def test_one_run_at_a_time_makes_roles(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    more: dict[str, str],
+) -> None:
+    session = types.SimpleNamespace()
+    monkeypatch.setattr(postgresql, "need_psycopg2", lambda: None)
+    monkeypatch.setattr(postgresql, "session_now", lambda: session)
+    monkeypatch.setattr(postgresql, "start", lambda *_: ([], session))
+    monkeypatch.setattr(postgresql, "apply", lambda *_: ([], [], session))
+
+    def ensure(*_: Any) -> None:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise server_of.Failure("nobody else gets in") from None
+
+    monkeypatch.setattr(contents, "ensure", ensure)
+    assert run(capsys, stage, **more)["msg"] == "nobody else gets in"
 
 
 class FakeServer:

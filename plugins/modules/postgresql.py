@@ -440,7 +440,9 @@ def activate(module: Module) -> dict:
     """Run the cluster, if that is asked for, and make its contents."""
     given, changes = module.params, []
     try:
-        due = bring_about(given, changes, module.check_mode)
+        # To the end: a role that two owners share would be made by both.
+        with claims.locked(postgresql_config.FOLDER, module.check_mode):
+            due = bring_about(given, changes, module.check_mode)
     except Failure as failure:
         # With what was done before.
         module.fail_json(msg=str(failure), **report(changes))
@@ -467,14 +469,13 @@ def bring_about(given: dict, changes: list[str], check: bool) -> list[str]:
             changes += [*SENTENCES.values(), *postgresql_contents.on_a_bare_server(*contents)]
             return []
         need_psycopg2()
-        with claims.locked(postgresql_config.FOLDER, check):
-            started, session = start(server, check)
-            changes += started
-            if session is None:  # only in a dry run, of a server that is down
-                return []
-            is_new = SENTENCES["start"] in started
-            applied, due, session = apply(server, session, is_new, given["allow_restart"], check)
-            changes += applied
+        started, session = start(server, check)
+        changes += started
+        if session is None:  # only in a dry run, of a server that is down
+            return []
+        is_new = SENTENCES["start"] in started
+        applied, due, session = apply(server, session, is_new, given["allow_restart"], check)
+        changes += applied
     session.check, session.changes = check, changes
     postgresql_contents.ensure(session, *contents)
     return due
