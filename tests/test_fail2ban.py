@@ -77,6 +77,12 @@ def test_an_entry_changes_the_jail_of_its_name_and_leaves_the_others() -> None:
     assert found["nginx-429"]["retries"] == 100
 
 
+def test_an_option_that_is_empty_is_one_that_is_left_out(parse) -> None:
+    found = parse(jails=[{"name": "own", "filter": "", "log": "", "journal": ""}])["own"]
+    assert (found["filter"], found["backend"]) == ("own", "systemd")
+    assert "journalmatch" not in found
+
+
 def test_jails_and_addresses_of_all_owners_add_up() -> None:
     said = stated(
         shop={"ignore": ["192.0.2.1"], "seconds": 300},

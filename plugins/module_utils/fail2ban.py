@@ -30,7 +30,7 @@ UNIT = "fail2ban.service"
 
 def given(jail: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an entry says of a jail, without options that it leaves out."""
-    return {key: value for key, value in jail.items() if value is not None}
+    return {key: value for key, value in jail.items() if value not in (None, "")}
 
 
 def claim(wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,14 +70,14 @@ def has_log(jail: Mapping[str, Any]) -> bool:
 
 
 def section(jail: Mapping[str, Any], seconds: int) -> str:
-    lines = ["enabled = true", f"filter = {jail.get('filter') or jail['name']}"]
+    lines = ["enabled = true", f"filter = {jail.get('filter', jail['name'])}"]
     if "log" in jail:
         # When the log is taken away, fail2ban does not start without another file, and no jail is
         # left.
         lines += ["backend = auto", f"logpath = {jail['log']}", "          /dev/null"]
     else:
         lines.append("backend = systemd")
-        if jail.get("journal"):
+        if "journal" in jail:
             lines.append(f"journalmatch = {jail['journal']}")
     lines.append(
         f"port = {','.join(map(str, jail['ports']))}"
