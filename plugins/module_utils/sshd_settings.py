@@ -50,15 +50,6 @@ ALGORITHMS = {
         "hmac-sha2-256-etm@openssh.com,hmac-sha2-512-etm@openssh.com,umac-128-etm@openssh.com",
     ),
 }
-CIPHERS = (
-    "chacha20-poly1305@openssh.com,aes256-gcm@openssh.com,aes256-ctr,aes192-ctr,"
-    "aes128-gcm@openssh.com,aes128-ctr"
-)
-# Those with -cert- are for servers whose host keys an authority has signed.
-HOST_KEY_ALGORITHMS = (
-    "ssh-ed25519-cert-v01@openssh.com,rsa-sha2-512-cert-v01@openssh.com,"
-    "rsa-sha2-256-cert-v01@openssh.com,ssh-ed25519,rsa-sha2-512,rsa-sha2-256"
-)
 UNKNOWN = "what openssh-server knows of, once it is installed"
 TEXT = """\
 # Managed by Ansible, role sshd.
@@ -82,9 +73,12 @@ MaxStartups {max_startups}
 # In their order, what ssh-audit asks of this release.
 HostKey {sshd.ED25519_KEY}
 HostKey {sshd.RSA_KEY}
-HostKeyAlgorithms {host_key_algorithms}
+# Those with -cert- are for servers whose host keys an authority has signed.
+HostKeyAlgorithms ssh-ed25519-cert-v01@openssh.com,rsa-sha2-512-cert-v01@openssh.com,\
+rsa-sha2-256-cert-v01@openssh.com,ssh-ed25519,rsa-sha2-512,rsa-sha2-256
 KexAlgorithms {kex}
-Ciphers {ciphers}
+Ciphers chacha20-poly1305@openssh.com,aes256-gcm@openssh.com,aes256-ctr,aes192-ctr,\
+aes128-gcm@openssh.com,aes128-ctr
 MACs {macs}
 # Without the groups of less than 3072 bits.
 ModuliFile {sshd.MODULI}
@@ -148,9 +142,7 @@ def render(wanted: dict[str, Any], peer: Peer | None) -> str:
         root=root_login(wanted["permit_root_login"], peer),
         users=lines("AllowUsers", wanted["allow_users"]),
         groups=lines("AllowGroups", wanted["allow_groups"]),
-        host_key_algorithms=HOST_KEY_ALGORITHMS,
         kex=kex,
-        ciphers=CIPHERS,
         macs=macs,
     )
 
