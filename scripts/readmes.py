@@ -228,7 +228,7 @@ def modules() -> str:
         lines = [lines] if isinstance(lines, str) else lines
         parts += [f"## {path.stem}", f"{prose(module['short_description'])}."]
         parts.append("\n".join(f"- {prose(line)}" for line in lines))
-        options = {k: {"type": "str", **v} for k, v in module["options"].items()}
+        options = {k: {"type": "str", **v} for k, v in module.get("options", {}).items()}
         parts += tables("option", options)
         if values:
             rows = [f"| `{name}` | {prose(spec['description'])} |" for name, spec in values.items()]
