@@ -26,6 +26,13 @@ REFERENCE = ROOT / "docs/reference"
 START, END = "<!-- variables -->", "<!-- end of variables -->"
 HEADER = "| {} | type | default | what it is |\n| --- | --- | --- | --- |"
 
+# The same in C, which is ten times as fast, where there is one.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def parse(text: str) -> Any:
+    return yaml.load(text, Loader=LOADER)
+
 
 def prose(text: str | list[str]) -> str:
     """Turn Ansible's C(x), with \\) for a bracket inside, into Markdown for one table cell.
@@ -70,7 +77,7 @@ def tables(title: str, options: dict[str, Any], path: str = "") -> Iterator[str]
 
 def options_of(specs: Path) -> dict[str, Any]:
     """Return the options of all entry points."""
-    entries = yaml.safe_load(specs.read_text())["argument_specs"].values()
+    entries = parse(specs.read_text())["argument_specs"].values()
     return {name: spec for entry in entries for name, spec in entry.get("options", {}).items()}
 
 
@@ -102,7 +109,7 @@ def wiring() -> dict[str, Any]:
     """Return what the playbooks set."""
     found: dict[str, Any] = {}
     for path in sorted((PLAYBOOKS / "group_vars/all").glob("*.yml")):
-        found |= yaml.safe_load(path.read_text()) or {}
+        found |= parse(path.read_text()) or {}
     return found
 
 
@@ -160,7 +167,7 @@ def tags_of(path: Path, seen: set[Path]) -> Iterator[str]:
                 tasks = f"{role['name']}/tasks/{role.get('tasks_from', 'main')}.yml"
                 yield from tags_of(ROLES / tasks, seen)
 
-    yield from walk(yaml.safe_load(path.read_text()))
+    yield from walk(parse(path.read_text()))
 
 
 def playbooks() -> str:
@@ -211,7 +218,7 @@ def documentation(path: Path) -> dict[str, Any]:
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             found[node.targets[0].id] = node.value.value
-    return {name: yaml.safe_load(found.get(name) or "{}") for name in ("DOCUMENTATION", "RETURN")}
+    return {name: parse(found.get(name) or "{}") for name in ("DOCUMENTATION", "RETURN")}
 
 
 def modules() -> str:

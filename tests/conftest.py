@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +35,12 @@ def load_yaml(path: Path) -> Any:
     return DataLoader().load_from_file(str(path), trusted_as_template=True)
 
 
+@cache
+def of_role(path: Path) -> dict[str, Any]:
+    """Return what a file of a role holds, for nobody to change: it is read once."""
+    return load_yaml(path)
+
+
 def load_module(path: Path, name: str) -> ModuleType:
     """Import a Python file that is no part of a package."""
     spec = importlib.util.spec_from_file_location(name, path)
@@ -57,7 +64,7 @@ class Role:
 
     @property
     def entry_points(self) -> dict[str, Any]:
-        return load_yaml(self.path / "meta/argument_specs.yml")["argument_specs"]
+        return of_role(self.path / "meta/argument_specs.yml")["argument_specs"]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -65,12 +72,12 @@ class Role:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        return load_yaml(self.path / "defaults/main.yml")
+        return of_role(self.path / "defaults/main.yml")
 
     @property
     def vars(self) -> dict[str, Any]:
         path = self.path / "vars/main.yml"
-        return load_yaml(path) if path.exists() else {}
+        return of_role(path) if path.exists() else {}
 
     def templar(self, variables: Mapping[str, Any]) -> Templar:
         """Return what renders with the role's defaults and vars, and with some variables on top."""

@@ -40,17 +40,19 @@ def archive(tmp_path_factory: pytest.TempPathFactory, ansible_environment: dict[
     return archive
 
 
-@pytest.fixture
-def elsewhere(archive: Path, tmp_path: Path, ansible_environment: dict[str, str]) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def elsewhere(
+    archive: Path, tmp_path_factory: pytest.TempPathFactory, ansible_environment: dict[str, str]
+) -> dict[str, str]:
     """Return an environment that has the installed collection, and nothing of the repository."""
-    environment = {**ansible_environment, "ANSIBLE_COLLECTIONS_PATH": str(tmp_path / "installed")}
-    (tmp_path / "ansible.cfg").touch()
-    environment |= {"ANSIBLE_CONFIG": str(tmp_path / "ansible.cfg")}
-    environment |= {"ANSIBLE_HOME": str(tmp_path / "home")}
+    folder = tmp_path_factory.mktemp("elsewhere")
+    environment = {**ansible_environment, "ANSIBLE_COLLECTIONS_PATH": str(folder / "installed")}
+    (folder / "ansible.cfg").touch()
+    environment |= {"ANSIBLE_CONFIG": str(folder / "ansible.cfg")}
+    environment |= {"ANSIBLE_HOME": str(folder / "home")}
     install = ["ansible-galaxy", "collection", "install", "--offline", archive]
-    done = run(*install, "-p", tmp_path / "installed", environment=environment, folder=tmp_path)
+    done = run(*install, "-p", folder / "installed", environment=environment, folder=folder)
     assert done.startswith("0 "), done
-    (tmp_path / "play.yml").write_text(PLAYBOOK)
     return environment
 
 
@@ -65,6 +67,7 @@ def test_only_what_users_need_travels(archive: Path) -> None:
 
 
 def test_a_role_runs_from_the_collection(elsewhere: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "play.yml").write_text(PLAYBOOK)
     done = run("ansible-playbook", "--check", "play.yml", environment=elsewhere, folder=tmp_path)
     assert done.startswith("0 "), done
     assert "gunicorn : configure | Write what the slots need" in done
@@ -72,6 +75,7 @@ def test_a_role_runs_from_the_collection(elsewhere: dict[str, str], tmp_path: Pa
 
 
 def test_its_arguments_are_checked(elsewhere: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "play.yml").write_text(PLAYBOOK)
     command = ["ansible-playbook", "--check", "play.yml", "-e", "gunicorn_log_level=loud"]
     done = run(*command, environment=elsewhere, folder=tmp_path)
     assert done.startswith("2 "), done

@@ -58,16 +58,23 @@ case $1 in
   downgrade) echo "$2" >ROOT/database ;;
 esac
 """
+# Without all that http.server imports: some hundreds of these are started.
 SERVER = """
-import http.server, os, socketserver
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(STATUS)
-        self.end_headers()
-    def address_string(self):
-        return "unix"
-socketserver.UnixStreamServer(os.environ["PROBE_SOCKET"], Handler).serve_forever()
+import os, socket
+server = socket.socket(socket.AF_UNIX)
+server.bind(os.environ["PROBE_SOCKET"])
+server.listen()
+while True:
+    client, _ = server.accept()
+    client.recv(65536)
+    client.sendall(b"HTTP/1.1 STATUS x\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n")
+    client.close()
 """
+
+
+def server(status: int) -> str:
+    """Return the command of an app that gives one answer to all."""
+    return f"exec {sys.executable} -I -S -c '{SERVER.replace('STATUS', str(status))}'"
 
 
 class App:
@@ -86,7 +93,7 @@ class App:
         user, folder = getpass.getuser(), self.root / "releases" / release
         venv = self.root / "venvs" / changes.get("venv", "venv-1")
         alembic = f"{self.root}/bin/alembic"
-        probe = f"exec {sys.executable} -c '{SERVER.replace('STATUS', '200')}'"
+        probe = server(200)
         commands = {"load": "true", "migrate": f"{alembic} upgrade", "probe": probe}
         return {
             "name": "carafe-test-app",
@@ -227,7 +234,7 @@ def test_dependencies_are_installed_with_variables_of_their_own(app: App) -> Non
     assert "PIP_INDEX_URL: parameter not set" in app.fail("b", hooks={"before_build": [hook]})
 
 
-UNWELL = f"exec {sys.executable} -c '{SERVER.replace('STATUS', '500')}'"
+UNWELL = server(500)
 # What fails at which step.
 SPOILED = [
     ("build", {"build_venv": "echo no such package; exit 3"}),
@@ -330,7 +337,7 @@ def serving_settings(app: App) -> dict[str, str]:
 
 
 def test_named_health_path_must_exist(app: App) -> None:
-    probe = f"exec {sys.executable} -c '{SERVER.replace('STATUS', '404')}'"
+    probe = server(404)
     app.deploy("a", commands={"probe": probe})
     assert "healthz answered 404" in app.fail(
         "b", commands={"probe": probe}, health={"path": "/healthz", "timeout": 5}
@@ -338,7 +345,7 @@ def test_named_health_path_must_exist(app: App) -> None:
 
 
 def test_guessed_health_path_is_told(app: App) -> None:
-    probe = f"exec {sys.executable} -c '{SERVER.replace('STATUS', '404')}'"
+    probe = server(404)
     assert "/ answered 404" in app.deploy("a", commands={"probe": probe})["took"][-1]
 
 

@@ -1,0 +1,90 @@
+"""What playbooks/preflight.yml makes of an inventory, asked in this process.
+
+The servers are as FACTS says. ansible-playbook, whose modules ask this machine what it is, takes
+many times as long, and test_preflight_run.py has that, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ansible import context
+from ansible.inventory.manager import InventoryManager
+from ansible.parsing.dataloader import DataLoader
+from ansible.playbook import Playbook
+from ansible.plugins.loader import action_loader
+from ansible.template import Templar, trust_as_template
+from ansible.utils.context_objects import CLIArgs
+from ansible.utils.vars import load_extra_vars, load_options_vars
+from ansible.vars.hostvars import HostVars
+from ansible.vars.manager import VariableManager
+from conftest import FACTS, ROLES, ROOT, Role
+
+PREFLIGHT = ROOT / "playbooks/preflight.yml"
+SECRETS = {
+    "vault_app_secret_key": "0123456789abcdef0123456789abcdef",
+    "vault_database_password": "hush-hush",
+    "vault_database_migrate_password": "hush-hush",
+}
+# Keeps what it has read of the roles.
+LOADER = DataLoader()
+
+
+class Looked:
+    """What the preflight says, and what Ansible knows of the first server by then."""
+
+    def __init__(
+        self,
+        inventory: Path,
+        *extra: str,
+        playbook: Path = PREFLIGHT,
+        limit: str | None = None,
+        facts: Mapping[str, Any] = FACTS,
+    ) -> None:
+        arguments = {"args": [str(playbook)], "inventory": [str(inventory)], "subset": limit}
+        arguments |= {"extra_vars": extra, "tags": ["all"], "skip_tags": [], "check": False}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(context, "CLIARGS", CLIArgs(arguments))
+            # These are parsed once in a process.
+            patch.setattr(load_extra_vars, "extra_vars", None, raising=False)
+            patch.setattr(load_options_vars, "options_vars", None, raising=False)
+            patch.chdir(ROOT)
+            self.run(inventory, playbook, limit, facts)
+
+    def run(
+        self, inventory: Path, playbook: Path, limit: str | None, facts: Mapping[str, Any]
+    ) -> None:
+        hosts = InventoryManager(LOADER, [str(inventory)])
+        hosts.subset(limit)
+        variables = VariableManager(LOADER, hosts)
+        HostVars(hosts, variables, LOADER)
+        book = Playbook.load(str(playbook), variables, LOADER)
+        play = book.get_plays()[0]
+        LOADER.set_basedir(play._included_path or book._basedir)
+        tasks = (task for block in play.tasks for task in block.block)
+        (task,) = (task for task in tasks if task.action == "carafe.stack.preflight")
+        targets = hosts.get_hosts(play.hosts)
+        for host in targets:
+            variables.set_host_facts(host.name, dict(facts))
+            variables.set_nonpersistent_facts(host.name, {task.args["facts"]: {}})
+        self.variables = variables.get_vars(play, targets[0], task)
+        action = action_loader.get(
+            task.action,
+            task=task,
+            connection=SimpleNamespace(_shell=SimpleNamespace(tmpdir="")),
+            play_context=None,
+            loader=LOADER,
+            templar=Templar(LOADER, self.variables),
+            shared_loader_obj=None,
+        )
+        self.said = " ".join(action.run(task_vars=self.variables).get("msg", "").split())
+
+    def value(self, expression: str) -> Any:
+        """Return an expression's value on the first server, as the wiring and the roles have it."""
+        known = {k: v for x in map(Role, ROLES) for k, v in {**x.defaults, **x.vars}.items()}
+        templar = Templar(LOADER, {**known, **self.variables})
+        return templar.template(trust_as_template(f"{{{{ {expression} }}}}"))
