@@ -102,6 +102,23 @@ class Role:
         return lookup.run([path], variables=templar.available_variables)[0]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--another-python", action="store_true", help="skip what none has a part in")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "any_python: of documents, of the tests, of what runs here")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--another-python"):
+        for item in items:
+            if item.get_closest_marker("any_python"):
+                item.add_marker(
+                    pytest.mark.skip(reason="no Python and no Ansible has a part in it")
+                )
+
+
 @pytest.fixture(params=ROLES)
 def role(request: pytest.FixtureRequest) -> Role:
     return Role(request.param)

@@ -13,6 +13,8 @@ import pytest
 from ansible.plugins.connection import ssh
 from conftest import ROOT, load_module
 
+pytestmark = pytest.mark.any_python
+
 
 @pytest.fixture
 def releases(monkeypatch: pytest.MonkeyPatch) -> ModuleType:

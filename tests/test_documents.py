@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.any_python
+
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 

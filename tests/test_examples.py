@@ -17,6 +17,8 @@ import yaml
 from conftest import ROOT
 from inventories import SECRETS, Looked
 
+pytestmark = pytest.mark.any_python
+
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^( *)```ya?ml\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 APP = {"app_domains": ["example.com"], "app_name": "shop", "app_path": str(ROOT / "sample_app")}

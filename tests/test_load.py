@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from conftest import ROOT, load_module
 
+pytestmark = pytest.mark.any_python
+
 LOAD = load_module(ROOT / "molecule/load.py", "load")
 Load, Answer = LOAD.Load, LOAD.Answer
 

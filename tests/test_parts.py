@@ -9,6 +9,8 @@ import subprocess
 import pytest
 from conftest import ROLES, ROOT
 
+pytestmark = pytest.mark.any_python
+
 LOADER = importlib.machinery.SourceFileLoader("parts", str(ROOT / "scripts/parts"))
 PARTS = importlib.util.module_from_spec(importlib.util.spec_from_loader("parts", LOADER))
 LOADER.exec_module(PARTS)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, load_module
 
+pytestmark = pytest.mark.any_python
+
 SUITE = load_module(ROOT / "molecule/conftest.py", "suite_conftest")
 
 
