@@ -816,6 +816,8 @@ def test_an_inventory_with_no_group_of_its_own(tmp_path: Path) -> None:
     [
         ("app_version=v1", "app_version=v1"),
         ("vault_app_secret_key=hush", "vault_app_secret_key=…"),
+        ("secret=app_secret_key", "secret=app_secret_key"),
+        ("secret=hush", "secret=…"),
         ("app_version=v1 database_password=hush now", "app_version=v1 database_password=…"),
         ('{"database_password": "hush"}', "{…}"),
         ("--vault-password-file=x", "--vault-password-file=x"),

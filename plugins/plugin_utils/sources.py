@@ -14,6 +14,8 @@ from .problems import Problem, Server
 
 TOP = Path(__file__).resolve().parents[2]
 VAULT = re.compile(r"\bvault_\w+")
+# Which one playbooks/rotate.yml is to change, by its name.
+ROTATED = re.compile(r"secret=(app_secret_key(_old)?|database_(migrate_)?password)")
 SECRET = re.compile(r"secret|password|token|key|vault_", re.IGNORECASE)
 
 
@@ -168,7 +170,7 @@ class Sources:
 
 def hide(word: str) -> str:
     """Return a word of the command line, as it is unless it sets a secret."""
-    if word.startswith("--") or not SECRET.search(word):
+    if word.startswith("--") or not SECRET.search(word) or ROTATED.fullmatch(word):
         return word
     if word.lstrip().startswith("{"):
         return "{…}"
