@@ -405,6 +405,33 @@ def test_lock_of_a_dead_run_can_be_broken_and_the_dead_stays_dead(app: App) -> N
         app.step("gate", "b", "load")
 
 
+THEIRS = json.dumps(RUN_2 | {"since": 0, "steps": [], "from": "a"})
+
+
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [
+        ("probe", {"commands": {"probe": "TAKE; " + server(200)}}),
+        ("migrate", {"commands": {"migrate": "TAKE; exit 3"}}),
+        ("switch", {"hooks": {"after_switch": ["TAKE; exit 3"]}}),
+    ],
+    ids=["well", "failed", "failed after the switch"],
+)
+def test_a_step_of_a_dead_run_gives_no_lock_back_that_was_taken_meanwhile(
+    app: App, step: str, changes: dict[str, Any]
+) -> None:
+    lock = app.root / "state/lock.json"
+    take = f"echo '{THEIRS}' >{lock}"
+    changes = json.loads(json.dumps(changes).replace("TAKE", json.dumps(take)[1:-1]))
+    app.deploy("a")
+    app.part(GATE.index(step) + 1, "b")
+    with pytest.raises(Failure):
+        app.step("gate", "b", step, **changes)
+    assert json.loads(lock.read_text()) == json.loads(THEIRS)
+    # Whether it is well is for the other run to say.
+    assert "broken" not in app.known["b"]
+
+
 @pytest.mark.parametrize("steps", range(1, 7))
 def test_run_cut_short_after_any_step_is_made_up_for(app: App, steps: int) -> None:
     app.deploy("a")

@@ -19,6 +19,7 @@ import os
 import select
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,11 @@ class State:
 
     def note(self, release: str, **values: Any) -> None:
         """Write down something about a release; what is None is forgotten."""
-        releases = self.releases
-        entry = releases.get(release, {}) | values
-        releases[release] = {key: value for key, value in entry.items() if value is not None}
-        self.write(self.state / "releases.json", releases)
+        with files.locked(self.state):
+            releases = self.releases
+            entry = releases.get(release, {}) | values
+            releases[release] = {key: value for key, value in entry.items() if value is not None}
+            self.write(self.state / "releases.json", releases)
 
     def usable(self) -> list[str]:
         """Return the releases that have served well and still could, the newest first."""
@@ -224,30 +226,31 @@ class State:
     def take_lock(self) -> None:
         """Take the lock, or raise Locked; ``break_lock`` takes it from whoever has it."""
         run = self.app["run"]
-        if self.lock_path.exists() and self.app["break_lock"] and not self.mine:
+        with files.locked(self.state):
+            if self.lock_path.exists() and self.app["break_lock"] and not self.mine:
+                try:
+                    by = self.read_lock().get("by", "somebody")
+                except Failure:
+                    by = "somebody"
+                self.audit(f"{run['by']}  broke the lock of {by}")
+                self.lock_path.unlink(missing_ok=True)
+            serving = self.serving
+            lock = run | {
+                # What a failure goes back to: what has served well.
+                "from": serving if self.proven(serving) else self.before(serving),
+                "what": f"{run['what']} {self.id}".rstrip(),
+                "since": time.time(),
+                "steps": [],
+            }
+            partial = self.state / f".lock.{os.getpid()}"
+            self.write(partial, lock)
             try:
-                by = self.read_lock().get("by", "somebody")
-            except Failure:
-                by = "somebody"
-            self.audit(f"{run['by']}  broke the lock of {by}")
-            self.lock_path.unlink(missing_ok=True)
-        serving = self.serving
-        lock = run | {
-            # What a failure goes back to: what has served well.
-            "from": serving if self.proven(serving) else self.before(serving),
-            "what": f"{run['what']} {self.id}".rstrip(),
-            "since": time.time(),
-            "steps": [],
-        }
-        partial = self.state / f".lock.{os.getpid()}"
-        self.write(partial, lock)
-        try:
-            # Of several runs at the same time, one makes the link.
-            os.link(partial, self.lock_path)
-        except FileExistsError:
-            self.refuse()
-        finally:
-            partial.unlink(missing_ok=True)
+                # Of several runs at the same time, one makes the link.
+                os.link(partial, self.lock_path)
+            except FileExistsError:
+                self.refuse()
+            finally:
+                partial.unlink(missing_ok=True)
         self.lock = lock
         self.adopt()
 
@@ -269,25 +272,38 @@ class State:
         # The control machine adds whether that run is alive, where it can know.
         raise Locked({"machine": "", "pid": ""} | lock, says)
 
+    @contextlib.contextmanager
+    def own_lock(self) -> Iterator[dict[str, Any]]:
+        """Keep the lock from being broken meanwhile; fail when it is not this run's any more."""
+        with files.locked(self.state):
+            lock = self.read_lock()
+            if lock.get("id") != self.app["run"]["id"]:
+                raise Locked(
+                    {},
+                    f"This run has lost the lock of {self.app['name']} to"
+                    f" {lock.get('by', 'somebody')}, and stops here.",
+                )
+            yield lock
+
     def step(self, name: str) -> None:
-        """Note in the lock that a step begins; fail when the lock is not this run's."""
-        self.lock = self.read_lock()
-        if self.lock.get("id") != self.app["run"]["id"]:
-            raise Locked(
-                {},
-                f"This run has lost the lock of {self.app['name']} to"
-                f" {self.lock.get('by', 'somebody')}, and stops here.",
-            )
-        if gone():
-            raise Failure("the run that began this is gone")
-        self.lock["steps"].append([name, time.time()])
-        self.write(self.lock_path, self.lock)
+        """Note in the lock that a step begins."""
+        with self.own_lock() as self.lock:
+            if gone():
+                raise Failure("the run that began this is gone")
+            self.lock["steps"].append([name, time.time()])
+            self.write(self.lock_path, self.lock)
+
+    def keep_lock(self) -> None:
+        """Write down what this run has noted in the lock."""
+        with self.own_lock():
+            self.write(self.lock_path, self.lock)
 
     def end(self, result: str) -> None:
         """Give the lock back, and write down how the run ended."""
-        took = time.time() - self.lock["since"]
-        self.audit(f"{self.lock['by']}  {self.lock['what']}  {result}  {took:.1f} s")
-        self.lock_path.unlink()
+        with self.own_lock():
+            took = time.time() - self.lock["since"]
+            self.audit(f"{self.lock['by']}  {self.lock['what']}  {result}  {took:.1f} s")
+            self.lock_path.unlink()
 
     def durations(self) -> list[str]:
         """Return how many seconds each step took, and all of them together."""

@@ -137,7 +137,9 @@ class Release(State):
     def fail(self, step: str, why: str) -> str:
         """Mark the release as broken, give the lock back, and return all that helps."""
         self.best_effort, ahead = True, ""
-        if self.lock:
+        # Of a run that has lost its lock, nothing is taken back: another one is at work.
+        mine = self.mine
+        if mine:
             if step == "switch":
                 self.point(self.lock["from"])
             with contextlib.suppress(Failure, OSError):
@@ -149,7 +151,7 @@ class Release(State):
         if self.log_path.exists():
             tail = self.log_path.read_bytes()[-LOG_TAIL:].decode(errors="replace")
             log = f"The end of {self.log_path}:\n{tail}"
-        if self.lock:
+        if mine:
             self.end(f"failed at {step}: {why}".partition("\n")[0])
         serves = f"{self.serving} serves" if self.serving else "nothing serves yet"
         return f"{self.id} failed at the step {step}: {why}; {serves}.\n{ahead}{log}"
@@ -200,7 +202,8 @@ def begin(app: Release) -> None:
     try:
         settings.place(app.app, check=False)
         if live:
-            app.lock_path.unlink()
+            with app.own_lock():
+                app.lock_path.unlink()
             return
         app.step("begin")
         settings.store(app, app.id, wanted)
@@ -213,7 +216,8 @@ def begin(app: Release) -> None:
             **({"from": app.lock["from"]} if app.lock["from"] not in ("", app.id) else {}),
         )
     except (OSError, CommandFailed, Refused):
-        app.lock_path.unlink(missing_ok=True)
+        if app.mine:
+            app.lock_path.unlink()
         raise
     app.output["plan"] = plan(app, ("build", "load", "migrate", "probe", "switch"))
 
@@ -348,7 +352,7 @@ def downgrade(app: Release) -> None:
     app.alembic(f"downgrade {head}", app.serving)
     app.note(app.serving, head=head)
     app.lock["downgraded"] = True
-    app.write(app.lock_path, app.lock)
+    app.keep_lock()
 
 
 def probe(app: Release) -> None:
@@ -389,7 +393,7 @@ def probe(app: Release) -> None:
         app.lock["health"] = (
             f"no app_health_path is named, and / answered {status}, which is below 500 and will do"
         )
-        app.write(app.lock_path, app.lock)
+        app.keep_lock()
 
 
 def switch(app: Release) -> None:
@@ -576,7 +580,7 @@ def revert(app: Release) -> None:
         # It is finished here already, and on another server it failed.
         app.take_lock()
         app.lock["from"] = app.before(app.id)
-        app.write(app.lock_path, app.lock)
+        app.keep_lock()
     app.best_effort = True
     steps = [name for name, _ in app.read_lock()["steps"]]
     app.step("revert")
@@ -586,7 +590,7 @@ def revert(app: Release) -> None:
     if finished or "switch" in steps:
         app.point(before)
     app.restore_schema()
-    app.write(app.lock_path, app.lock)
+    app.keep_lock()
 
 
 def reason(app: Release) -> tuple[str, str]:
