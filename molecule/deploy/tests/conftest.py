@@ -128,10 +128,10 @@ def jobs(host: Host) -> Callable[[], dict[str, list[bool]]]:
 
 
 @contextlib.contextmanager
-def lossless(url: str, rows: Callable[[], list[str]]) -> Iterator[Load]:
+def lossless(url: str, rows: Callable[[], list[str]], rate: float = 50) -> Iterator[Load]:
     """Load; at its end no request may have failed, and no row be lost or twice."""
     before = rows()
-    with Load(url) as site:
+    with Load(url, rate) as site:
         yield site
     assert site.failures == []
     assert rows() == sorted(before + site.acknowledged)
@@ -141,4 +141,11 @@ def lossless(url: str, rows: Callable[[], list[str]]) -> Iterator[Load]:
 def load(url: str, rows: Callable[[], list[str]]) -> Iterator[Load]:
     """Load during the whole test, of which nothing may be lost."""
     with lossless(url, rows) as site:
+        yield site
+
+
+@pytest.fixture
+def heavy_load(url: str, rows: Callable[[], list[str]]) -> Iterator[Load]:
+    """As much as keeps one of two cores busy."""
+    with lossless(url, rows, rate=200) as site:
         yield site

@@ -35,10 +35,10 @@ def kill(host: Host, eventually: Callable[..., None]) -> Callable[[str], None]:
     return run
 
 
-def test_master_is_killed(load: Load, kill: Callable[[str], None]) -> None:
-    load.go_on(400)
+def test_master_is_killed(heavy_load: Load, kill: Callable[[str], None]) -> None:
+    heavy_load.go_on(400)
     kill(MASTER)
-    load.go_on(600)
+    heavy_load.go_on(600)
 
 
 def test_worker_is_killed(lossy: Load, kill: Callable[[str], None]) -> None:

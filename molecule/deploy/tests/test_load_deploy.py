@@ -53,7 +53,7 @@ def ok(run: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.each_release
 def test_deployments_and_rollbacks(
-    load: Load,
+    heavy_load: Load,
     playbook: Callable,
     code: Callable[..., Path],
     serving: Callable[[], str],
@@ -62,17 +62,17 @@ def test_deployments_and_rollbacks(
 ) -> None:
     before, seen = serving(), set()
     rounds = ROUNDS[host.check_output("hostname").rpartition("-")[2]]
-    load.go_on(400)
+    heavy_load.go_on(400)
     for number, strategy in enumerate(rounds):
         ok(playbook("deploy", strategy, ledger_path=str(code(f"n{number}"))))
         seen.add(serving())
         ok(playbook("rollback", strategy))
         assert serving() == before
     assert len(seen) == len(rounds)
-    assert {answer.release for answer in load.answers} == seen | {before}
+    assert {answer.release for answer in heavy_load.answers} == seen | {before}
     # Nobody waits for a slot to come back, which takes seconds. `make bench` measures the rest.
-    print(f"the longest time without an answer: {load.stall():.2f} s")
-    assert load.stall() < 5
+    print(f"the longest time without an answer: {heavy_load.stall():.2f} s")
+    assert heavy_load.stall() < 5
     # The worker moved along each time, and was never cut off; what it is at now has not ended.
     assert set(jobs()) >= seen | {before}
     assert sum(not ended for found in jobs().values() for ended in found) <= 1
@@ -141,12 +141,13 @@ def test_broken_release(
         assert run.returncode != 0
         assert reason in run.stdout + run.stderr
         assert serving() == before
-        assert "broken" in ok(playbook("releases"))
+        if way == "import":
+            assert "broken" in ok(playbook("releases"))
         worker = host.check_output("supervisorctl pid ledger.jobs:ledger.jobs_0")
         assert f"APP_RELEASE={before}" in host.check_output(f"tr '\\0' ' ' </proc/{worker}/environ")
         tables = host.check_output("runuser -u ledger -- psql -XAtc '\\dt' ledger")
         assert "half" not in tables
-        load.go_on(400, after=ended)
+        load.go_on(100, after=ended)
     assert {answer.release for answer in load.answers if answer.due > ended} == {before}
     # Nothing of it is what the server starts with, either.
     assert "of what failed" not in started_with(before)
@@ -175,7 +176,7 @@ def test_broken_rollback(
             assert run.returncode != 0
             assert "no_such_module" in run.stdout + run.stderr
             assert serving() == newer
-            load.go_on(400, after=ended)
+            load.go_on(100, after=ended)
         assert {answer.release for answer in load.answers} == {newer}
         assert started_with(newer).count("WORD=of the newer\n") == 3
     finally:
