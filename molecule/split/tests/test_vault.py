@@ -150,7 +150,8 @@ class Guest(threading.Thread):
             self.failures.append(("not logged in", user))
 
     def run(self) -> None:
-        # Each login hashes a password: without a pause, four of them would leave no processor to what is tested.
+        # Each login hashes a password: without a pause, four of them would leave no processor to
+        # what is tested.
         while not self.done.wait(1):
             self.check_who(self.old)
             self.ask(self.old, "POST", "/api/posts", 201, self.token, body="hello")
