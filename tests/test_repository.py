@@ -109,7 +109,8 @@ def test_a_new_role_needs_no_edit_in_a_list_of_roles() -> None:
     agreed = {"playbooks/group_vars/all/stack.yml", "playbooks/stack.yml"}
     names = "|".join(ROLES)
     of_one_role = rf"(roles|molecule)/({names})/|playbooks/group_vars/all/({names})\.yml"
-    of_documents = r"docs/|README\.md|CHANGELOG\.md"
+    # What was measured is for the documents.
+    of_documents = r"docs/|README\.md|CHANGELOG\.md|benchmarks/results\.json"
     role = re.compile(rf"(?<![\w.-])(?:{names})(?!\w)")
     found = {}
     for file in tracked():
