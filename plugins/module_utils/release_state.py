@@ -234,24 +234,17 @@ class State:
                     by = "somebody"
                 self.audit(f"{run['by']}  broke the lock of {by}")
                 self.lock_path.unlink(missing_ok=True)
+            self.refuse()
             serving = self.serving
-            lock = run | {
+            self.lock = run | {
                 # What a failure goes back to: what has served well.
                 "from": serving if self.proven(serving) else self.before(serving),
                 "what": f"{run['what']} {self.id}".rstrip(),
                 "since": time.time(),
                 "steps": [],
             }
-            partial = self.state / f".lock.{os.getpid()}"
-            self.write(partial, lock)
-            try:
-                # Of several runs at the same time, one makes the link.
-                os.link(partial, self.lock_path)
-            except FileExistsError:
-                self.refuse()
-            finally:
-                partial.unlink(missing_ok=True)
-        self.lock = lock
+            if not self.lock_path.exists():
+                self.write(self.lock_path, self.lock)
         self.adopt()
 
     def refuse(self) -> None:

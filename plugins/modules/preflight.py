@@ -23,9 +23,9 @@ EXAMPLES = r"""
 - name: Learn what each server is
   carafe.stack.server_facts:
   register: preflight_facts
-  # The next task fails for both, for all servers at once.
+  # Both: the next task fails for it, for all servers at once.
   ignore_unreachable: true
-  ignore_errors: true
+  ignore_errors: true # the next task fails for it
 
 - name: Check what the inventory says
   carafe.stack.preflight:
