@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -342,6 +343,27 @@ def test_what_somebody_did_by_hand_is_due(kernel: Kernel, harm: str, tmp_path: P
     if found["unconfirmed"]:
         confirm("shop")
     assert not apply("shop", "80")["changed"]
+
+
+def test_the_metadata_of_the_cloud_is_root_s_until_somebody_opens_it(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply("blog", "80")
+    confirm("blog")
+    assert kernel.table.count("meta skuid != { 0 } counter reject") == 2
+    # By whom sshd asks AWS for the operator's key, where there is such a user.
+    known = {"root": 0, "ec2-instance-connect": 997}
+    monkeypatch.setattr(
+        firewall_rules.pwd, "getpwnam", lambda name: SimpleNamespace(pw_uid=known[name])
+    )
+    apply("blog", "80")
+    confirm("blog")
+    assert kernel.table.count("meta skuid != { 0, 997 } counter reject") == 2
+    apply("shop", metadata=True)
+    confirm("shop")
+    assert "skuid" not in kernel.table
+    # Who says nothing of it closes it for nobody.
+    assert not apply("blog", "80")["changed"]
 
 
 def test_the_module_has_the_defaults_of_the_role() -> None:

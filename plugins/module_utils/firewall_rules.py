@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
+import pwd
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -22,7 +24,32 @@ DEFAULTS: dict[str, Any] = {
     "firewall_ssh_rate": 10,
     "firewall_ssh_burst": 20,
     "firewall_trusted_interfaces": [],
+    "firewall_metadata": False,
 }
+# Where clouds tell a server about itself: keys of its role, what cloud-init was given, passwords.
+METADATA = {
+    "ip": [
+        "100.100.100.200",  # Alibaba
+        "168.63.129.16",  # Azure, besides the first of all
+        "169.254.0.23",  # Tencent
+        "169.254.42.42",  # Scaleway
+        "169.254.169.254",  # AWS, Google, Azure, OpenStack, Hetzner, DigitalOcean and most others
+        "169.254.170.2",  # AWS, for containers
+        "192.0.0.192",  # Oracle, of old
+    ],
+    "ip6": [
+        "fd00:42::42",  # Scaleway
+        "fd00:a9fe:a9fe::1",  # Linode
+        "fd00:c1::a9fe:a9fe",  # Oracle
+        "fd00:ec2::23",  # AWS, for containers
+        "fd00:ec2::254",  # AWS
+        "fd20:ce::254",  # Google
+        "fe80::a9fe:a9fe",  # OpenStack
+    ],
+}
+# Who may ask there: root, as cloud-init and the clouds' agents are, and by whom sshd asks AWS for
+# the operator's key.
+METADATA_USERS = ("root", "ec2-instance-connect")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Ports = list[tuple[int, int]]
 
@@ -129,6 +156,23 @@ def let_in(peer: Peer, ways: Iterable[tuple[Ports, list[Network]]]) -> bool:
     )
 
 
+def metadata_chain() -> str:
+    """Return the chain that keeps users other than root from the cloud's metadata."""
+    users = set()
+    for name in METADATA_USERS:
+        # By number: with a name that is gone, nft would load nothing at all.
+        with contextlib.suppress(KeyError):
+            users.add(pwd.getpwnam(name).pw_uid)
+    opens = "tcp flags & (fin | syn | rst | ack) == syn tcp dport != 53"
+    who = f"meta skuid != {{ {', '.join(map(str, sorted(users)))} }}"
+    rules = "".join(
+        f"\t\t{opens} {family} daddr {{ {', '.join(addresses)} }} {who}"
+        ' counter reject with tcp reset comment "metadata of the cloud"\n'
+        for family, addresses in METADATA.items()
+    )
+    return METADATA_CHAIN.format(rules=rules)
+
+
 def compose(claims: dict[str, dict[str, Any]], peer: Peer | None) -> str:
     """Return the rules of all owners as nft takes them. Refuse those that would not do."""
     settings = DEFAULTS | merged(claims.values())
@@ -174,6 +218,16 @@ LIMITS = """\
 		tcp flags & (fin | syn | rst | ack) == syn update @recent_v4 {{ ip saddr {limit} }} counter drop
 		tcp flags & (fin | syn | rst | ack) == syn update @recent_v6 {{ ip6 saddr & ffff:ffff:ffff:ffff:: {limit} }} counter drop
 """  # noqa: E501 (a rule is one line, as nft lists it)
+METADATA_CHAIN = """\
+
+	chain output {{
+		type filter hook output priority filter; policy accept;
+
+		# Only what opens a connection: Azure's load balancer asks from such an address, and is answered.
+		# Some clouds have their DNS there as well, and the time, by UDP.
+{rules}\
+	}}
+"""  # noqa: E501 (a rule is one line, as nft lists it)
 TABLE = """\
 # Managed by Ansible, role firewall.
 # The rules that carafe-firewall.service loads: only the table inet carafe, in one transaction.
@@ -214,7 +268,7 @@ table inet carafe {{
 {limits}\
 		accept comment "ssh"
 	}}
-}}
+{output}}}
 """  # noqa: E501 (a rule is one line, as nft lists it)
 
 
@@ -248,4 +302,5 @@ def text(
         limits=LIMITS.format(limit=f"limit rate over {rate}/minute burst {burst} packets")
         if rate
         else "",
+        output="" if settings["firewall_metadata"] else metadata_chain(),
     )

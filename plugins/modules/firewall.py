@@ -7,7 +7,8 @@ DOCUMENTATION = r"""
 module: firewall
 short_description: Drop what comes in, except what is allowed, and never lock the operator out
 description:
-  - Brings the nftables table C(inet carafe) into force, and touches no other.
+  - Brings the nftables table C(inet carafe) into force, and touches no other. Of what goes out it
+    refuses only what asks the cloud's metadata service.
   - Several owners, each an app for instance, may let things in on one server. What each one claims
     is kept in
     C(/etc/carafe/firewall.d/), and the rules are composed of all claims.
@@ -86,6 +87,11 @@ options:
     type: list
     elements: str
     default: []
+  metadata:
+    description: Whether programs of users other than root may reach the metadata service of the
+      cloud that the server is in.
+    type: bool
+    default: false
   revert_seconds:
     description: Seconds, 20 or more, after which rules are taken back unless they are confirmed.
     type: int

@@ -15,7 +15,7 @@ import struct
 import sys
 import threading
 
-PORTS = range(8001, 8013)
+PORTS = [53, *range(8001, 8013)]
 PATIENCE = 1.5  # seconds; the neighbour is in the same kernel
 
 

@@ -122,7 +122,49 @@ def test_other_ports_are_not_limited(neighbour):
     assert neighbour("burst", *V4, 8001, 60) == "60"
 
 
-def test_only_what_comes_in_is_filtered(host):
-    hooks = [x for x in host.check_output("nft list table inet carafe").split(";") if "hook" in x]
-    assert len(hooks) == 1
-    assert "hook input" in hooks[0]
+METADATA = ["169.254.169.254", "100.100.100.200", "fd00:ec2::254", "fd20:ce::254"]
+
+
+@pytest.fixture
+def local(host):
+    """Let a user of the server ask for something there: local("nobody", "tcp", address, port)."""
+
+    def ask(user, protocol, there, port):
+        become = f"setpriv --reuid {user} --clear-groups"
+        here = "::" if ":" in there else "0.0.0.0"
+        command = f"{become} python3 /opt/neighbour.py {protocol} {here} {there} {port}"
+        return host.check_output(command)
+
+    return ask
+
+
+@pytest.mark.parametrize("address", METADATA)
+def test_only_root_asks_the_cloud_for_its_metadata(local, address):
+    assert local("root", "tcp", address, 8001) == "open"
+    # At once: an SDK that waits for an answer would hold up the app.
+    assert local("nobody", "tcp", address, 8001) == "refused"
+    assert local("www-data", "tcp", address, 8001) == "refused"
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_clouds_that_have_their_dns_there_are_asked_for_names(local, protocol):
+    assert local("nobody", protocol, "169.254.169.254", 53) == "open"
+
+
+def test_a_load_balancer_that_asks_from_there_is_answered(neighbour):
+    # The service that answers is not root's.
+    assert neighbour("tcp", "168.63.129.16", "10.9.0.1", 8001) == "open"
+
+
+def test_who_needs_it_opens_it(in_force, local):
+    in_force(firewall_metadata=True)
+    assert local("nobody", "tcp", "169.254.169.254", 8001) == "open"
+
+
+def test_nothing_else_that_goes_out_is_filtered(host):
+    table = host.check_output("nft --stateless list table inet carafe")
+    assert table.count(" hook ") == 2
+    output = table.partition("chain output {")[2].partition("}\n}")[0]
+    rules = [x for x in output.splitlines() if "reject" in x or "drop" in x]
+    assert len(rules) == 2
+    assert all("daddr {" in x and "skuid != 0" in x for x in rules)

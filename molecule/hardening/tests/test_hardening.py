@@ -107,6 +107,21 @@ def test_a_kernel_setting_is_in_force(sysctl, name, value):
     assert sysctl(name) == value
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kernel/unprivileged_userns_clone", "0"),
+        ("kernel/io_uring_disabled", "2"),
+        ("dev/tty/legacy_tiocsti", "0"),
+    ],
+)
+def test_what_users_could_attack_the_kernel_by_is_closed_at_boot(host, name, value):
+    found = host.check_output("/lib/systemd/systemd-sysctl --cat-config")
+    # A container does not set it, and says so.
+    wanted = [x for x in found.splitlines() if name.replace("/", ".") in x and x[0] != "#"]
+    assert wanted == [f"-{name.replace('/', '.')} = {value}"]
+
+
 def test_what_was_undone_by_hand_or_cut_short_is_made_up_for(host, sysctl, converge):
     journald = host.check_output("systemctl show -P MainPID systemd-journald")
     host.check_output("sysctl -w net.ipv4.conf.eth0.accept_redirects=1 net.core.somaxconn=100")

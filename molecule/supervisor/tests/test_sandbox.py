@@ -1,5 +1,7 @@
 """What programs of supervisord cannot do, whoever they run as, and what they still can."""
 
+import errno
+
 import pytest
 
 UNIT = "supervisor.service"
@@ -34,6 +36,11 @@ def test_its_exposure_is_low(host):
 def test_the_sandbox_forbids(inside, forbidden):
     succeeded, output = inside(forbidden)
     assert not succeeded, output
+
+
+def test_the_sandbox_forbids_io_uring_whatever_the_kernel_says(inside):
+    ask = "c.CDLL(None, use_errno=True).syscall(425, 1, None); print(c.get_errno())"
+    assert inside(f"python3 -c 'import ctypes as c; {ask}'") == (True, str(errno.EPERM))
 
 
 @pytest.mark.parametrize("command", ALLOWED.values(), ids=ALLOWED)
