@@ -22,7 +22,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from . import file_set, files, supervisord
+from . import file_set, files, sandbox, supervisord
 from .commands import Refused, ask, run, show
 from .file_set import File, Folder
 from .release_state import State
@@ -41,6 +41,8 @@ User={user}
 SyslogIdentifier={unit}
 ExecStart={run} sh -euc "{command}"
 TimeoutStartSec={timeout}
+# The sandbox that the app's slots have.
+{sandbox}
 """
 TIMER = """# Managed by Ansible.
 [Unit]
@@ -113,6 +115,7 @@ def schedule_files(app: dict[str, Any]) -> dict[str, str]:
             **{"name": schedule["name"], "timeout": schedule["timeout"]},
             "command": in_unit(schedule["command"]),
             "when": schedule["when"].replace("%", "%%"),
+            "sandbox": "\n".join(sandbox.for_app(app.get("sandbox"))),
         }
         found[f"schedules/{unit}.service"] = SERVICE.format_map(values)
         found[f"schedules/{unit}.timer"] = TIMER.format_map(values)
