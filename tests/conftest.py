@@ -146,5 +146,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("programs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(programs, "FOLDER", folder)
-        programs.install("gunicorn-slots", ["slots", "processes", "supervisord", "unix_http"])
+        programs.install(
+            "gunicorn-slots", ["slots", "processes", "supervisord", "unix_http", "words"]
+        )
     return [sys.executable, str(folder / "gunicorn-slots")]

@@ -327,6 +327,68 @@ def test_release_that_fails_is_broken_and_the_old_one_serves_with_its_own_settin
     assert "broken" not in app.known["b"]
 
 
+PRINTED = "x1b owned \\033[2J \\033]0;x\\007 \\342\\200\\256 \\001"
+FORGED = "eve\n2026-01-01 00:00:00 UTC  ann@desk  deployment of c  ok  1.0 s\u2028\x1b[2Jmallory"
+# What an app prints, by where it is printed; what a step says of it has none of it.
+PRINTING = {
+    "build": {"finish": f"printf '{PRINTED}'; exit 3"},
+    "load": {"commands": {"load": f"printf '{PRINTED}' >&2; exit 3"}},
+    "migrate": {"commands": {"migrate": f"printf '{PRINTED}'; exit 3"}},
+    "probe": {
+        "commands": {"probe": server(0).replace("HTTP/1.1 0", "x1b owned")},
+        "health": {"timeout": 2},
+    },
+    "after_switch": {"hooks": {"after_switch": [f"printf '{PRINTED}'; exit 3"]}},
+}
+
+
+@pytest.mark.parametrize("step", PRINTING)
+def test_what_an_app_prints_is_shown_escaped_and_kept_where_root_alone_reads(
+    app: App, step: str
+) -> None:
+    app.deploy("a")
+    said = app.fail("b", **PRINTING[step])
+    assert said.replace("\n", "").replace("\t", "").isprintable()
+    if step != "probe":
+        assert "owned \\x1b[2J" in said
+    for path in app.root.rglob("*"):
+        if path.is_file() and b"x1b owned" in path.read_bytes():
+            assert path.parent.name == "logs"
+            assert path.stat().st_mode & 0o777 == 0o640
+    assert "broken, at" in "".join(app.step("list", "")["table"])
+
+
+@pytest.mark.parametrize("server", ["", "other"])
+def test_what_a_slot_or_a_task_file_printed_is_not_written_down(app: App, server: str) -> None:
+    app.deploy("a")
+    app.part(6, "b")
+    trouble = {"failure": "slot 1 is not healthy\nx1b owned \x1b[2J", "failed_on": server}
+    app.step("revert", "b", **trouble)
+    with pytest.raises(Failure) as failure:
+        app.step("report_failure", "b", **trouble)
+    assert server or "x1b owned \\x1b[2J" in str(failure.value)
+    assert app.known["b"]["broken"] == f"{server or 'slots'}: slot 1 is not healthy"
+    assert "owned" not in "".join(path.read_text() for path in (app.root / "state").glob("*.*"))
+
+
+def test_each_event_is_one_line_of_the_audit_log(app: App) -> None:
+    """Whoever deploys says who they are: a name and a revision can have anything in them."""
+    eve = {"run": RUN_2 | {"by": FORGED}, "revision": FORGED}
+    app.deploy("a", **eve)
+    app.fail("b", commands={"load": "false"}, **eve)
+    app.part(2, "c", **eve)
+    with pytest.raises(Locked) as locked:
+        app.step("begin", "d")
+    app.deploy("d", break_lock=True)
+    text = (app.root / "state/releases.log").read_text()
+    assert len(text.splitlines()) == text.count("\n") == 4
+    assert text.replace("\n", "").isprintable()
+    assert all(len(line.split("  ")) in (3, 5) for line in text.splitlines())
+    for line in [str(locked.value), *app.step("list", "")["table"]]:
+        assert line.isprintable()
+    assert all(x.stat().st_mode & 0o777 == 0o640 for x in (app.root / "state").glob("releases.*"))
+
+
 def serving_settings(app: App) -> dict[str, str]:
     folder = (app.root / "serving").resolve()
     return {

@@ -24,6 +24,7 @@ SERVER = """
 import http.server, os, pathlib, signal, socket, sys, threading, time
 status = int(pathlib.Path("status").read_text())
 print("serving", status, flush=True)
+os.write(1, pathlib.Path("printed").read_bytes())
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -71,10 +72,12 @@ class App:
         (folder / "current").symlink_to("releases/1")
         (folder / "server.py").write_text(
             SERVER.replace('Path("status")', f'Path("{folder}/status")')
+            .replace('Path("printed")', f'Path("{folder}/printed")')
             # Before any thread, so that none of them takes the signal.
             .replace("\nstatus =", "\nsignal.pthread_sigmask(signal.SIG_BLOCK, [15])\nstatus =", 1)
         )
         (folder / "status").write_text("200")
+        (folder / "printed").touch()
         (folder / "environment").write_text("A=1\n")
         settings = {
             "program": "shop",
@@ -171,6 +174,7 @@ def supervised(tmp_path_factory: pytest.TempPathFactory, program: list[str]) -> 
 def app(supervised: App) -> App:
     """Return an app whose slots are current and well, whatever the test before has left."""
     (supervised.folder / "status").write_text("200")
+    (supervised.folder / "printed").write_text("")
     supervised.wait_for_health(60)
     done = supervised.roll()
     assert done.returncode == 0, done.stderr
@@ -231,6 +235,20 @@ def test_a_slot_that_is_not_well_leaves_the_next_one_serving(app: App) -> None:
     assert app.pids()[1] == before[1]
     app.control("stop", "shop:shop_0")
     assert app.request() == (200, before[1])
+
+
+def test_what_a_slot_that_is_not_well_prints_is_shown_as_text(app: App) -> None:
+    """No byte of it stops the message, nor does anything to the terminal that it is read at."""
+    odd = bytes(range(1, 32)) + b" caf\xe9 \x1b[2J\x1b]0;owned\x07 end"
+    (app.folder / "status").write_text("503")
+    (app.folder / "printed").write_bytes(odd)
+    app.change()
+    app.wait_for_health(3)
+    done = app.roll()
+    assert "slot 0 is not healthy" in done.stderr
+    assert r"caf\xe9 \x1b[2J\x1b]0;owned\x07 end" in done.stderr
+    assert done.stderr.replace("\n", "").replace("\t", "").isprintable()
+    assert "Traceback" not in done.stderr
 
 
 def test_a_slot_that_was_stopped_is_started(app: App) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
 
 from .commands import Failure
+from .words import escaped
 
 KINDS = {bool: "bool", int: "int", str: "str", dict: "dict"}
 
@@ -51,6 +52,10 @@ class Module(AnsibleModule):
 
     def _log_invocation(self) -> None:
         self.log("Invoked")
+
+    def fail_json(self, msg: str, **result: Any) -> NoReturn:
+        """Fail; what a message has from others' output does nothing to the terminal it is on."""
+        super().fail_json(escaped(str(msg)), **result)
 
     def answer(self, work: Callable[..., dict[str, Any]], *arguments: Any) -> None:
         """End with what the work returns, or with the sentences in which it fails."""

@@ -8,7 +8,10 @@ All of it is in ``<root>/state``, a folder of root's own:
                    (what served before), ``head`` (of the migrations), ``broken`` (why, or absent)
 ``built/``         a file for each release that was built as a whole, with a copy of its entry
 ``venvs/``         a file for each virtual environment that is complete: how many files it has
-``releases.log``   who released what when, and how it ended
+``releases.log``   who released what when, and how it ended: a line for each, in words of Carafe's
+
+What an app printed is in none of these, but in ``<root>/logs`` and in what a run says. Of a failure
+they keep the first line: a module's is its own, and what others wrote comes in the lines after it.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import Any
 
 from . import files
 from .commands import Failure
+from .words import one_line
 
 KEEP_BROKEN = 2  # releases that failed, kept to be looked at
 
@@ -95,7 +99,7 @@ class State:
         text = json.dumps(data, indent=2, sort_keys=True) + "\n"
         with contextlib.suppress(OSError) if self.best_effort else contextlib.nullcontext():
             path.parent.mkdir(mode=0o755, exist_ok=True)
-            files.write(path, text, owner=os.geteuid(), group=os.getegid())
+            files.write(path, text, 0o640, owner=os.geteuid(), group=os.getegid())
 
     # What is known of the releases.
 
@@ -188,10 +192,13 @@ class State:
             files.read(mark) or ""
         ).strip() == str(count_files(folder))
 
-    def audit(self, text: str) -> None:
+    def audit(self, by: str, *what: str) -> None:
+        """Add a line to what people read of the past, whatever is in the words."""
+        fields = "  ".join(map(one_line, (by, *what)))
         try:
-            with (self.state / "releases.log").open("a") as file:
-                file.write(f"{clock(time.time())}  {text}\n")
+            with (self.state / "releases.log").open("a", encoding="utf-8") as file:
+                os.fchmod(file.fileno(), 0o640)
+                file.write(f"{clock(time.time())}  {fields}\n")
         except OSError:
             if not self.best_effort:
                 raise
@@ -232,7 +239,7 @@ class State:
                     by = self.read_lock().get("by", "somebody")
                 except Failure:
                     by = "somebody"
-                self.audit(f"{run['by']}  broke the lock of {by}")
+                self.audit(run["by"], f"broke the lock of {by}")
                 self.lock_path.unlink(missing_ok=True)
             self.refuse()
             serving = self.serving
@@ -255,8 +262,9 @@ class State:
         try:
             step = lock["steps"][-1] if lock["steps"] else ["lock", lock["since"]]
             says = (
-                f"{lock['by']} holds the lock of {self.app['name']} since {clock(lock['since'])},"
-                f" for: {lock['what']}. Its last step, {step[0]}, began at {clock(step[1])}."
+                f"{one_line(lock['by'])} holds the lock of {self.app['name']} since"
+                f" {clock(lock['since'])}, for: {one_line(lock['what'])}. Its last step,"
+                f" {one_line(step[0])}, began at {clock(step[1])}."
             )
         except (KeyError, IndexError, TypeError):
             says = (
@@ -274,7 +282,7 @@ class State:
                 raise Locked(
                     {},
                     f"This run has lost the lock of {self.app['name']} to"
-                    f" {lock.get('by', 'somebody')}, and stops here.",
+                    f" {one_line(lock.get('by', 'somebody'))}, and stops here.",
                 )
             yield lock
 
@@ -295,7 +303,7 @@ class State:
         """Give the lock back, and write down how the run ended."""
         with self.own_lock():
             took = time.time() - self.lock["since"]
-            self.audit(f"{self.lock['by']}  {self.lock['what']}  {result}  {took:.1f} s")
+            self.audit(self.lock["by"], self.lock["what"], result, f"{took:.1f} s")
             self.lock_path.unlink()
 
     def durations(self) -> list[str]:
@@ -324,6 +332,9 @@ class State:
         for name in set(releases) - keep:
             releases.pop(name)
             (self.root / "logs" / f"{name}.log").unlink(missing_ok=True)
+        for log in (self.root / "logs").glob("*.log"):
+            # Those of an older Carafe were for all to read.
+            log.chmod(0o640)
         self.write(self.state / "releases.json", releases)
         for mark in (self.state / "built").iterdir():
             if mark.name not in keep:
@@ -355,14 +366,14 @@ class State:
             }
             state = "; ".join(text for text, holds in states.items() if holds)
             revision, by, head = (entry.get(key) or "-" for key in ("revision", "by", "head"))
-            rows.append((name, revision, clock(when(name)), by, head, state))
+            rows.append(tuple(map(one_line, (name, revision, clock(when(name)), by, head, state))))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
         if lock := self.read_lock():
-            lines.append(f"{lock.get('by')} is at work: {lock.get('what')}")
+            lines.append(one_line(f"{lock.get('by')} is at work: {lock.get('what')}"))
         return lines
 
 

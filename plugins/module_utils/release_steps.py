@@ -21,12 +21,13 @@ import time
 import xmlrpc.client  # nosec B411
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from . import files, processes, supervisord, unix_http, venvs
 from . import release_settings as settings
 from .commands import CommandFailed, Failure, Refused
 from .release_state import State, clock, count_files
+from .words import escaped, one_line
 
 LOG_TAIL = 6000  # bytes of a release's log that a failure shows at most
 
@@ -47,7 +48,7 @@ class Release(State):
         it is ended, with all that it has started.
         """
         seconds = self.app["limits"][limit]
-        with tempfile.TemporaryFile() as out, self.log_path.open("ab") as log:
+        with tempfile.TemporaryFile() as out, self.open_log() as log:
             log.write(f"--- {clock(time.time())}  {shown}\n".encode())
             log.flush()
             process = subprocess.Popen(
@@ -69,6 +70,13 @@ class Release(State):
         if status:
             raise Failure(status if isinstance(status, str) else f"exit status {status}")
         return output.decode(errors="replace")
+
+    def open_log(self) -> BinaryIO:
+        """Open the release's log, which root alone reads: it has whatever the app prints."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        log = os.fdopen(os.open(self.log_path, flags, 0o640), "ab")
+        os.fchmod(log.fileno(), 0o640)
+        return log
 
     def shell(self, script: str, shown: str, folder: Path) -> str:
         """Run a shell script as the deploy user."""
@@ -137,6 +145,8 @@ class Release(State):
     def fail(self, step: str, why: str) -> str:
         """Mark the release as broken, give the lock back, and return all that helps."""
         self.best_effort, ahead = True, ""
+        # What comes after the first line are others' words, which are shown and not written down.
+        why, _, theirs = why.partition("\n")
         # Of a run that has lost its lock, nothing is taken back: another one is at work.
         mine = self.mine
         if mine:
@@ -145,16 +155,16 @@ class Release(State):
             with contextlib.suppress(Failure, OSError):
                 self.restore_schema()
             with contextlib.suppress(Failure, OSError):
-                self.note(self.id, broken=f"{step}: {why}".partition("\n")[0])
+                self.note(self.id, broken=one_line(f"{step}: {why}"))
                 ahead = self.ahead()
         log = ""
         if self.log_path.exists():
-            tail = self.log_path.read_bytes()[-LOG_TAIL:].decode(errors="replace")
-            log = f"The end of {self.log_path}:\n{tail}"
+            log = f"The end of {self.log_path}:\n{escaped(self.log_path.read_bytes()[-LOG_TAIL:])}"
         if mine:
-            self.end(f"failed at {step}: {why}".partition("\n")[0])
+            self.end(f"failed at {step}: {why}")
         serves = f"{self.serving} serves" if self.serving else "nothing serves yet"
-        return f"{self.id} failed at the step {step}: {why}; {serves}.\n{ahead}{log}"
+        ahead += f"{theirs}\n" if theirs else ""
+        return escaped(f"{self.id} failed at the step {step}: {why}; {serves}.\n{ahead}{log}")
 
 
 def end(process: subprocess.Popen[Any]) -> None:
@@ -366,8 +376,8 @@ def probe(app: Release) -> None:
         own = {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
         become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups"]
         run = [app.app["run_command"], "-r", app.id, "sh", "-euc"]
-        with app.log_path.open("a") as log:
-            log.write(f"--- {clock(time.time())}  {command}\n")
+        with app.open_log() as log:
+            log.write(f"--- {clock(time.time())}  {command}\n".encode())
             log.flush()
             process = subprocess.Popen(
                 [*become, "--pdeathsig=TERM", "--", *run, command],
@@ -585,7 +595,8 @@ def revert(app: Release) -> None:
     steps = [name for name, _ in app.read_lock()["steps"]]
     app.step("revert")
     if finished or len(steps) > 1:
-        app.note(app.id, broken=": ".join(reason(app)), run=None)
+        first = ": ".join(reason(app)).partition("\n")[0]
+        app.note(app.id, broken=one_line(first), run=None)
     before = app.lock["from"] if app.lock["from"] != app.id else app.before(app.id)
     if finished or "switch" in steps:
         app.point(before)

@@ -6,12 +6,15 @@ Used by modules, and by programs that run without Ansible.
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import stat
 import time
 import xmlrpc.client  # nosec B411
 from typing import Any
 
 from .unix_http import UnixConnection
+from .words import escaped
 
 SOCKET = "/run/supervisor.sock"
 # supervisor.xmlrpc.Faults
@@ -156,8 +159,19 @@ def update(rpc: Any, mine: Any, check: bool = False) -> list[str]:
 
 
 def log(rpc: Any, process: str, length: int) -> tuple[str, int]:
-    """Return the end of a process's log, and the log's size; there may be none yet."""
+    """Return the end of a process's log, and the log's size; there may be none yet.
+
+    It is read from the file: what is no text of XML, such as a colour of the terminal, supervisord
+    sends along as it is, and nobody can read its answer.
+    """
     try:
-        return rpc.tailProcessStdoutLog(process, 0, length)[:2]
-    except xmlrpc.client.Fault:
+        path = rpc.getProcessInfo(process)["stdout_logfile"]
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                return "", 0
+            file.seek(max(about.st_size - length, 0))
+            return escaped(file.read(length)), about.st_size
+    except (OSError, xmlrpc.client.Fault):
         return "", 0

@@ -48,8 +48,11 @@ def ask(where: str | Path, health: dict[str, Any], timeout: float = 10) -> tuple
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
         answer.read(65536)  # else the app would log a broken pipe
-    except (OSError, http.client.HTTPException) as error:
+    except OSError as error:
         return f"no answer to {path}: {error}", 0
+    except http.client.HTTPException as error:
+        # Not its text, which has what the app sent: this is written down where more may read it.
+        return f"no answer to {path} that is HTTP: {type(error).__name__}", 0
     finally:
         connection.close()
     return judge(health["path"], answer.status), answer.status

@@ -75,13 +75,14 @@ from ansible_collections.carafe.stack.plugins.module_utils import (
     slots,
     supervisord,
     unix_http,
+    words,
 )
 from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
 from ansible_collections.carafe.stack.plugins.module_utils.file_set import File, Folder
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice
 
 # Sent along with this module, since the program is made of them.
-PROGRAM = [x.__name__.rpartition(".")[2] for x in (slots, processes, supervisord, unix_http)]
+PROGRAM = [x.__name__.rpartition(".")[2] for x in (slots, processes, supervisord, unix_http, words)]
 
 
 def install(params: dict, check: bool) -> dict:

@@ -178,7 +178,8 @@ def test_task_file_that_fails(
     (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + f"# fails {point} {code}\n")
     run = deploy(tiny_path=code, app_hooks={point: hooks[point]}, fails=True)
     assert run.returncode != 0
-    assert f"{point}: Keep a secret: its output is hidden by no_log" in run.stdout
+    assert f"{point}: Keep a secret" in run.stdout
+    assert "its output is hidden by no_log" in run.stdout
     assert not host.file("/srv/tiny/state/lock.json").exists
     books = json.loads(host.file("/srv/tiny/state/releases.json").content_string)
     broken = [entry.get("broken", "") for entry in books.values()]
@@ -188,7 +189,7 @@ def test_task_file_that_fails(
     else:
         assert serving() == before
         assert f"failed at the step {point}: Keep a secret" in run.stdout
-        assert any(why.startswith(f"{point}: Keep a secret: ") for why in broken)
+        assert f"{point}: Keep a secret" in broken
 
 
 def test_missing_folder_is_said_before_the_server_is_touched(
