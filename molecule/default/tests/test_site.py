@@ -5,6 +5,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -193,23 +194,45 @@ connection.sock = context.wrap_socket(plain, server_hostname="{APPS[app]}")
 connection.request("GET", "/archive")
 print(connection.getresponse().status)
 END"""
-    name = host.check_output("hostname")
-    variables = {
-        "stack_name": name.replace("default-", "debian"),
+    for state, status in (("on", "503"), ("off", "200")):
+        playbook(host, "maintenance", app, state=state)
+        assert host.check_output(ask) == status
+
+
+def test_what_a_server_consists_of_is_written_down(host: Host, tmp_path: Path) -> None:
+    """tests/test_sbom.py holds it against the schema."""
+    file = tmp_path / "shop.cdx.json"
+    playbook(host, "sbom", "guestbook", app_sbom_file=str(file))
+    bill = json.loads(file.read_text())
+    found = {x["purl"]: x["version"] for x in bill["components"]}
+    names = {purl.partition("@")[0] for purl in found}
+    assert names >= {"pkg:pypi/flask", "pkg:pypi/gunicorn", "pkg:deb/debian/postgresql"}
+    (nginx,) = (
+        version for purl, version in found.items() if purl.startswith("pkg:deb/debian/nginx@")
+    )
+    assert nginx == host.package("nginx").version
+    assert bill["metadata"]["component"]["version"] == host.check_output(
+        "basename $(readlink /srv/guestbook/serving)"
+    )
+
+
+def playbook(host: Host, name: str, app: str, **variables: Any) -> None:
+    """Run a playbook for an app of this server."""
+    server = host.check_output("hostname")
+    variables |= {
+        "stack_name": server.replace("default-", "debian"),
         "app_name": app,
         "app_domains": [APPS[app]],
     }
-    for state, status in (("on", "503"), ("off", "200")):
-        run = subprocess.run(
-            [
-                "ansible-playbook",
-                REPOSITORY / "playbooks/maintenance.yml",
-                *("--inventory", Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent),
-                *("--limit", name, "--extra-vars", json.dumps(variables | {"state": state})),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == 0, run.stdout + run.stderr
-        assert host.check_output(ask) == status
+    run = subprocess.run(
+        [
+            "ansible-playbook",
+            REPOSITORY / f"playbooks/{name}.yml",
+            *("--inventory", Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent),
+            *("--limit", server, "--extra-vars", json.dumps(variables)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
