@@ -60,7 +60,7 @@ def test_only_what_users_need_travels(archive: Path) -> None:
     with tarfile.open(archive) as tar:
         names = tar.getnames()
     top = {name.split("/")[0] for name in names}
-    files = {"MANIFEST.json", "FILES.json", "README.md", "LICENSE", "CHANGELOG.md"}
+    files = {"MANIFEST.json", "FILES.json", "README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md"}
     assert top - files == {"roles", "playbooks", "plugins", "meta"} | (top & {"docs"})
     assert {f"roles/{role}/README.md" for role in ROLES} <= set(names)
     assert not [x for x in names if x.endswith(".pyc") or "vault.yml" in x.split("/", 1)[0]]

@@ -202,7 +202,7 @@ END"""
 def test_what_a_server_consists_of_is_written_down(host: Host, tmp_path: Path) -> None:
     """tests/test_sbom.py holds it against the schema."""
     file = tmp_path / "shop.cdx.json"
-    playbook(host, "sbom", "guestbook", app_sbom_file=str(file))
+    playbook(host, "sbom", "guestbook", sbom_file=str(file))
     bill = json.loads(file.read_text())
     found = {x["purl"]: x["version"] for x in bill["components"]}
     names = {purl.partition("@")[0] for purl in found}
