@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,15 +66,124 @@ def test_who_is_not_known_is_an_error_before_anything_is_written(tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_goes_as_a_whole_or_it_is_said(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
+def test_what_is_there_goes_and_what_a_link_leads_to_stays(tmp_path: Path) -> None:
+    folder, theirs = tmp_path / "folder", tmp_path / "theirs"
     (folder / "below").mkdir(parents=True)
-    (folder / "below/file").touch()
-    files.remove_folder(folder)
+    theirs.mkdir()
+    (theirs / "file").touch()
+    (folder / "below/link").symlink_to(theirs)
+    os.mkfifo(folder / "below/pipe")
+    files.remove(folder)
     assert not folder.exists()
-    files.remove_folder(folder)
-    # A link in its place leads to what is somebody else's.
-    folder.symlink_to(tmp_path)
-    with pytest.raises(OSError, match="link is in the place"):
-        files.remove_folder(folder)
-    assert folder.is_symlink()
+    files.remove(folder)
+    for plant in (lambda: folder.symlink_to(theirs), lambda: os.mkfifo(folder), folder.touch):
+        plant()
+        files.remove(folder)
+        assert list(tmp_path.iterdir()) == [theirs]
+    assert list(theirs.iterdir()) == [theirs / "file"]
+
+
+def test_folders_that_lie_deep_in_each_other_go(tmp_path: Path) -> None:
+    handle = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=handle)
+        below = os.open("d", os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = below
+    os.close(handle)
+    assert files.count_files(tmp_path / "d") == 0
+    files.remove(tmp_path / "d")
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_are_counted_without_what_python_compiles_and_without_links_to_folders(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "folder"
+    (folder / "lib/__pycache__").mkdir(parents=True)
+    for name in ("a", "lib/b", "lib/__pycache__/b.pyc", ".c"):
+        (folder / name).touch()
+    (folder / "lib64").symlink_to("lib")
+    (folder / "python").symlink_to("/usr/bin/python3")
+    assert files.count_files(folder) == 4
+    assert files.count_files(tmp_path / "gone") == -1
+
+
+# What somebody else puts into a folder of theirs.
+
+STRANGER = 65534
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root's files can be somebody else's")
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """A folder of somebody else's, beside one of root's with a file in it."""
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours/file").write_text("ours")
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", STRANGER, STRANGER)
+    return tmp_path / "theirs"
+
+
+WORK = {
+    "read": files.read,
+    "status": lambda path: files.status(path, follow=True),
+    "write": lambda path: files.write(path, "new"),
+    "set_attributes": lambda path: files.set_attributes(path, 0o777, STRANGER, STRANGER),
+    "make_folder": files.make_folder,
+    "remove": files.remove,
+}
+
+
+@as_root
+@pytest.mark.parametrize("work", WORK)
+def test_somebody_elses_link_on_the_way_is_refused(theirs: Path, work: str) -> None:
+    (theirs / "link").symlink_to("../ours")
+    with pytest.raises(OSError, match="'link' is a link that others can have put"):
+        WORK[work](theirs / "link/file")
+    assert (theirs.parent / "ours/file").read_text() == "ours"
+
+
+@as_root
+def test_roots_own_link_is_followed(theirs: Path) -> None:
+    (theirs.parent / "link").symlink_to("ours")
+    (theirs.parent / "ours/link").symlink_to("file")
+    assert files.read(theirs.parent / "link/link") == "ours"
+
+
+@as_root
+def test_somebody_elses_link_is_replaced_and_never_read(theirs: Path) -> None:
+    (theirs / "link").symlink_to("../ours/file")
+    with pytest.raises(OSError, match="'link' is a link"):
+        files.read(theirs / "link")
+    files.write(theirs / "link", "new")
+    assert files.read(theirs / "link") == "new"
+    assert (theirs.parent / "ours/file").read_text() == "ours"
+
+
+@as_root
+def test_a_file_with_a_second_name_keeps_its_owner(theirs: Path) -> None:
+    (theirs / "link").hardlink_to(theirs.parent / "ours/file")
+    with pytest.raises(OSError, match="no file with one name"):
+        files.set_attributes(theirs / "link", 0o666, STRANGER, None)
+    assert (theirs.parent / "ours/file").stat().st_uid == 0
+
+
+@pytest.mark.parametrize(
+    ("plant", "says"),
+    [(os.mkfifo, "It is no file"), (os.mkdir, "It is a folder")],
+    ids=["pipe", "folder"],
+)
+def test_what_is_no_file_is_not_opened(
+    tmp_path: Path, plant: Callable[[Path], None], says: str
+) -> None:
+    plant(tmp_path / "a")
+    with pytest.raises(OSError, match=says):
+        files.read(tmp_path / "a")
+
+
+def test_a_file_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LIMIT", 9)
+    (tmp_path / "a").write_text("x" * 10)
+    with pytest.raises(OSError, match="too large"):
+        files.read(tmp_path / "a")

@@ -335,7 +335,7 @@ class Keeper:
             said = " ".join(reason(done.stderr))
             if known and ACCOUNT_GONE.search(said):
                 self.tell("The directory does not know the account; another is made.")
-                shutil.rmtree(FOLDER / folder / "accounts")
+                files.remove(FOLDER / folder / "accounts")
                 known = False
             # A busy directory may refuse a nonce. certbot tries once more, which may be too few.
             elif "nonce" not in said:

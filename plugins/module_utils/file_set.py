@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import os
 import shlex
 import shutil
@@ -15,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import files
 from .commands import Refused
-from .files import diff, group_id, land, locked, stage, sync_folder, user_id
+from .files import diff, group_id, land, locked, stage, user_id
 
-LOCK = Path("/run/lock/carafe-files.lock")
+# In a folder of root's: in /run/lock others could hold it.
+LOCK = Path("/run/carafe-files.lock")
 # Longer ones are compared by their size only, where somebody reads the difference.
 SHOWN = 200_000
 CHECK_SECONDS = 120
@@ -34,10 +37,16 @@ class Item:
     mode: int = 0o644
 
     def __post_init__(self) -> None:
+        self.there = self.look(follow=False)
+
+    def look(self, follow: bool) -> os.stat_result | None:
+        """Return what is there now."""
         try:
-            self.there = self.path.lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            self.there = None
+            return files.status(self.path, follow)
+        except OSError as error:
+            raise Refused(
+                f"{self.path} cannot be written: {error.strerror}. Nothing was written."
+            ) from None
 
     def attributes(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return owner, group and mode where they differ: as they are, and as they are to be."""
@@ -70,14 +79,7 @@ class Item:
             yield f"the group {self.group} of {self.path}"
 
     def set_attributes(self) -> None:
-        # By the file itself, so that nobody can put a link into its place meanwhile.
-        kind = os.O_NOFOLLOW if isinstance(self, File) else os.O_DIRECTORY
-        descriptor = os.open(self.path, os.O_RDONLY | kind)
-        try:
-            os.fchown(descriptor, user_id(self.owner), group_id(self.group))
-            os.fchmod(descriptor, self.mode)
-        finally:
-            os.close(descriptor)
+        files.set_attributes(self.path, self.mode, self.owner, self.group)
 
     def attribute_diff(self) -> Iterator[dict[str, Any]]:
         before, after = self.attributes()
@@ -94,12 +96,9 @@ class Folder(Item):
     only_new: bool = False
 
     def __post_init__(self) -> None:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            self.there = self.path.stat()
-            if not stat.S_ISDIR(self.there.st_mode):
-                raise Refused(f"{self.path} is to be a folder, but a file is in its place.")
-            return
-        self.there = None
+        self.there = self.look(follow=True)
+        if self.there and not stat.S_ISDIR(self.there.st_mode):
+            raise Refused(f"{self.path} is to be a folder, but a file is in its place.")
 
     @property
     def due(self) -> bool:
@@ -113,7 +112,7 @@ class Folder(Item):
 
     def land(self) -> None:
         if self.there is None:
-            self.path.mkdir(mode=0o700)
+            files.make_folder(self.path)
         self.set_attributes()
 
 
@@ -133,8 +132,13 @@ class File(Item):
             return
         if stat.S_ISDIR(self.there.st_mode):
             raise Refused(f"{self.path} is to be a file, but a folder is in its place.")
-        if stat.S_ISREG(self.there.st_mode):
-            self.old = self.path.read_bytes()
+        # One that has a second name may be somebody else's, and is replaced as a link is.
+        if stat.S_ISREG(self.there.st_mode) and self.there.st_nlink == 1:
+            try:
+                self.old = files.read_bytes(self.path)
+            except OSError as error:
+                if error.errno != errno.EFBIG:
+                    raise
 
     @property
     def rewritten(self) -> bool:
@@ -179,8 +183,7 @@ class Absent:
         yield diff(self.path, {"state": "there"}, {"state": "absent"})
 
     def land(self) -> None:
-        remove(self.path)
-        sync_folder(self.path.parent)
+        files.remove(self.path)
 
 
 def text(content: bytes) -> str:
@@ -276,10 +279,10 @@ class FileSet:
             if isinstance(entry, File):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 # What is there may be a link, to a file of the server's.
-                place.unlink(missing_ok=True)
+                files.remove(place)
                 self.put(entry, place)
             else:
-                remove(place)
+                files.remove(place)
 
     def ask(self, command: str, copy: Path, path: Path) -> list[str]:
         """Run a checker on a copy."""
@@ -314,7 +317,7 @@ class FileSet:
 
     def land(self) -> None:
         """Write everything."""
-        files = [x for x in self.due if isinstance(x, File)]
+        due = [x for x in self.due if isinstance(x, File)]
         done: list[str] = []
         try:
             for folder in self.due:
@@ -322,9 +325,9 @@ class FileSet:
                     folder.land()
                     done.append(str(folder.path))
             # A full disk shows here, where nothing has changed yet.
-            for file in files:
+            for file in due:
                 file.stage()
-            for file in files:
+            for file in due:
                 file.land()
                 done.append(str(file.path))
             for entry in self.due:
@@ -337,9 +340,9 @@ class FileSet:
                 f" Written before that: {', '.join(done) or 'nothing'}."
             ) from None
         finally:
-            for file in files:
+            for file in due:
                 if file.staged:
-                    file.staged.unlink(missing_ok=True)
+                    files.remove(file.staged)
 
 
 def with_parents(items: list[Item]) -> list[Item]:
@@ -390,10 +393,3 @@ def alone() -> Iterator[None]:
         with contextlib.suppress(OSError):  # not root, so these are files of one user's
             stack.enter_context(locked(LOCK))
         yield
-
-
-def remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

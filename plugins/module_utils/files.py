@@ -1,5 +1,10 @@
 """Read and write files: who reads one sees the old text or the new, also after a loss of power.
 
+Others may own a folder that root works in, and put a link, a pipe or a device into it at any time.
+All of this goes by handles of folders, which ``place()`` opens; links are followed only where they
+are root's, and nothing but files and folders is ever opened. So what was put there is refused with
+an OSError, or goes, and what it leads to stays as it is.
+
 Used by modules and by programs that run without Ansible.
 """
 
@@ -8,32 +13,183 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import glob
 import grp
 import os
 import pwd
-import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import subprocess
 
 # What a write that was cut short leaves behind, until the next write of the same file.
 SUFFIX = ".carafe"
+LIMIT = 64 << 20  # bytes of a file that is read
+LINKS = 40  # that a path may have, as for the kernel
+# A Mac, which packs, has no such handles.
+HANDLE = getattr(os, "O_PATH", os.O_RDONLY) | os.O_NOFOLLOW
+FOLDER = HANDLE | os.O_DIRECTORY
+
+
+def refusal(number: int, says: str, path: str | Path) -> OSError:
+    return OSError(number, says, str(path))
+
+
+@contextlib.contextmanager
+def place(
+    path: str | Path, follow: bool = False, owners: Container[int] | None = None
+) -> Iterator[tuple[int, str]]:
+    """Hold the folder in which a path ends; return its handle, and the last name of the path.
+
+    A link on the way is followed where nobody but its ``owners``, by default root and who runs
+    this, may have put it; with ``follow`` that holds for the last name too.
+    """
+    owners = (0, os.geteuid()) if owners is None else owners
+    here, rest, links = os.open("/", FOLDER), [*reversed(Path(path).absolute().parts[1:])], 0
+    try:
+        try:
+            while True:
+                name = rest.pop() if rest else "."
+                aim = _aim(name, here) if rest or follow else None
+                if aim is not None:
+                    links += 1
+                    if links > LINKS or not _alone(name, here, owners):
+                        raise OSError(errno.ELOOP, f"{name!r} is a link that others can have put")
+                    rest += reversed(Path(aim).parts)
+                    if aim.startswith("/"):
+                        rest.pop()
+                        here = _moved(here, "/")
+                elif rest:
+                    here = _moved(here, name)
+                else:
+                    break
+        except OSError as error:
+            error.filename = str(path)
+            raise
+        yield here, name
+    finally:
+        os.close(here)
+
+
+def _aim(name: str, folder: int) -> str | None:
+    """Return where a link leads, None where there is no link."""
+    try:
+        return os.readlink(name, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT):
+            return None
+        raise
+
+
+def _alone(name: str, folder: int, owners: Container[int]) -> bool:
+    """Tell whether nobody but these owners can have put something into a folder."""
+    here = os.fstat(folder)
+    if here.st_uid not in owners:
+        return False
+    sticky = here.st_mode & stat.S_ISVTX
+    there = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    return not here.st_mode & 0o022 or bool(sticky and there.st_uid in owners)
+
+
+def _moved(here: int, name: str) -> int:
+    """Return a handle of a folder below, in exchange for that of the one it lies in."""
+    below = os.open(name, FOLDER, dir_fd=here)
+    os.close(here)
+    return below
+
+
+@contextlib.contextmanager
+def held(
+    path: str | Path, follow: bool = False, owners: Container[int] | None = None
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Hold what is at a path without opening it; return a way to it, and what it is."""
+    with place(path, follow, owners) as (folder, name):
+        handle = os.open(name, HANDLE, dir_fd=folder)
+    try:
+        yield f"/proc/self/fd/{handle}", os.fstat(handle)
+    finally:
+        os.close(handle)
+
+
+def status(path: str | Path, follow: bool = False) -> os.stat_result | None:
+    """Return what is at a path, or None where there is nothing."""
+    try:
+        with held(path, follow) as (_, there):
+            return there
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def is_folder(path: str | Path) -> bool:
+    """Tell whether a folder is there, and no link to one."""
+    there = status(path)
+    return there is not None and stat.S_ISDIR(there.st_mode)
+
+
+def folders(path: Path) -> list[str]:
+    """Return the names of the folders in a folder, without files, links and the like."""
+    return sorted(x.name for x in path.iterdir() if is_folder(x))
+
+
+def count_files(path: str | Path) -> int:
+    """Return how many files a folder has, apart from those that Python compiles by itself.
+
+    find follows no link, and minds no depth; where it has trouble, no count is right.
+    """
+    each = "-name __pycache__ -prune -o ! -type d ! -xtype d -printf ."
+    done = _below(path, "find", "-P", "{}", *each.split())
+    return -1 if done.returncode else len(done.stdout)
+
+
+def _below(path: str | Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in the folder that a path ends in; ``{}`` is what is there."""
+    import subprocess  # slow, and a slot that starts has no need of it
+
+    with place(path) as (folder, name):
+        return subprocess.run(
+            [f"./{name}" if word == "{}" else word for word in command],
+            cwd=f"/proc/{os.getpid()}/fd/{folder}",
+            env=os.environ | {"LC_ALL": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
 
 
 def read(path: str | Path) -> str | None:
     """Return the text of a file, or None where there is none."""
+    data = read_bytes(path)
+    return None if data is None else data.decode("utf-8", "surrogateescape")
+
+
+def read_bytes(path: str | Path, owners: Container[int] | None = None) -> bytes | None:
+    """Return what a file holds, or None where there is none."""
     try:
-        return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+        with held(path, True, owners) as (way, there):
+            if stat.S_ISDIR(there.st_mode):
+                raise refusal(errno.EISDIR, "It is a folder", path)
+            if not stat.S_ISREG(there.st_mode):
+                raise refusal(errno.EINVAL, "It is no file", path)
+            with Path(way).open("rb") as file:
+                data = file.read(LIMIT + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if len(data) > LIMIT:
+        raise refusal(errno.EFBIG, "It is too large", path)
+    return data
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a file, or a folder that is there. The kernel takes the lock back from who is killed."""
     create = 0 if path.is_dir() else os.O_CREAT
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | create, 0o600)
+    with place(path) as (folder, name):
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | create
+        descriptor = os.open(name, flags, 0o600, dir_fd=folder)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -91,56 +247,95 @@ def stage(
     uid, gid = user_id(owner), group_id(group)
     if isinstance(data, str):
         data = data.encode("utf-8", "surrogateescape")
-    _sweep(path)
     staged = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
-    staged.unlink(missing_ok=True)
-    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            # The owner first: a change of owner takes the set-user-ID bit away.
-            os.fchown(descriptor, uid, gid)
-            os.fchmod(descriptor, mode)
-            os.fsync(descriptor)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
+    with place(path) as (folder, name):
+        _sweep(folder, name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(staged.name, dir_fd=folder)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        descriptor = os.open(staged.name, flags, 0o600, dir_fd=folder)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                # The owner first: a change of owner takes the set-user-ID bit away.
+                os.fchown(descriptor, uid, gid)
+                os.fchmod(descriptor, mode)
+                os.fsync(descriptor)
+        except BaseException:
+            os.unlink(staged.name, dir_fd=folder)
+            raise
     return staged
 
 
 def land(staged: Path, path: str | Path) -> None:
     """Move what stage() wrote into its place."""
+    with place(path) as (folder, name):
+        try:
+            os.replace(staged.name, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(staged.name, dir_fd=folder)
+            raise
+        _sync(folder)
+
+
+def make_folder(path: str | Path) -> None:
+    """Make a folder that nobody but its owner may use, until set_attributes()."""
+    with place(path) as (folder, name):
+        os.mkdir(name, 0o700, dir_fd=folder)
+
+
+def set_attributes(
+    path: str | Path, mode: int, owner: str | int | None, group: str | int | None
+) -> None:
+    """Set who owns a file, or a folder, and what it lets others do."""
+    uid, gid = user_id(owner), group_id(group)
+    # To a folder a link of root's may lead.
+    with held(path, Path(path).is_dir()) as (way, there):
+        # A file with a second name is somebody else's, too.
+        whole = stat.S_ISREG(there.st_mode) and there.st_nlink == 1
+        if not whole and not stat.S_ISDIR(there.st_mode):
+            raise refusal(errno.EINVAL, "It is no folder, and no file with one name", path)
+        os.chown(way, uid, gid)
+        Path(way).chmod(mode)
+
+
+def remove(path: str | Path) -> None:
+    """Remove what is there, a folder with all that is in it; of a link, only the link goes.
+
+    Raises OSError if some stays. rm goes by handles, however deep folders lie in each other, and
+    opens nothing else; shutil.rmtree would wait for ever for a FIFO in the place of a folder.
+    """
     try:
-        staged.replace(path)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
-    sync_folder(Path(path).parent)
+        with place(path) as (folder, name):
+            try:
+                os.unlink(name, dir_fd=folder)
+            except IsADirectoryError:
+                done = _below(path, "rm", "-rf", "--one-file-system", "{}")
+                if done.returncode:
+                    said = (done.stderr.strip().splitlines() or ["rm failed"])[-1]
+                    raise refusal(errno.ENOTEMPTY, f"Not all of it goes ({said})", path) from None
+            _sync(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
 
 
-def remove_folder(path: str | Path) -> None:
-    """Remove a folder with all that is in it, where there is one; raises OSError if some stays."""
-    if Path(path).is_symlink():
-        # rmtree refuses it as well, without a word on why.
-        raise OSError(errno.ENOTDIR, "A link is in the place of a folder", str(path))
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
-
-
-def sync_folder(path: str | Path) -> None:
+def _sync(folder: int) -> None:
     """Make sure that a change of names in a folder outlasts a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _sweep(path: Path) -> None:
+def _sweep(folder: int, name: str) -> None:
     """Remove what writers that are no longer alive left beside a file."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{SUFFIX}"):
-        pid = leftover.name.removesuffix(SUFFIX).rpartition(".")[2]
-        if pid.isdecimal() and not Path("/proc", pid).exists():
+    start = f".{name}."
+    for leftover in [x.name for x in Path(f"/proc/self/fd/{folder}").iterdir()]:
+        pid = leftover.removeprefix(start).removesuffix(SUFFIX)
+        written = leftover == f"{start}{pid}{SUFFIX}" and pid.isdecimal()
+        if written and not Path("/proc", pid).exists():
             with contextlib.suppress(FileNotFoundError):
-                leftover.unlink()
+                os.unlink(leftover, dir_fd=folder)

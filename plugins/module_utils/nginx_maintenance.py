@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import ipaddress
 import re
-import shutil
 import socket
 import ssl
 import time
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .files import read, write
+from .files import read, remove, write
 from .ssh_peer import address, peer
 
 SITES = Path("/etc/nginx/sites-enabled")
@@ -79,7 +78,7 @@ def switch(on: bool, changes: dict[Path, str]) -> None:
             path.parent.mkdir(mode=0o755, exist_ok=True)
             write(path, text)
         else:
-            shutil.rmtree(path)
+            remove(path)
 
 
 def maintained(name: str, port: int, tls: bool) -> bool | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from .files import remove_folder, write
+from .files import remove, write
 
 FOLDER = Path("/usr/local/lib/carafe")
 MAIN = '''# Managed by Ansible.
@@ -61,7 +61,7 @@ def install(name: str, modules: list[str], check: bool = False) -> list[str]:
             parent.chmod(0o755)
         # Python tells what it has compiled by second and size of the source, which may be the same.
         for cache in caches:
-            remove_folder(cache)
+            remove(cache)
         for path in changed:
             if path in wanted:
                 write(path, wanted[path])
