@@ -142,11 +142,10 @@ def ansible_environment() -> dict[str, str]:
 def program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return the command of the program that runs the slots, as it lies on a server."""
     from ansible_collections.carafe.stack.plugins.module_utils import programs
+    from ansible_collections.carafe.stack.plugins.modules import gunicorn_slots
 
     folder = tmp_path_factory.mktemp("programs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(programs, "FOLDER", folder)
-        programs.install(
-            "gunicorn-slots", ["slots", "processes", "supervisord", "unix_http", "words"]
-        )
+        programs.install("gunicorn-slots", list(gunicorn_slots.PROGRAM))
     return [sys.executable, str(folder / "gunicorn-slots")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -203,6 +204,49 @@ def test_a_slot_that_is_not_there_is_not_well(tmp_path: Path) -> None:
     assert "no answer to /" in unix_http.ask(tmp_path / "slot.sock", health)[0]
     trouble, _ = unix_http.wait(tmp_path / "slot.sock", health, ended=str)
     assert trouble.startswith("not healthy within 0.1 s: no answer")
+
+
+def test_a_slot_that_answers_byte_by_byte_is_not_waited_for(tmp_path: Path) -> None:
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "slot.sock"))
+    server.listen()
+
+    def drip() -> None:
+        client, _ = server.accept()
+        with contextlib.suppress(OSError):
+            while True:
+                client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                time.sleep(0.01)
+
+    threading.Thread(target=drip, daemon=True).start()
+    began = time.monotonic()
+    health = {"path": "", "host": "localhost"}
+    assert "timed out" in unix_http.ask(tmp_path / "slot.sock", health, timeout=0.3)[0]
+    assert time.monotonic() - began < 5
+    server.close()
+
+
+@pytest.mark.parametrize("plant", ["link", "pipe"])
+def test_what_is_in_the_place_of_a_private_socket_is_not_asked(
+    slot: type[Answer], tmp_path: Path, plant: str
+) -> None:
+    slot.asked = None
+    if plant == "link":
+        (tmp_path / "planted").symlink_to("slot.sock")
+    else:
+        os.mkfifo(tmp_path / "planted")
+    trouble = unix_http.ask(tmp_path / "planted", {"path": "", "host": "localhost"})[0]
+    assert "It is no socket" in trouble
+    assert slot.asked is None
+
+
+def test_a_pipe_in_the_place_of_a_file_that_a_slot_takes_in_is_refused(
+    path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").unlink()
+    os.mkfifo(tmp_path / "run")
+    with pytest.raises(slots.SlotError, match=r"run cannot be read: It is no file"):
+        slots.fingerprint(slots.load(path))
 
 
 def test_what_a_process_was_started_with_is_read_from_it(tmp_path: Path) -> None:

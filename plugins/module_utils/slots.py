@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .files import read_bytes
 from .processes import age, environment
 
 FINGERPRINT = "GUNICORN_SLOT_FINGERPRINT"
@@ -59,7 +60,11 @@ def fingerprint(config: dict[str, Any]) -> str:
     for link in (config["settings"], config["directory"], config["venv"]):
         digest.update(os.path.realpath(link).encode() + b"\0")
     for path in map(Path, config["files"]):
-        content = path.read_bytes() if path.exists() else b""
+        try:
+            # Those who start a slot and those who ask for it follow the same links.
+            content = read_bytes(path, owners=(0,)) or b""
+        except OSError as error:
+            raise SlotError(f"{path} cannot be read: {error.strerror}") from None
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 

@@ -5,25 +5,45 @@ Used by modules, and by programs that run without Ansible.
 
 from __future__ import annotations
 
+import errno
 import http.client
 import socket
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .files import held
+
+
+class Socket(socket.socket):
+    """A unix socket whose timeout is for all that is read, not for each byte of it."""
+
+    deadline: float | None = None
+
+    def recv_into(self, *arguments: Any) -> int:
+        if self.deadline is not None:
+            self.settimeout(max(self.deadline - time.monotonic(), 0.001))
+        return super().recv_into(*arguments)
+
 
 class UnixConnection(http.client.HTTPConnection):
-    """HTTP to a unix socket."""
+    """HTTP to a unix socket, not to what a link in its place leads to."""
 
     def __init__(self, path: str | Path, timeout: float | None = None) -> None:
         super().__init__("localhost", timeout=timeout)
         self.path = str(path)
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
+        with held(self.path) as (way, there):
+            if not stat.S_ISSOCK(there.st_mode):
+                raise OSError(errno.ENOTSOCK, "It is no socket", self.path)
+            self.sock = Socket(socket.AF_UNIX)
+            if self.timeout is not None:
+                self.sock.settimeout(self.timeout)
+                self.sock.deadline = time.monotonic() + self.timeout
+            self.sock.connect(way)
 
 
 def judge(path: str, status: int) -> str:

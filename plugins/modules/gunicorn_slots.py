@@ -82,7 +82,8 @@ from ansible_collections.carafe.stack.plugins.module_utils.file_set import File,
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice
 
 # Sent along with this module, since the program is made of them.
-PROGRAM = [x.__name__.rpartition(".")[2] for x in (slots, processes, supervisord, unix_http, words)]
+PARTS = (slots, processes, supervisord, unix_http, files, words)
+PROGRAM = [x.__name__.rpartition(".")[2] for x in PARTS]
 
 
 def install(params: dict, check: bool) -> dict:
