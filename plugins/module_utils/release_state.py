@@ -12,6 +12,9 @@ All of it is in ``<root>/state``, a folder of root's own:
 
 What an app printed is in none of these, but in ``<root>/logs`` and in what a run says. Of a failure
 they keep the first line: a module's is its own, and what others wrote comes in the lines after it.
+
+The folders of the releases and of the virtual environments are the deploy user's, who runs the
+code of all dependencies: what is there counts only where this folder, or ``settings``, knows of it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import contextlib
 import json
 import os
 import select
-import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,11 +63,6 @@ def read(path: Path, mend: str) -> dict[str, Any]:
     raise Failure(
         f"{path} is damaged: it is {'empty' if not text.strip() else 'no JSON object'}. {mend}"
     )
-
-
-def count_files(folder: Path) -> int:
-    """Return how many files a folder has, apart from those that Python compiles by itself."""
-    return sum(len(names) for path, _, names in os.walk(folder) if not path.endswith("__pycache__"))
 
 
 class State:
@@ -115,16 +113,19 @@ class State:
         return found
 
     def rebuilt(self) -> dict[str, Any]:
-        """Return the releases as their folders tell, where what was known of them is lost."""
+        """Return the releases as their settings tell, where what was known of them is lost."""
         found, marks = {}, self.state / "built"
         lost = not marks.is_dir() or not any(marks.iterdir())
-        for path in sorted((self.root / "releases").glob("*/")):
-            entry, when = {}, path.stat().st_mtime
+        settings = self.root / "settings"
+        for name in files.folders(settings) if settings.is_dir() else []:
+            if not files.is_folder(self.folder(name)):
+                continue
+            entry, when = {}, (settings / name).stat().st_mtime
             with contextlib.suppress(OSError, Failure):
-                entry = read(marks / path.name, "")
+                entry = read(marks / name, "")
             # Where nobody knows which of them have served, none is lost for it: the gate will tell.
-            served = {"deployed": when} if lost or path.name == self.serving else {}
-            found[path.name] = entry or {"began": when, **served}
+            served = {"deployed": when} if lost or name == self.serving else {}
+            found[name] = entry or {"began": when, **served}
         return found
 
     def adopt(self) -> None:
@@ -156,7 +157,7 @@ class State:
         return sorted(found, key=lambda name: -releases[name]["deployed"])
 
     def built(self, release: str) -> bool:
-        there = self.folder(release).is_dir() and self.settings(release).is_dir()
+        there = files.is_folder(self.folder(release)) and self.settings(release).is_dir()
         # Without what is known of them, the marks may be gone, too.
         return there and ((self.state / "built" / release).exists() or not self.known())
 
@@ -188,9 +189,11 @@ class State:
     def venv(self, key: str) -> bool:
         """Tell whether a virtual environment is there, as a whole."""
         folder, mark = self.root / "venvs" / key, self.state / "venvs" / key
-        return os.access(folder / "bin/python", os.X_OK) and (
-            files.read(mark) or ""
-        ).strip() == str(count_files(folder))
+        return (
+            files.is_folder(folder)
+            and os.access(folder / "bin/python", os.X_OK)
+            and (files.read(mark) or "").strip() == str(files.count_files(folder))
+        )
 
     def audit(self, by: str, *what: str) -> None:
         """Add a line to what people read of the past, whatever is in the words."""
@@ -318,36 +321,52 @@ class State:
 
     # What goes.
 
-    def prune(self) -> None:
-        """Remove old releases, and the virtual environments and archives that none needs."""
+    def prune(self) -> list[str]:
+        """Remove old releases, and the virtual environments and archives that none needs.
+
+        What does not go is returned, in words for people: what serves well fails for none of it.
+        Only folders are of a release; what else somebody has put beside them is left alone.
+        """
         releases, usable, serving = self.releases, self.usable(), self.serving
         rest = [x for x in releases if x not in usable]
         rest.sort(key=lambda name: -releases[name].get("began", 0))
         newest = usable[: self.app["keep"]]
         keep = {serving, self.before(serving), *newest, *rest[:KEEP_BROKEN]}
-        for kind in ("releases", "settings"):
-            for folder in (self.root / kind).iterdir():
-                if folder.name not in keep:
-                    shutil.rmtree(folder)
+        gone = [
+            self.root / kind / name
+            for kind in ("releases", "settings")
+            for name in files.folders(self.root / kind)
+            if name not in keep
+        ]
         for name in set(releases) - keep:
             releases.pop(name)
-            (self.root / "logs" / f"{name}.log").unlink(missing_ok=True)
+            gone.append(self.root / "logs" / f"{name}.log")
         for log in (self.root / "logs").glob("*.log"):
             # Those of an older Carafe were for all to read.
-            log.chmod(0o640)
+            with contextlib.suppress(OSError):
+                files.set_attributes(log, 0o640, None, None)
         self.write(self.state / "releases.json", releases)
-        for mark in (self.state / "built").iterdir():
-            if mark.name not in keep:
-                mark.unlink()
-        links = (folder / ".venv" for folder in (self.root / "releases").iterdir())
-        used = {link.readlink().name for link in links if link.is_symlink()}
-        for folder in (self.root / "venvs").iterdir():
-            if folder.is_dir() and folder.name not in used:
-                (self.state / "venvs" / folder.name).unlink(missing_ok=True)
-                shutil.rmtree(folder)
+        gone += [mark for mark in (self.state / "built").iterdir() if mark.name not in keep]
+        used = set()
+        for name in keep - {""}:
+            with contextlib.suppress(OSError):
+                used.add((self.folder(name) / ".venv").readlink().name)
+        for name in files.folders(self.root / "venvs"):
+            if name not in used:
+                gone += [self.state / "venvs" / name, self.root / "venvs" / name]
         for archive in (self.root / "archives").iterdir():
-            if archive.stat().st_mtime < time.time() - 30 * 86400:
-                archive.unlink()
+            there = files.status(archive)
+            if there and stat.S_ISREG(there.st_mode) and there.st_mtime < time.time() - 30 * 86400:
+                gone.append(archive)
+        return [said for path in gone if (said := self.drop(path))]
+
+    def drop(self, path: Path) -> str:
+        """Remove what is not needed any more; return '' or why it is still there."""
+        try:
+            files.remove(path)
+        except OSError as error:
+            return f"{ascii(str(path))[1:-1]} is not needed any more and stays: {error.strerror}"
+        return ""
 
     def listing(self) -> list[str]:
         """Return what is known of the releases, in lines for people."""

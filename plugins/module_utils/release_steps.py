@@ -13,6 +13,7 @@ import itertools
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,10 +27,21 @@ from typing import Any, BinaryIO
 from . import files, processes, supervisord, unix_http, venvs
 from . import release_settings as settings
 from .commands import CommandFailed, Failure, Refused
-from .release_state import State, clock, count_files
+from .release_state import State, clock
 from .words import escaped, one_line
 
 LOG_TAIL = 6000  # bytes of a release's log that a failure shows at most
+# What the deploy user runs: all of these paths are its own, and so is what it may find there.
+# A line that leads out of the release is no file of its own.
+CARRY = """
+cd {old} || exit 0
+if [ -f .static ] && [ ! -L .static ]; then
+  grep -aP -e {hashed} .static | grep -av -e '^/' -e '^[.][.]/' -e '/[.][.]/' |
+    while IFS= read -r file; do
+      if [ -f "$file" ] && [ ! -e {new}/"$file" ]; then printf '%s\\0' "$file"; fi
+    done | xargs -0r cp --link --parents --target-directory={new} --
+fi
+"""
 
 
 class Release(State):
@@ -79,9 +91,13 @@ class Release(State):
         return log
 
     def shell(self, script: str, shown: str, folder: Path) -> str:
-        """Run a shell script as the deploy user."""
+        """Run a shell script as the deploy user, who goes into the folder by itself.
+
+        Root would get into places where that user must not, if a link to one were there.
+        """
         user = ["runuser", "-u", self.app["deploy_user"], "--"]
-        return self.call([*user, "sh", "-euc", script], shown, "build", folder)
+        script = f"cd {shlex.quote(str(folder))}\n{script}"
+        return self.call([*user, "sh", "-euc", script], shown, "build", self.root)
 
     def inside(
         self, user: str, command: str, *options: str, release: str = "", limit: str = "step"
@@ -265,7 +281,7 @@ def plan(app: Release, steps: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def unpack(app: Release) -> None:
     """Unpack the code into a folder of its own."""
-    files.remove_folder(app.folder(app.id))
+    files.remove(app.folder(app.id))
     app.log_path.unlink(missing_ok=True)
     app.shell(app.app["unpack"], "unpack the code", app.root)
 
@@ -285,12 +301,12 @@ def venv(app: Release) -> None:
         mark, folder = app.state / "venvs" / key, app.root / "venvs" / key
         mark.unlink(missing_ok=True)
         # As root: what a build that was cut short left may not be the deploy user's to remove.
-        files.remove_folder(folder)
+        files.remove(folder)
         why = build_with_uv(app) if app.app.get("uv") else ""
         if why or not app.app.get("uv"):
-            files.remove_folder(folder)
+            files.remove(folder)
             app.shell(app.app["build_venv"], "build the virtual environment", app.folder(app.id))
-        files.write(mark, f"{count_files(folder)}\n", owner=os.geteuid(), group=os.getegid())
+        files.write(mark, f"{files.count_files(folder)}\n", owner=os.geteuid(), group=os.getegid())
         # For the end of the run: this may be the job that runs beside it.
         line = f"{app.app['run']['id']} pip has built the virtual environment: {why}" if why else ""
         files.write(app.state / "installer", line, owner=os.geteuid(), group=os.getegid())
@@ -300,8 +316,7 @@ def build_with_uv(app: Release) -> str:
     """Build the virtual environment with uv; return '' or why that was not possible."""
     uv = app.app["uv"]
     try:
-        requirements = files.read(app.folder(app.id) / uv["requirements"]) or ""
-        script = venvs.script(uv, app.root, requirements)
+        script = venvs.script(uv, app.root)
         with environment(venvs.environment_of_uv(os.environ, app.root)):
             app.shell(script, "build the virtual environment with uv", app.folder(app.id))
     except venvs.NoCounterpart as setting:
@@ -432,17 +447,9 @@ def link_command(app: Release) -> None:
 
 def carry_static(app: Release, release: str) -> None:
     """Link the files of another release that have a hash in their name into this one."""
-    hashed, new, old = re.compile(app.app["hashed"]), app.folder(app.id), app.folder(release)
-    own = files.read(old / ".static") or ""
-    missing = [
-        line
-        for line in own.splitlines()
-        if hashed.search(line) and (old / line).is_file() and not (new / line).exists()
-    ]
-    if missing:
-        user = ["runuser", "-u", app.app["deploy_user"], "--"]
-        copy = ["cp", "--link", "--parents", "--", *missing, str(new)]
-        app.call([*user, *copy], f"keep {len(missing)} static files of {release}", "step", old)
+    names = {"old": app.folder(release), "new": app.folder(app.id), "hashed": app.app["hashed"]}
+    script = CARRY.format_map({name: shlex.quote(str(value)) for name, value in names.items()})
+    app.shell(script, f"keep the static files of {release}", app.root)
 
 
 def hook(app: Release) -> None:
@@ -562,7 +569,7 @@ def finish(app: Release) -> None:
     app.note(app.id, broken=None, run=app.app["run"]["id"], **served)
     app.mark_built(app.id)
     schedules(app)
-    app.prune()
+    app.output["warnings"] = app.prune()
     app.output["took"] = app.durations()
     if "health" in app.lock:
         app.output["took"].append(app.lock["health"])

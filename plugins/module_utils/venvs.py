@@ -102,14 +102,13 @@ def environment_of_uv(environment: Mapping[str, str], home: Path) -> dict[str, s
     return {name: value for name, value in found.items() if name not in own}
 
 
-def script(wanted: Mapping[str, Any], root: Path, requirements: str) -> str:
-    """Return what the deploy user runs in the release to build it, given its requirements' text."""
+def script(wanted: Mapping[str, Any], root: Path) -> str:
+    """Return what the deploy user runs in the release to build it."""
     cache = root / "cache"
     folder, venv = cache / f"uv-{wanted['version']}", shlex.quote(wanted["path"])
     uv = f"{shlex.quote(str(folder))}/bin/uv --quiet --cache-dir {shlex.quote(str(cache / 'uv'))}"
     install = f"{uv} pip install --compile-bytecode --python {venv}/bin/python"
-    # As pip does it: where one has a hash, all must have one.
-    hashes = "--require-hashes " if "--hash=" in requirements else ""
+    requirements = shlex.quote(wanted["requirements"])
     # Commands of the app's may ask for pip.
     more = shlex.join(["pip", *wanted["extra"]])
     get = f"""\
@@ -126,6 +125,9 @@ export HOME={root}
 if [ ! -x {folder}/bin/uv ]; then
 {get}fi
 {uv} venv --no-project --python /usr/bin/python3 {venv}
-{install} {hashes}--requirement {shlex.quote(wanted["requirements"])}
+# As pip does it: where one has a hash, all must have one.
+hashes=
+if grep -q -e --hash= {requirements}; then hashes=--require-hashes; fi
+{install} $hashes --requirement {requirements}
 {install} {more}
 """
