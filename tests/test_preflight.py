@@ -233,18 +233,44 @@ def test_a_value_with_a_nul_is_named_and_not_shown(variable: str) -> None:
     assert "hush" not in problem.what
 
 
-@pytest.mark.parametrize("user", ["hush", "ann:hush"])
-def test_a_password_in_the_url_of_the_repository_is_not_shown(user: str) -> None:
-    problem = the_only(problems(app_repository=f"https://{user}@git.test/shop.git"))
-    assert problem.variable == "app_repository"
-    assert "hush" not in problem.what
+# A place for each variable that is shown, or kept where others read it.
+SHOWN = {
+    "app_repository": str,
+    "app_package": str,
+    "app_extra_requirements": lambda url: ["flask", f"--extra-index-url {url}", "celery"],
+    "app_build_commands": lambda url: [f"curl -sSf '{url}' -o data.json"],
+    "app_hooks": lambda url: {"after_finish": [f"curl -d x {url}"]},
+    "app_workers": lambda url: [{"name": "jobs", "command": f"celery -b {url} worker"}],
+    "app_schedules": lambda url: [{"name": "t", "when": "daily", "command": f"curl {url}"}],
+    "supervisor_programs": lambda url: [
+        {"name": "x", "command": "sleep 9", "environment": {"BROKER": url}}
+    ],
+    "gunicorn_settings": lambda url: {"raw_env": [f"PROXY={url}"]},
+    "gunicorn_requirements": lambda url: [f"x @ {url}"],
+    "certificates_acme_directory": str,
+}
 
 
-@pytest.mark.parametrize(
-    "url", ["https://git.test/a@b.git", "ssh://git@git.test/a", "git@git.test:a"]
-)
+@pytest.mark.parametrize("variable", SHOWN)
+def test_a_password_in_a_url_is_refused_wherever_it_is_shown(variable: str) -> None:
+    found = problems(**{variable: SHOWN[variable]("https://ann:hush@house.test/x")})
+    problem = next(x for x in found if "in its URL" in x.what)
+    assert problem.variable == variable
+    assert not any("hush" in x.what + x.command for x in found)
+    assert not any("in its URL" in x.what for x in problems(**{variable: SHOWN[variable](GIT)}))
+
+
+GIT = "https://git.test/a@b.git"
+
+
+@pytest.mark.parametrize("url", [GIT, "ssh://git@git.test/a", "git@git.test:a", "/srv/git/a"])
 def test_a_repository_without_a_password(url: str) -> None:
     assert problems(app_repository=url) == []
+
+
+@pytest.mark.parametrize("variable", ["app_environment", "app_install_environment", "app_config"])
+def test_a_password_in_a_url_is_where_secrets_belong(variable: str) -> None:
+    assert problems(**{variable: {"PIP_INDEX_URL": "https://ann:hush@house.test/simple"}}) == []
 
 
 def test_the_environment_of_a_program() -> None:
@@ -821,6 +847,8 @@ def test_an_inventory_with_no_group_of_its_own(tmp_path: Path) -> None:
         ("app_version=v1 database_password=hush now", "app_version=v1 database_password=…"),
         ('{"database_password": "hush"}', "{…}"),
         ("--vault-password-file=x", "--vault-password-file=x"),
+        ("app_repository=https://ann:hush@git.test/a", "app_repository=…"),
+        ('{"app_repository": "ssh://git:hush@git.test/a"}', "…"),
     ],
 )
 def test_the_command_to_run_again_has_no_secret(word: str, said: str) -> None:

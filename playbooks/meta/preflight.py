@@ -17,10 +17,14 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
     entries,
     product,
 )
+from ansible_collections.carafe.stack.plugins.plugin_utils.urls import credential_in
 
 RANGES = {"stack_https_port": PORT}
 # What only a stack of several servers needs.
 OF_SEVERAL = ("private_address", "database_password", "database_migrate_password")
+KEPT_SECRET = re.compile(
+    r"\w+_environment|\w+_secret_key(_fallbacks)?|\w+_password|app_(config|secrets|failure)"
+)
 RELEASES = {"12": "bookworm", "13": "trixie"}
 FACTS = re.compile(r"'(memtotal_mb|processor_vcpus|distribution\w*)'")
 RESERVED_CONNECTIONS = 3  # superuser_reserved_connections
@@ -156,6 +160,22 @@ def check_certificate_names(server: Server) -> Iterator[Problem]:
             )
 
 
+def check_urls(server: Server) -> Iterator[Problem]:
+    """What is in a URL is shown by git, pip, logs and the list of processes, and kept in files."""
+    for name, value in server.values.items():
+        # Those are for secrets: only root and the app's own users read what they have on a server.
+        if KEPT_SECRET.fullmatch(name) or not (found := credential_in(value)):
+            continue
+        role, _, _ = name.partition("_")
+        if name == "app_repository":
+            right = "let git know it by `git credential approve`, or use ssh"
+        elif name.endswith(("_requirements", "_package")):
+            right = f"name an index by PIP_INDEX_URL or PIP_EXTRA_INDEX_URL in {role}_install_environment"
+        else:
+            right = "let the program read it from its environment: app_environment"
+        yield Problem(name, f"has {found}, where it is shown and kept; take it out, and {right}")
+
+
 def check_memory(server: Server) -> Iterator[Problem]:
     """A server that promises more memory than it has kills processes under load."""
     has = server.facts.get("memtotal_mb")
@@ -278,6 +298,7 @@ CHECKS = (
     check_database,
     check_certificates,
     check_certificate_names,
+    check_urls,
     check_memory,
     check_issue,
 )

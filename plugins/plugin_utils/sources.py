@@ -11,6 +11,7 @@ from pathlib import Path
 from ansible import context
 
 from .problems import Problem, Server
+from .urls import credential
 
 TOP = Path(__file__).resolve().parents[2]
 VAULT = re.compile(r"\bvault_\w+")
@@ -170,6 +171,9 @@ class Sources:
 
 def hide(word: str) -> str:
     """Return a word of the command line, as it is unless it sets a secret."""
+    if credential(word):
+        name = re.match(r"\w+=", word)
+        return f"{name[0] if name else ''}…"
     if word.startswith("--") or not SECRET.search(word) or ROTATED.fullmatch(word):
         return word
     if word.lstrip().startswith("{"):

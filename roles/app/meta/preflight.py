@@ -100,16 +100,6 @@ def check_environments(server: Server) -> Iterator[Problem]:
     yield from check_environment("app_config", server.values.get("app_config"), "FLASK_")
 
 
-def check_repository(server: Server) -> Iterator[Problem]:
-    """What a URL has before its @ is shown by git, and by the list of processes."""
-    if re.match(r"https?://[^/]*@", str(server.values.get("app_repository") or "")):
-        yield Problem(
-            "app_repository",
-            "has a name or password in its URL, where git shows it to everybody; take it out, and"
-            " let git know it by `git credential approve`, or use ssh",
-        )
-
-
 def check_owner(server: Server) -> Iterator[Problem]:
     """Two environments that deploy an app of one name would overwrite each other's releases."""
     app, ours = server.values.get("app_name"), server.values.get("app_environment_name")
@@ -164,7 +154,6 @@ CHECKS = (
     check_domains,
     check_names,
     check_environments,
-    check_repository,
     check_owner,
     check_hooks,
 )
