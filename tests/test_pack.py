@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import tarfile
 import threading
@@ -12,10 +14,13 @@ from typing import Any
 
 import pytest
 from ansible_collections.carafe.stack.plugins.plugin_utils import pack as packing
+from ansible_collections.carafe.stack.plugins.plugin_utils.secret_files import (
+    folder_looks_secret as secret_folder,
+)
 
 APP = {
     **{"source": "local", "path": None, "repository": None, "package": None, "version": None},
-    **{"subdirectory": ".", "exclude": [], "files": [], "requirements": ""},
+    **{"subdirectory": ".", "exclude": [], "include": [], "files": [], "requirements": ""},
 }
 
 
@@ -95,15 +100,165 @@ def test_the_archive_holds_the_files_as_they_are(app: Path) -> None:
         assert {member.uid for member in tar} == {0}
 
 
-@pytest.mark.parametrize("pattern", [".git", "*.pyc", "shop/static", "node_modules"])
+@pytest.mark.parametrize("pattern", ["e2e", "*.pyc", "shop/static", "node_modules"])
 def test_what_is_excluded_does_not_travel(app: Path, pattern: str) -> None:
-    for path in (".git/config", "shop/x.pyc", "shop/static/y.css", "node_modules/a/b.js"):
+    for path in ("e2e/config", "shop/x.pyc", "shop/static/y.css", "node_modules/a/b.js"):
         (app / path).parent.mkdir(parents=True, exist_ok=True)
         (app / path).touch()
     travelled = names(pack(app, exclude=[pattern]))
     left_out = {x for x in names(pack(app)) if x not in travelled}
     assert left_out
     assert all(pattern.strip("*") in x for x in left_out)
+
+
+PEM = "-----BEGIN {}PRIVATE KEY-----\nMC4CAQ\n-----END {}PRIVATE KEY-----\n"
+SECRETS = {
+    ".env": "",
+    ".env.production": "A=1",
+    ".env.local.bak": "A=1",
+    ".env-prod": "A=1",
+    ".envrc": "export A=1",
+    "config/prod.env": "A=1",
+    "deploy.pem": "Bag Attributes\n" + PEM.format("", ""),
+    "tls/site.key": PEM.format("RSA ", "RSA "),
+    "tls/both.crt": "-----BEGIN CERTIFICATE-----\n\n" + PEM.format("EC ", "EC "),
+    "deploy_key": PEM.format("OPENSSH ", "OPENSSH "),
+    "a.key.old": PEM.format("ENCRYPTED ", "ENCRYPTED "),
+    "backup.gpg.asc": "-----BEGIN PGP PRIVATE KEY BLOCK-----\n",
+    "id_rsa": "x",
+    "keys/id_ed25519": "x",
+    "id_ed25519~": "x",
+    "putty.ppk": "x",
+    "age.txt": "# created\nAGE-SECRET-KEY-1QQ",
+    ".netrc": "machine x",
+    ".pgpass": "x",
+    ".pypirc": "[pypi]",
+    ".npmrc": "//registry.test/:_authToken=hush",
+    ".yarnrc.yml": "npmAuthToken: hush",
+    "pip.conf": "[global]\nindex-url = https://ann:hush@index.test/simple",
+    ".docker/config.json": "{}",
+    ".aws/credentials": "[default]",
+    "ops/.aws/config": "[default]",
+    ".ssh/known": "x",
+    "boto.ini": f"[x]\naws_secret_access_key = {'a1b2' * 10}",
+    "passwords.kdbx": "x",
+    "store.p12": "x",
+    "firebase.json": '{"type": "service_account", "private_key": "-----BEGIN PRIVATE KEY-----"}',
+    "client.json": '{"installed": {"client_secret": "GOCSPX-0123456789abcdef"}}',
+    ".vault-password": "x",
+    "vault_pass.txt": "x",
+    "group_vars/prod/vault.yml": "$ANSIBLE_VAULT;1.1;AES256\n61",
+    "infra/terraform.tfstate": "{}",
+    "secrets.yml": "a: b",
+    ".svn/entries": "x",
+    "vendor/.hg/store": "x",
+    ".git/config": "[remote]",
+    "worktree/.git": "gitdir: /home/ann/shop/.git",
+    "CVS/Root": "x",
+}
+NO_SECRETS = {
+    ".env.example": "A=",
+    ".env.sample": "A=",
+    "prod.env.template": "A=",
+    "example.env": "A=",
+    ".flaskenv": "FLASK_APP=shop",
+    "environment.py": "x",
+    "tls/ca.pem": "-----BEGIN CERTIFICATE-----\n",
+    "public.pem": "-----BEGIN PUBLIC KEY-----\n",
+    "id_rsa.pub": "ssh-rsa AAAA",
+    "tests/test_keys.py": f'KEY = """{PEM.format("", "")}"""',
+    "docs/keys.md": f"# Keys\n\n{PEM.format('', '')}",
+    ".npmrc": "//registry.test/:_authToken=${NPM_TOKEN}\nfund=false",
+    "pip.conf": "[global]\nindex-url = https://${USER}:${TOKEN}@index.test/simple",
+    "translations/en.json": '{"client_secret": "The secret of a client", "private_key": "Key"}',
+    "settings.py": "aws_secret_access_key = os.environ['AWS_SECRET_ACCESS_KEY']",
+    "secrets.py": "import secrets",
+    "shop/vault.py": "x",
+    "shop/netrc.py": "x",
+    "environments/README": "x",
+}
+
+
+def put(folder: Path, files: dict[str, str]) -> None:
+    for path, text in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+
+
+@pytest.mark.parametrize("path", SECRETS)
+def test_what_looks_like_a_secret_stays_at_home_and_the_run_says_so(app: Path, path: str) -> None:
+    before = pack(app)
+    assert before["warnings"] == []
+    put(app, {path: SECRETS[path]})
+    after = pack(app)
+    assert {**after, "warnings": []} == before
+    (warning,) = after["warnings"]
+    assert any(part in warning for part in Path(path).parts)
+    assert "app_include" in warning
+    # Named, it travels: as a whole folder, too.
+    named = next((x for x in Path(path).parts if secret_folder(x)), Path(path).name)
+    assert path in names(pack(app, include=[named, Path(path).name]))
+    assert pack(app, exclude=[named])["warnings"] == []
+
+
+def test_what_looks_like_none_travels(app: Path) -> None:
+    put(app, NO_SECRETS)
+    packed = pack(app)
+    assert names(packed) >= NO_SECRETS.keys()
+    assert packed["warnings"] == []
+
+
+def test_a_warning_names_many_files_in_a_line(app: Path) -> None:
+    put(app, {f"{number:02}\x1b[2J\n.env": "" for number in range(30)})
+    (warning,) = pack(app)["warnings"]
+    assert warning.isprintable()
+    assert "and 20 more" in warning
+
+
+LINKS = ["/etc/passwd", "../secret", "shop/../../secret", "/", "..", "shop/up/../secret"]
+
+
+@pytest.mark.parametrize("target", LINKS)
+@pytest.mark.parametrize("place", ["out", "shop/static/out"])
+def test_a_link_that_leads_out_is_left_out_and_said(app: Path, target: str, place: str) -> None:
+    (app.parent / "secret").write_text("hush")
+    if "up" in target:
+        (app / "shop/up").symlink_to("..")
+    before = pack(app)["revision"]
+    depth = "" if target.startswith("/") else "../" * place.count("/")
+    (app / place).symlink_to(f"{depth}{target}")
+    packed = pack(app)
+    assert packed["revision"] == before
+    assert f"{place} -> " in packed["warnings"][0]
+
+
+def test_a_link_to_the_inside_travels(app: Path) -> None:
+    (app / "shop/up").symlink_to("..")
+    (app / "shop/static/main.css").symlink_to("../../wsgi.py")
+    (app / "later").symlink_to("made/by/the/build")
+    packed = pack(app)
+    assert names(packed) >= {"shop/up", "shop/static/main.css", "later"}
+    assert packed["warnings"] == []
+
+
+def test_what_is_no_file_is_left_out_and_nothing_waits_for_it(app: Path) -> None:
+    before = pack(app)["revision"]
+    os.mkfifo(app / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(app):
+        listener.bind("sock")
+        packed = pack(app)
+    assert packed["revision"] == before
+    assert "no files: pipe, sock" in packed["warnings"][0]
+
+
+def test_the_cache_is_its_users_alone_also_where_it_is_there(app: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "caches/carafe"
+    packed = pack(app, cache)
+    assert cache.stat().st_mode & 0o777 == 0o700
+    assert Path(packed["archive"]).stat().st_mode & 0o077 == 0
+    cache.chmod(0o755)
+    pack(app, cache)
+    assert cache.stat().st_mode & 0o777 == 0o700
 
 
 def test_dependencies_are_those_of_the_requirements_file_and_what_it_includes(app: Path) -> None:
@@ -295,10 +450,51 @@ def test_a_version_that_is_not_there_names_the_variable(
 ) -> None:
     told = {"source": "git", "repository": repository.url, "cache": tmp_path / "cache"}
     assert "Did you mean v1?" in refusal(None, version="v11", **told)
-    told["repository"] = "https://me:hush@127.0.0.1:9/x.git"
-    said = refusal(None, **told)
-    assert "git could not get https://127.0.0.1:9/x.git" in said
+    told["repository"] = "https://127.0.0.1:9/x.git"
+    assert "git could not get https://127.0.0.1:9/x.git" in refusal(None, **told)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:hush@127.0.0.1:9/x",
+        "https://127.0.0.1:9/x?token=hush",
+        "ssh://a:hush@127.0.0.1/",
+    ],
+)
+def test_a_url_with_a_password_is_not_given_to_git(tmp_path: Path, url: str) -> None:
+    said = refusal(None, source="git", repository=url, cache=tmp_path / "cache")
+    assert said.startswith("app_repository has a ")
     assert "hush" not in said
+    assert not (tmp_path / "cache/git").exists()
+
+
+def test_what_is_committed_comes_along_and_the_run_says_so(
+    repository: Repository, tmp_path: Path
+) -> None:
+    put(repository.folder, {"tests/key.pem": PEM.format("", ""), ".env": "A=1"})
+    (repository.folder / "logs").symlink_to("/var/log")
+    repository.commit("with keys")
+    packed = pack(None, tmp_path / "cache", source="git", repository=repository.url)
+    assert names(packed) == {"tests/key.pem", ".env", "requirements.txt", "wsgi.py"}
+    committed, outside = packed["warnings"]
+    assert "app_repository: committed" in committed
+    assert ".env (settings with secrets), tests/key.pem (a private key)" in committed
+    assert "logs -> /var/log" in outside
+    told = {"exclude": ["logs"], "include": ["*.pem", ".env"]}
+    again = pack(None, tmp_path / "cache", source="git", repository=repository.url, **told)
+    assert again["warnings"] == []
+
+
+def test_a_repository_has_one_place_in_the_cache_and_shares_it_with_none(
+    repository: Repository, tmp_path: Path
+) -> None:
+    cache, other = tmp_path / "cache", Repository(tmp_path / "other")
+    for url in (repository.url, other.url, repository.url):
+        pack(None, cache, source="git", repository=url)
+    mirrors = [x for x in (cache / "git").iterdir() if x.is_dir()]
+    assert len(mirrors) == 2
+    assert all(x.lstat().st_mode & 0o077 == 0 for x in (cache, cache / "git"))
 
 
 def test_a_cache_that_is_half_there_is_made_anew(repository: Repository, tmp_path: Path) -> None:

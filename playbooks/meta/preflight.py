@@ -170,7 +170,7 @@ def check_urls(server: Server) -> Iterator[Problem]:
         if name == "app_repository":
             right = "let git know it by `git credential approve`, or use ssh"
         elif name.endswith(("_requirements", "_package")):
-            right = f"name an index by PIP_INDEX_URL or PIP_EXTRA_INDEX_URL in {role}_install_environment"
+            right = f"name an index by PIP_EXTRA_INDEX_URL in {role}_install_environment"
         else:
             right = "let the program read it from its environment: app_environment"
         yield Problem(name, f"has {found}, where it is shown and kept; take it out, and {right}")

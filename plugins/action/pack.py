@@ -29,6 +29,7 @@ class ActionModule(ActionBase):
                 "version": {"type": "str"},
                 "subdirectory": {"type": "str", "default": "."},
                 "exclude": {"type": "list", "elements": "str", "default": []},
+                "include": {"type": "list", "elements": "str", "default": []},
                 "files": {"type": "list", "elements": "dict", "default": []},
                 "requirements": {"type": "str", "default": ""},
             }

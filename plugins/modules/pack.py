@@ -5,8 +5,8 @@ module: pack
 short_description: Pack an app's code into one archive on the control machine
 description:
   - Collects the code of an app from a folder or a git repository, or the name of a package, and
-    packs it into an archive in the cache of the control machine, C($XDG_CACHE_HOME/carafe). The
-    same content gives the same archive.
+    packs it into an archive in the cache of the control machine, C($XDG_CACHE_HOME/carafe), which
+    is for its user alone. The same content gives the same archive.
   - Several runs may pack at the same time, other versions of one repository too.
   - Nothing goes to the server, so it never reports a change, and a dry run does the same.
 options:
@@ -35,6 +35,14 @@ options:
     default: .
   exclude:
     description: Names and patterns of files and folders that are left out.
+    type: list
+    elements: str
+    default: []
+  include:
+    description:
+      - Names and patterns of files and folders that come along although they look like secrets, or
+        are links that lead out of the folder. What else does is left at home, and named in a
+        warning; what is committed comes along in any case, but for the history.
     type: list
     elements: str
     default: []

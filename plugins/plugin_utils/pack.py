@@ -14,45 +14,132 @@ import hashlib
 import io
 import os
 import re
+import stat
 import tarfile
 import tempfile
 import time
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..module_utils.commands import Failure, ask
 from ..module_utils.files import locked, write
+from ..module_utils.words import one_line
+from .secret_files import folder_looks_secret, looks_secret
+from .urls import credential, without_credentials
 
 GENERATED = ".requirements.txt"
 INCLUDE = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[\s=]+(\S+)")
 VERSIONED = re.compile(r"===?|~=|@")
 KEPT = 30 * 86400  # seconds for which an archive that no run has asked for stays in the cache
 
+NAMED = 10  # of what is left out, that a warning names
+# What is left out or sent all the same, and what to do about it, by why.
+SECRET, COMMITTED, OUTSIDE, NO_FILE = "secret", "committed", "outside", "no file"
+WARNINGS = {
+    SECRET: "{source}: left at home, since they look like secrets: {names}. Name one in app_include"
+    " to let it travel.",
+    COMMITTED: "{source}: committed and sent to the server, though they look like secrets: {names}."
+    " Leave one out by app_exclude, or name what is none in app_include.",
+    OUTSIDE: "{source}: left out, since these links lead out of the app's folder: {names}. For what"
+    " the app keeps on the server there is app_shared.",
+    NO_FILE: "{source}: left out, since these are no files: {names}.",
+}
+
 Files = dict[str, tuple[int, bytes | str]]
 
 
-def collect(folder: Path, exclude: list[str]) -> Files:
-    """Return the files below a folder as {path in the release: (mode, bytes or link target)}."""
+def matches(path: str, patterns: list[str]) -> bool:
+    """Tell whether the path of an entry, or its name, is one of the patterns."""
+    names = (path, PurePosixPath(path).name)
+    return any(fnmatch.fnmatch(name, pattern) for name in names for pattern in patterns)
+
+
+def leads_out(folder: Path, link: Path) -> bool:
+    """Tell whether a link leads out of the folder, as it is written or by other links."""
+    target = link.readlink()
+    written = os.path.normpath(link.parent.relative_to(folder) / target)
+    real = Path(os.path.realpath(link))
+    inside = real.is_relative_to(os.path.realpath(folder))
+    return target.is_absolute() or PurePosixPath(written).parts[:1] == ("..",) or not inside
+
+
+def content_of(path: Path) -> tuple[int, bytes] | None:
+    """Return mode and content of a file; None of what is none, and may never come to an end."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if not path.is_file():  # a socket, or a device
+            return None
+        raise Failure(
+            f"{path} cannot be read: {error.strerror}. Correct that, or name it in app_exclude."
+        ) from None
+    with os.fdopen(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            return None
+        return 0o755 if mode & 0o100 else 0o644, file.read()
+
+
+def collect(
+    folder: Path, exclude: list[str], include: list[str] = (), committed: bool = False
+) -> tuple[Files, dict[str, list[str]]]:
+    """Return the files below a folder as {path in the release: (mode, bytes or link target)}.
+
+    Also returns what was left out, or looks as if it should have been, by why. What is committed is
+    the app's, and comes along whatever it looks like: for a test's key no deployment fails.
+    """
     found: Files = {}
+    noted: dict[str, list[str]] = defaultdict(list)
     for top, folders, files in os.walk(folder):
         parent = Path(top).relative_to(folder)
+        paths = {x: (parent / x).as_posix() for x in (*folders, *files)}
+        wanted = {x for x, path in paths.items() if not matches(path, exclude)}
+        named = {x for x, path in paths.items() if matches(path, include)}
+        links = {x for x in (*folders, *files) if Path(top, x).is_symlink()}
+        below = []
+        for entry in sorted(x for x in folders if x in wanted and x not in links):
+            what = "" if entry in named else folder_looks_secret(entry)
+            if what == "history" and committed:
+                continue
+            if what:
+                noted[COMMITTED if committed else SECRET].append(f"{paths[entry]}/")
+            if committed or not what:
+                below.append(entry)
+        folders[:] = below
+        for entry in sorted(x for x in paths if x in wanted and (x in links or x in files)):
+            path, source = paths[entry], Path(top, entry)
+            if entry in links:
+                if leads_out(folder, source) and entry not in named:
+                    noted[OUTSIDE].append(f"{path} -> {source.readlink()}")
+                else:
+                    found[path] = (0o777, str(source.readlink()))
+                continue
+            file = content_of(source)
+            if file is None:
+                noted[NO_FILE].append(path)
+                continue
+            what = "" if entry in named else looks_secret(path, file[1])
+            if what == "history" and committed:
+                continue
+            if what:
+                noted[COMMITTED if committed else SECRET].append(f"{path} ({what})")
+            if committed or not what:
+                found[path] = file
+    return found, noted
 
-        def stays(entry: str, parent: Path = parent) -> bool:
-            paths = (entry, (parent / entry).as_posix())
-            return not any(fnmatch.fnmatch(path, pattern) for path in paths for pattern in exclude)
 
-        links = [x for x in folders if Path(top, x).is_symlink()]
-        folders[:] = sorted(x for x in folders if stays(x) and x not in links)
-        for entry in filter(stays, files + links):
-            path = Path(top, entry)
-            if path.is_symlink():
-                found[(parent / entry).as_posix()] = (0o777, str(path.readlink()))
-            elif path.is_file():
-                mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
-                found[(parent / entry).as_posix()] = (mode, path.read_bytes())
-    return found
+def warnings_of(source: str, noted: Mapping[str, list[str]]) -> list[str]:
+    """Return what is said of what was left out."""
+    said = []
+    for why, text in WARNINGS.items():
+        if names := sorted(noted.get(why, [])):
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            listed = ", ".join(one_line(name) for name in names[:NAMED]) + more
+            said.append(text.format(source=source, names=listed))
+    return said
 
 
 def requirements_of(found: Files, wanted: str) -> tuple[str, str]:
@@ -123,10 +210,10 @@ def archive_of(found: Files) -> bytes:
 def keep(cache: Path, revision: str, found: Files) -> Path:
     """Return the archive of the files in the cache; remove those that no run has asked for."""
     archives = cache / "archives"
-    archives.mkdir(parents=True, exist_ok=True)
+    archives.mkdir(mode=0o700, parents=True, exist_ok=True)
     archive = archives / f"{revision}.tar.gz"
     if not archive.exists():
-        write(archive, archive_of(found))
+        write(archive, archive_of(found), 0o600)
     os.utime(archive)
     for path in archives.iterdir():
         # Another run may remove the same one.
@@ -141,7 +228,9 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
 
     Returns its RETURN values. Raises Failure.
     """
+    private(cache)
     packages = [requirement_of(app)] if app["source"] == "package" else []
+    noted: Mapping[str, list[str]] = {}
     with source_of(app, cache) as (folder, commit):
         found: Files = {}
         if folder is not None:
@@ -151,11 +240,12 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
                     f"There is no folder {app['subdirectory']} in the app's code. Correct"
                     " app_subdirectory."
                 )
-            found = collect(inside, app["exclude"])
+            found, noted = collect(inside, app["exclude"], app["include"], bool(commit))
             if not found:
+                place = app["path"] or without_credentials(app["repository"])
                 raise Failure(
-                    f"{app['path'] or app['repository']} holds no file to deploy. Correct app_path,"
-                    " app_subdirectory or app_exclude."
+                    f"{place} holds no file to deploy. Correct app_path, app_subdirectory or"
+                    " app_exclude."
                 )
     for extra in app["files"]:
         found[os.path.normpath(extra["path"])] = (0o644, extra["content"].encode())
@@ -182,7 +272,21 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
         "archive": str(archive),
         "size": archive.stat().st_size,
         "label": labels[app["source"]],
+        "warnings": warnings_of("app_repository" if app["source"] == "git" else "app_path", noted),
     }
+
+
+def private(cache: Path) -> None:
+    """Make the cache, or take it away from whoever may look into it: it has all apps' code."""
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if cache.stat().st_mode & 0o077:
+            cache.chmod(0o700)
+    except OSError as error:
+        raise Failure(
+            f"The cache {cache} cannot be made for its user alone: {error.strerror}. Correct its"
+            " owner, or name another folder by XDG_CACHE_HOME."
+        ) from None
 
 
 def requirement_of(app: Mapping[str, Any]) -> str:
@@ -219,13 +323,14 @@ def source_of(app: Mapping[str, Any], cache: Path) -> Iterator[tuple[Path | None
     else:
         if not app["repository"]:
             raise Failure("app_source is git, and app_repository is not set. Set it to the URL.")
+        if found := credential(app["repository"]):
+            raise Failure(
+                f"app_repository has {found}, where git shows it; take it out, and let git know it"
+                " by `git credential approve`, or use ssh."
+            )
         # A folder of this run's own: another run may want another version at the same time.
         with tempfile.TemporaryDirectory(prefix="carafe-") as folder:
             yield Path(folder), checkout(app["repository"], app["version"], Path(folder), cache)
-
-
-def without_login(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", url)
 
 
 class Git:
@@ -246,10 +351,11 @@ class Git:
                 "git is not installed on the control machine. Install it, and run this again."
             ) from None
         if done.returncode and check:
-            said = " ".join(done.stderr.replace(self.url, without_login(self.url)).split()[-60:])
+            # Of what a server says, and of the URLs of submodules, nothing is taken as it is.
+            said = one_line(without_credentials(" ".join(done.stderr.split()[-60:])), 2000)
             raise Failure(
-                f"git could not get {without_login(self.url)}: {said} Correct app_repository, or"
-                f" see by hand: git ls-remote {without_login(self.url)}"
+                f"git could not get {without_credentials(self.url)}: {said} Correct app_repository,"
+                f" or see by hand: git ls-remote {without_credentials(self.url)}"
             )
         return "" if done.returncode else done.stdout.strip()
 
@@ -260,8 +366,9 @@ def checkout(url: str, version: str | None, folder: Path, cache: Path) -> str:
     What was fetched is kept in the cache, which one run at a time brings up to date.
     """
     git = Git(url)
-    mirror = cache / "git" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    mirror.parent.mkdir(parents=True, exist_ok=True)
+    # Whoever asks for it, a repository is kept once, and no two share a place.
+    mirror = cache / "git" / hashlib.sha256(without_credentials(url).encode()).hexdigest()
+    mirror.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(mirror.with_suffix(".lock")):
         # One that is half there comes from a run that was killed.
         if git.run("-C", str(mirror), "rev-parse", "--is-bare-repository", check=False) != "true":
@@ -301,6 +408,6 @@ def resolve(git: Git, bare: tuple[str, ...], version: str | None) -> str:
     close = difflib.get_close_matches(str(version), known, n=3)
     guess = f" Did you mean {' or '.join(close)}?" if close else ""
     raise Failure(
-        f"app_version is {version!r}, and {without_login(git.url)} has no branch, tag or commit of"
-        f" that name.{guess} Correct app_version."
+        f"app_version is {version!r}, and {without_credentials(git.url)} has no branch, tag or"
+        f" commit of that name.{guess} Correct app_version."
     )

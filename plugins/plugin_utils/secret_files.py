@@ -25,7 +25,7 @@ NAMES = [
     (r".+\.(ppk|p8|p12|pfx|jks|keystore|kdbx?|agekey|asc\.key)", "a private key"),
     (r"[._]netrc|\.pgpass|\.my\.cnf|\.mylogin\.cnf|\.htpasswd|\.git-credentials", "passwords"),
     (
-        r"\.pypirc|\.dockercfg|\.s3cfg|\.boto|\.vault-token|\.terraformrc|credentials\.toml",
+        r"\.pypirc|\.dockercfg|\.s3cfg|\.boto|\.vault-token|\.terraformrc",
         "tokens",
     ),
     (r"[._-]?(ansible[._-]?)?vault[._-]?(pass|password|pw|key)([._-].+)?", "a vault's password"),
@@ -34,11 +34,12 @@ NAMES = [
     (r"secrets?\.(ya?ml|toml|json|ini|env|txt)", "secrets"),
 ]
 PATHS = [(r"\.docker/config\.json", "tokens"), (r"\.streamlit/secrets\.toml", "secrets")]
+FLAGS = re.IGNORECASE | re.DOTALL  # a name may have a line break in it
 LOOKED_AT = 200_000  # bytes of a file's beginning
 
 PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----|PuTTY-User-Key-File-")
 # Elsewhere than at its beginning, a key may be one of a test, in the text of a program.
-HOLDS_KEYS = re.compile(r".*\.(pem|key|crt|cer|cert|ca-bundle|txt|conf|cfg|ini|ovpn)|[^.]+", re.I)
+HOLDS_KEYS = r".*\.(pem|key|crt|cer|cert|ca-bundle|txt|conf|cfg|ini|ovpn)|[^.]+"
 CONTENTS = [
     (re.compile(rb'"private_key"\s*:\s*"-----BEGIN'), r".*\.json", "a service account's key"),
     (
@@ -72,15 +73,15 @@ def looks_secret(path: str, content: bytes) -> str:
     name = BACKUP.sub("", name) or name
     path = str(PurePosixPath(path).with_name(name))
     for pattern, what in NAMES:
-        if re.fullmatch(pattern, name, re.IGNORECASE):
+        if re.fullmatch(pattern, name, FLAGS):
             return what
     for pattern, what in PATHS:
-        if re.fullmatch(rf"(.*/)?{pattern}", path, re.IGNORECASE):
+        if re.fullmatch(rf"(.*/)?{pattern}", path, FLAGS):
             return what
     key = PRIVATE_KEY.search(beginning)
-    if key and (HOLDS_KEYS.fullmatch(name) or not beginning[: key.start()].strip()):
+    if key and (re.fullmatch(HOLDS_KEYS, name, FLAGS) or not beginning[: key.start()].strip()):
         return "a private key"
     for marks, names, what in CONTENTS:
-        if re.fullmatch(names, name, re.IGNORECASE) and marks.search(beginning):
+        if re.fullmatch(names, name, FLAGS) and marks.search(beginning):
             return what
     return ""
