@@ -85,3 +85,16 @@ def test_no_argument_gets_into_the_journal(monkeypatch: pytest.MonkeyPatch) -> N
     with patch_module_args({"files": ["secret"], "_ansible_no_log": False}):
         Module(options(files=[]))
     assert said == ["Invoked"]
+
+
+def test_what_the_system_refuses_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any, msg: str) -> None:
+        raise Captured(msg)
+
+    def work() -> dict[str, Any]:
+        raise OSError(40, "'a' is a link that others can have put", "/srv/a/b")
+
+    monkeypatch.setattr(basic.AnsibleModule, "fail_json", fail)
+    with patch_module_args({}), pytest.raises(Captured) as said:
+        Module({}).answer(work)
+    assert said.value.args == ("'a' is a link that others can have put: /srv/a/b",)

@@ -63,4 +63,8 @@ class Module(AnsibleModule):
             result = work(*arguments)
         except Failure as failure:
             self.fail_json(msg=str(failure))
+        except OSError as error:
+            # Such as what is refused in a folder of somebody else's; see files.py.
+            where = f": {error.filename}" if error.filename else ""
+            self.fail_json(msg=f"{error.strerror or error}{where}")
         self.exit_json(**result)

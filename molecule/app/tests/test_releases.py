@@ -38,6 +38,7 @@ def deploy(docker_name: str) -> Callable[..., subprocess.CompletedProcess]:
             capture_output=True,
             text=True,
             check=False,
+            timeout=600,
         )
 
     return run
@@ -190,6 +191,39 @@ def test_task_file_that_fails(
         assert serving() == before
         assert f"failed at the step {point}: Keep a secret" in run.stdout
         assert f"{point}: Keep a secret" in broken
+
+
+# What a dependency could do while a release is built, and whoever has the deploy user at any time:
+# where the sandbox of a build lets it.
+HOSTILE = """
+app=/srv/tiny release=/srv/tiny/releases/$APP_RELEASE served=$(readlink -f /srv/tiny/current)
+ln -sf /etc/nologin $release/.built
+ln -sf /etc/nologin $release/.static
+ln -s /etc $app/releases/etc; ln -s /root $app/venvs/root; ln -s nowhere $app/cache/link
+mkfifo $app/releases/pipe $app/venvs/pipe $app/cache/pipe
+touch $app/releases/stray
+rm -f $served/.static && mkfifo $served/.static
+true
+"""
+
+
+def test_what_the_deploy_user_plants_leads_root_nowhere(
+    host: Host, code: Path, deploy: Callable, serving: Callable[[], str]
+) -> None:
+    before = serving()
+    watched = "stat -c '%n %a %u %g %Z' /etc /root /etc/passwd /etc/shadow; ls -A /etc /root"
+    as_it_was = host.check_output(watched)
+    host.check_output("runuser -u tiny-deploy -- env APP_RELEASE=%s sh -c %s", before, HOSTILE)
+    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + f"# hostile {code}\n")
+    run = deploy(tiny_path=code, app_build_commands=[HOSTILE])
+    assert run.returncode == 0, run.stdout
+    assert serving() != before
+    assert host.check_output(watched) == as_it_was
+    assert not host.file("/etc/nologin").exists
+    assert not host.file("/srv/tiny/state/lock.json").exists
+    # Nobody's releases are not Carafe's to remove.
+    assert host.file("/srv/tiny/releases/etc").is_symlink
+    host.check_output("cd /srv/tiny && rm -f */etc */root */link */pipe */stray")
 
 
 def test_missing_folder_is_said_before_the_server_is_touched(
