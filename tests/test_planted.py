@@ -324,3 +324,55 @@ def test_what_is_planted_is_refused_or_passed_by(
         assert said.partition(":")[0] in ("Failure", "OSError")
     if step in NEVER_FAIL:
         assert not said
+
+
+# Puts one thing after another into a place, as fast as it can.
+FLAP = """
+while :; do
+  for x in PATHS; do
+    mkdir -p $x/y/z; ln -s OUTSIDE $x/y/link; rm -rf $x
+    ln -s OUTSIDE/folder $x; rm -rf $x
+    mkfifo $x; rm -rf $x
+  done
+done
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "paths"),
+    [
+        ("begin again", "releases/c venvs/venv-1"),
+        ("build", "releases/c venvs/venv-1"),
+        ("switch", "releases/b/static releases/b/.static"),
+        ("finish", "releases/x venvs/x releases/b"),
+        ("list", "releases/x releases/b"),
+    ],
+)
+def test_what_changes_all_the_time_leads_root_nowhere(
+    server: Server, step: str, paths: str
+) -> None:
+    restore(server, step)
+    before = look(server.outside)
+    script = FLAP.replace("OUTSIDE", str(server.outside)).replace("PATHS", paths)
+    user, group = ids(DEPLOY)
+    run_as = {"cwd": server.root, "user": user, "group": group, "extra_groups": []}
+    with subprocess.Popen(["sh", "-c", script], stderr=subprocess.DEVNULL, **run_as) as flapping:
+        said = outcome(server, step)
+        flapping.kill()
+    assert look(server.outside) == before
+    assert not said.startswith(("hang", "crash")), said
+    assert step not in NEVER_FAIL or not said
+
+
+def test_what_an_app_leaves_of_its_probe_goes(
+    server: Server, top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restore(server, "probe")
+    (top / "tmp").mkdir()
+    (top / "tmp").chmod(0o1777)
+    monkeypatch.setattr(tempfile, "tempdir", str(top / "tmp"))
+    probe = server.facts("c")["commands"]["probe"]
+    deep = "cd $(dirname $PROBE_SOCKET) && (for i in $(seq 1500); do mkdir d && cd -P d; done)"
+    left = "ln -s /etc link && mkfifo pipe"
+    server.step("gate", "c", "probe", commands={"probe": f"{deep}; {left}; {probe}"})
+    assert not list((top / "tmp").iterdir())

@@ -321,6 +321,18 @@ def remove(path: str | Path) -> None:
         return
 
 
+@contextlib.contextmanager
+def scratch(prefix: str) -> Iterator[str]:
+    """Have a folder for a while, which somebody else may get to work in."""
+    import tempfile  # as slow
+
+    folder = tempfile.mkdtemp(prefix=prefix)
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
 def _sync(folder: int) -> None:
     """Make sure that a change of names in a folder outlasts a loss of power."""
     descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)

@@ -383,7 +383,7 @@ def downgrade(app: Release) -> None:
 def probe(app: Release) -> None:
     """Start the release on a private socket, and ask it for its health."""
     user, command = pwd.getpwnam(app.app["user"]), app.app["commands"]["probe"]
-    with tempfile.TemporaryDirectory(prefix=f"{app.app['name']}-") as folder:
+    with files.scratch(f"{app.app['name']}-") as folder:
         os.chown(folder, user.pw_uid, user.pw_gid)
         path = Path(folder, "probe.sock")
         # Unlike runuser it is gone when it has begun: the process gets its signals, and ends with
