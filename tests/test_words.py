@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import words
 
-# What ends a line, or is taken for more than a character, somewhere: terminals, editors, XML, Python.
+# What ends a line or is taken for more than a character somewhere: terminals, XML, Python.
 ODD = [chr(x) for x in (*range(9), *range(11, 32), *range(0x7F, 0xA0))]
 ODD += [
     "\u2028",

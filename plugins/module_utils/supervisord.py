@@ -40,6 +40,7 @@ command={command}
 process_name=%(program_name)s_%(process_num)d
 numprocs={numprocs}
 {socket}user={user}
+umask=022
 directory={directory}
 autostart=true
 autorestart=true

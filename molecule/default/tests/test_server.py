@@ -57,3 +57,39 @@ def test_what_nobody_deployed_is_not(host: Host, unasked_port: int) -> None:
 )
 def test_settings_are_in_force(host: Host, command: str, shown: str) -> None:
     assert shown in host.check_output(command)
+
+
+# What everybody may read: it holds no word of an app or of a visitor.
+OPEN_LOGS = {
+    "alternatives.log": "which program stands for which",
+    "bootstrap.log": "of the making of the machine",
+    "dpkg.log": "which package was installed when",
+    "eipp.log.xz": "which packages apt has looked at",
+    "faillog": "how many logins failed, of a program that is not used",
+    "fontconfig.log": "which fonts there are",
+    "history.log": "which package was installed when",
+    "lastlog": "who has logged in when, as lastlog tells everybody",
+    "lastlog2.db": "the same, of Debian 13",
+    "wtmp": "the same, as last tells everybody",
+    "wtmp.db": "the same, of Debian 13",
+}
+
+
+@pytest.mark.parametrize("rotated", [False, True], ids=["written", "rotated"])
+def test_logs_are_not_for_every_user(host: Host, rotated: bool) -> None:
+    """Each log, whoever writes it: asked for as a user who is in no group."""
+    if rotated:
+        host.check_output("logrotate --force /etc/logrotate.conf")
+        # Something for each to write.
+        host.run("curl --insecure --silent https://localhost/ https://localhost/none")
+        host.run("systemctl restart fail2ban postgresql; sleep 6")
+    log = "-path '/var/log/*' -o -path '*/logs/*' -o -name '*.log' -o -name '*.log.*'"
+    folders = "$(readlink -e /var/log /srv /var/lib /run /tmp /opt /home)"
+    words = rf"-xdev -not -path '*/site-packages/*' -type f \( {log} \)"
+    every = host.check_output(f"find {folders} {words}").splitlines()
+    for name in ("nginx/access.log", "supervisor/guestbook_0.log", "fail2ban.log"):
+        assert f"/var/log/{name}" in every
+    assert any(path.startswith("/srv/guestbook/logs/") for path in every)
+    as_nobody = "setpriv --reuid=nobody --regid=nogroup --clear-groups"
+    found = host.run(f"{as_nobody} find {folders} {words} -readable").stdout.splitlines()
+    assert [x for x in found if x.split("/")[-1].split(".1")[0] not in OPEN_LOGS] == []

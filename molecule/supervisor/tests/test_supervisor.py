@@ -52,6 +52,31 @@ def test_every_program_runs(pids, eventually):
     eventually(lambda: sorted(pids()) == PROCESSES)
 
 
+def modes(host):
+    listed = host.check_output("find /var/log/supervisor -printf '%m %y %u %p\\n'").splitlines()
+    return {path: (mode, kind, user) for mode, kind, user, path in map(str.split, listed)}
+
+
+def test_what_programs_print_is_for_root_alone_after_a_rotation_too(host, eventually):
+    """chatty writes half a megabyte in a second, and has a log of one megabyte."""
+    host.run("touch /var/log/supervisor/old.log; chmod 0644 /var/log/supervisor/*.log")
+    host.run("chmod 0755 /var/log/supervisor; systemctl restart supervisor")
+    host.run("rm -f /var/log/supervisor/chatty_0.log.*")
+    eventually(lambda: "/var/log/supervisor/chatty_0.log.2" in modes(host))
+    found = modes(host)
+    assert found.pop("/var/log/supervisor") == ("750", "d", "root")
+    assert {"chatty_0.log", "chatty_0.log.1", "old.log", "supervisord.log"} <= {
+        Path(path).name for path in found
+    }
+    assert set(found.values()) == {("640", "f", "root")}
+
+
+def test_what_programs_write_themselves_is_as_they_leave_it(host, pids):
+    """nginx may serve it."""
+    status = host.file(f"/proc/{pids()['worker:worker_0']}/status").content_string
+    assert "Umask:\t0022" in status
+
+
 def test_the_slots_answer_on_one_socket(host, eventually):
     answers = set()
 
