@@ -272,6 +272,16 @@ def test_dependencies_are_those_of_the_requirements_file_and_what_it_includes(ap
     assert before["requirements"] == "requirements.txt"
 
 
+def test_a_password_among_the_requirements_is_said_and_not_shown(app: Path) -> None:
+    (app / "requirements.txt").write_text("-r base.txt\nflask\n")
+    (app / "base.txt").write_text("--index-url https://ann:hush@index.test/simple\n")
+    (warning,) = pack(app)["warnings"]
+    assert "requirements.txt has a password in its URL" in warning
+    assert "hush" not in warning
+    (app / "base.txt").write_text("--index-url https://ann:${PASSWORD}@index.test/simple\n")
+    assert pack(app)["warnings"] == []
+
+
 def test_dependencies_come_from_pyproject_where_there_is_no_requirements_file(app: Path) -> None:
     (app / "requirements.txt").unlink()
     project = '[project]\nname = "shop"\nversion = "{}"\ndependencies = ["flask>=3", "x[y]"]\n'

@@ -63,6 +63,7 @@ TAKEN = [
     "https://git.test/shop.git?ref=main&depth=1#egg=shop&subdirectory=token",
     "https://index.test/x.whl#sha256=" + "ab" * 32,
     "--extra-index-url https://${USER}:${TOKEN}@index.test/simple",
+    "--extra-index-url https://ann:${TOKEN}@index.test/simple",
     "curl https://$TOKEN@files.test/x?key=$KEY",
     "shop @ https://files.test/shop-1.0-py3-none-any.whl",
     "redis://cache.test/0",

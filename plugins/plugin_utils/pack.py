@@ -254,6 +254,12 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
         found[GENERATED], requirements = (0o644, text.encode()), GENERATED
     else:
         requirements, text = requirements_of(found, app["requirements"])
+    warnings = warnings_of("app_repository" if app["source"] == "git" else "app_path", noted)
+    if what := credential(text):
+        warnings.append(
+            f"{'app_package' if packages else requirements} has {what}, which whoever reads the"
+            " release has, too. Write ${NAME} there, and set NAME in app_install_environment."
+        )
     digest = hashlib.sha256()
     for path, (mode, content) in sorted(found.items()):
         data = content.encode() if isinstance(content, str) else content
@@ -272,7 +278,7 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
         "archive": str(archive),
         "size": archive.stat().st_size,
         "label": labels[app["source"]],
-        "warnings": warnings_of("app_repository" if app["source"] == "git" else "app_path", noted),
+        "warnings": warnings,
     }
 
 

@@ -54,8 +54,8 @@ def credential(text: str) -> str:
         user, _, password = before.partition(":")
         if not reference(password):
             return "a password in its URL"
-        # git@ is what everybody writes: it says nothing.
-        if not (reference(user) or user == "git") and (
+        # git@ is what everybody writes: it says nothing. Nor does a name before ${PASSWORD}.
+        if not (reference(user) or user == "git" or password) and (
             WEB.fullmatch(scheme) or TOKEN_USERS.fullmatch(user)
         ):
             return "a name or password in its URL"
