@@ -22,10 +22,12 @@ from ansible.utils.context_objects import CLIArgs
 from ansible.utils.vars import load_extra_vars, load_options_vars
 from ansible.vars.hostvars import HostVars
 from ansible.vars.manager import VariableManager
+from ansible_collections.carafe.stack.plugins.plugin_utils.authority import Authority
 from conftest import FACTS, ROLES, ROOT, Role
 
 PREFLIGHT = ROOT / "playbooks/preflight.yml"
 SECRETS = {
+    "vault_internal_ca_key": Authority.make().text(),
     "vault_app_secret_key": "0123456789abcdef0123456789abcdef",
     "vault_database_password": "hush-hush",
     "vault_database_migrate_password": "hush-hush",

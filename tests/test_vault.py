@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
+from ansible_collections.carafe.stack.plugins.plugin_utils.authority import Authority
 from conftest import ROOT
 
 
@@ -17,6 +19,7 @@ class Project:
         # ansible.cfg of the repository is not the project's.
         self.environment = {k: v for k, v in environment.items() if k != "ANSIBLE_CONFIG"}
         self.environment["ANSIBLE_HOME"] = str(folder / "home")
+        self.environment["ANSIBLE_COLLECTIONS_PATH"] = str(ROOT / "collections")
 
     def hosts(self, path: str) -> Path:
         file = self.folder / path
@@ -62,6 +65,34 @@ def test_a_project_gets_a_vault_that_ansible_can_read(project: Project) -> None:
     assert status == 0
     assert "changed=0" in said
     assert (project.folder / vault).read_bytes() == before
+
+
+def test_a_vault_gets_what_it_lacks_and_keeps_the_rest(project: Project) -> None:
+    project.hosts("inventory/prod/hosts.yml")
+    assert project.run("-i", "inventory/prod")[0] == 0
+    path = "inventory/prod/group_vars/prod/vault.yml"
+    mine = "# mine\nvault_app_secret_key: of-an-older-release\nvault_token: x # a comment\n"
+    (project.folder / path).write_text(mine)
+    command = ["ansible-vault", "encrypt", path]
+    subprocess.run(command, cwd=project.folder, env=project.environment, check=True)
+    status, said = project.run("-i", "inventory/prod")
+    assert status == 0, said
+    assert "Added what it lacked" in said
+    after = project.view(path)
+    assert after.startswith(mine)
+    added = yaml.safe_load(after)
+    assert len(added["vault_database_password"]) == 40
+    assert Authority.load(added["vault_internal_ca_key"])
+    assert "Left as it was" in project.run("-i", "inventory/prod")[1]
+
+
+def test_a_vault_that_is_not_encrypted_is_left_as_it_is(project: Project) -> None:
+    project.hosts("inventory/prod/hosts.yml")
+    assert project.run("-i", "inventory/prod")[0] == 0
+    vault = project.folder / "inventory/prod/group_vars/prod/vault.yml"
+    vault.write_text("vault_app_secret_key: plain\n")
+    assert "Left as it was" in project.run("-i", "inventory/prod")[1]
+    assert vault.read_text() == "vault_app_secret_key: plain\n"
 
 
 def test_files_of_the_project_stay_as_they_are(project: Project) -> None:

@@ -6,7 +6,7 @@ short_description: Read and change entries of an encrypted vault on the control 
 description:
   - Reads a file that is encrypted as a whole by C(ansible-vault), and replaces some of its entries
     by others. It is written as a whole or not at all, and encrypted with the secret that it had.
-  - Comments in it are lost.
+  - Comments in it are lost where an entry is replaced, and stay where entries are added.
 options:
   path:
     description: The file, a mapping in YAML.
@@ -16,6 +16,10 @@ options:
     description: Entries that it is to have. The others stay as they are.
     type: dict
     default: {}
+  only_missing:
+    description: Whether an entry that is there stays as it is.
+    type: bool
+    default: false
 author: [Carafe (@carafe)]
 attributes:
   check_mode:

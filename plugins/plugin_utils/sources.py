@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import yaml
 from ansible import context
 
 from .problems import Problem, Server
@@ -143,6 +144,11 @@ class Sources:
         inventories = [word for x in self.inventories[:1] for word in ("-i", self.short(x))]
         return shlex.join([self.tool("ansible-playbook"), playbook, *inventories])
 
+    def written_secrets(self) -> set[str]:
+        """Return the secrets that the command writes, some of which nobody could type."""
+        (play,) = yaml.safe_load((TOP / "playbooks/vault.yml").read_text())
+        return set(play["vars"]["vault_secrets"])
+
     def advice(self, problem: Problem, host: str, groups: list[str]) -> str:
         """Return what to do about a problem: a file to edit, a command to run."""
         place, line = self.find(problem.variable, host, groups)
@@ -153,6 +159,8 @@ class Sources:
             vault = self.suggest(secret[0], groups)
             if not (self.current / vault).exists():
                 return f"Write {vault}: {self.vault_command()}"
+            if not place and secret[0] in self.written_secrets():
+                return f"Add it to {vault}: {self.vault_command()}"
             return f"Set {secret[0]} in the vault: {self.tool('ansible-vault')} edit {vault}"
         if problem.meant and problem.variable in self.extra:
             meant = shlex.quote(f'{{"{problem.variable}": {problem.meant}}}')

@@ -103,7 +103,7 @@ def test_requests_go_to_the_other_while_an_app_server_is_stopped(
 def test_database_takes_no_password_in_the_clear(server: Callable[[str], Host]) -> None:
     answer = server("app-1").run(
         '/srv/guestbook/bin/run python -c "import os, psycopg; '
-        "psycopg.connect(os.environ['DATABASE_URL'].replace('require', 'disable'))\""
+        "psycopg.connect(os.environ['DATABASE_URL'].replace('verify-full', 'disable'))\""
     )
     assert answer.rc != 0
     assert "no encryption" in answer.stderr

@@ -1,0 +1,142 @@
+#!/usr/bin/python
+"""Have a key, and a certificate of the stack's own CA, by which servers know each other."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: internal_tls
+short_description: Have a certificate by which the servers of a stack know each other
+description:
+  - Makes a key on the server, which never leaves it, and has a private CA on the control machine
+    sign a certificate for it, whose key never leaves that one.
+  - C(/etc/internal-tls/<owner>/server.pem) has the certificate and then the key,
+    C(/etc/internal-tls/<owner>/ca.pem) the certificates of the authorities that are trusted.
+  - Another certificate is signed where there is none, where its names or the CA are others, and
+    once less than a third of its life is left, which is five years. It takes a second trip to the
+    server. A run with nothing to do takes one.
+options:
+  owner:
+    description: Whose these are, an app for instance. It names the folder.
+    type: str
+    default: default
+  names:
+    description: Names and IP addresses that the server is known by, one at least.
+    type: list
+    elements: str
+    required: true
+  group:
+    description: Group that may read C(server.pem). Nobody but root and this group can.
+    type: str
+    default: root
+  ca_key:
+    description:
+      - The CA, its certificate and its key in PEM. It is used on the control machine only, and no
+        part of what the server gets.
+    type: str
+  trusted:
+    description:
+      - Further authorities that are trusted, in PEM, while one takes the place of another. Keys in
+        these texts are left out.
+    type: list
+    elements: str
+    default: []
+  authority:
+    description: The CA's certificate, which this action takes out of O(ca_key) by itself.
+    type: str
+  certificate:
+    description: What the CA has signed, which this action fills in by itself.
+    type: str
+attributes:
+  check_mode:
+    description: Says what would be made and signed; nothing is.
+    support: full
+  diff_mode:
+    description: Shows whom the server trusts. A key is not shown.
+    support: full
+author: [Carafe (@carafe)]
+"""
+
+EXAMPLES = r"""
+- name: Be known to the other servers
+  carafe.stack.internal_tls:
+    owner: shop
+    names: [data, 10.0.0.10]
+    group: postgres
+    ca_key: "{{ vault_internal_ca_key }}"
+  become: true
+"""
+
+RETURN = r"""
+changes:
+  description: What was changed, or would be, a sentence for each.
+  type: list
+  elements: str
+  returned: success
+  sample: ["make a key", "have a certificate signed: there is none"]
+"""
+
+from ansible_collections.carafe.stack.plugins.module_utils.module import (
+    Module,
+    options,
+    without_default,
+)
+
+from ..module_utils import internal_tls
+from ..module_utils.file_set import File, FileSet, Folder
+from ..module_utils.files import read
+
+ARGUMENTS = {
+    **options(owner="default", group="root"),
+    "names": {"type": "list", "elements": "str", "required": True},
+    **without_default("ca_key", no_log=True),
+    # Certificates, which are no secret.
+    "trusted": {"type": "list", "elements": "str", "default": []},
+    **without_default("authority", "certificate"),
+}
+
+
+def keep(given: dict, check: bool) -> dict:
+    folder = internal_tls.FOLDER / given["owner"]
+    key, pair, trusted = (folder / name for name in ("key.pem", "server.pem", "ca.pem"))
+    changes = []
+    wanted = [
+        Folder(internal_tls.FOLDER),
+        Folder(folder),
+        File(trusted, content="".join(given["trusted"]).encode()),
+    ]
+    due = internal_tls.why_due(pair, given["authority"], given["names"])
+    if due:
+        text = read(key)
+        if not internal_tls.is_key(text):
+            changes.append("make a key")
+            text = text if check else internal_tls.new_key()
+        if text:
+            wanted.append(File(key, content=text.encode(), mode=0o600, sensitive=True))
+        if given["certificate"]:
+            text = internal_tls.pair_of(given["certificate"], text)
+    else:
+        text = read(pair)
+    if text and (given["certificate"] or not due):
+        content = text.encode()
+        wanted.append(
+            File(pair, group=given["group"], mode=0o640, content=content, sensitive=True)
+        )
+    files = FileSet(wanted, check)
+    changes += [f"write {x.path}" for x in files.due if isinstance(x, File) and x.path != key]
+    files.write()
+    result = {"changed": bool(changes or files.due), "changes": changes, "diff": files.diff}
+    if due and not given["certificate"]:
+        changes.append(f"have a certificate signed: {due}")
+        result["changed"] = True
+        if not check:
+            result["request"] = internal_tls.request(key)
+    return result
+
+
+def main() -> None:
+    module = Module(ARGUMENTS)
+    module.answer(keep, module.params, module.check_mode)
+
+
+if __name__ == "__main__":
+    main()

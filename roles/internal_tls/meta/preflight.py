@@ -1,0 +1,62 @@
+"""What the role refuses besides what its argument_specs.yml says."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import re
+from collections.abc import Iterator
+
+from ansible_collections.carafe.stack.plugins.plugin_utils.authority import DAYS, Authority, now
+from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
+    FILE_NAME,
+    Problem,
+    Server,
+)
+
+NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
+
+
+def check_authority(server: Server) -> Iterator[Problem]:
+    """A CA that cannot sign would be told of by the first server that needs it."""
+    text = server.values.get("internal_tls_ca_key")
+    if not text:
+        return
+    try:
+        left = Authority.load(text).certificate.not_valid_after_utc - now()
+    except ValueError as error:
+        yield Problem(
+            "internal_tls_ca_key",
+            f"{error}; it is the certificate and the key of the stack's CA, in PEM",
+        )
+        return
+    # What it signs is renewed once a third of its life is left.
+    if left < datetime.timedelta(days=DAYS / 3):
+        yield Problem(
+            "internal_tls_ca_key",
+            f"holds a CA that ends in {left.days} days, and certificates are to live longer",
+            "make another CA, as docs/how-to/several-servers.md says",
+        )
+
+
+def check_names(server: Server) -> Iterator[Problem]:
+    names = server.values.get("internal_tls_names")
+    if names == []:
+        yield Problem("internal_tls_names", "is empty, and a certificate is for one name at least")
+    for name in names or []:
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            if not NAME.fullmatch(str(name)):
+                yield Problem(
+                    "internal_tls_names", f"has {name!r}, which is no host name and no address"
+                )
+
+
+def check_owner(server: Server) -> Iterator[Problem]:
+    owner = server.values.get("internal_tls_owner")
+    if owner is not None and not FILE_NAME.fullmatch(owner):
+        yield Problem("internal_tls_owner", f"is {owner!r}, and it names a folder")
+
+
+CHECKS = (check_authority, check_names, check_owner)
