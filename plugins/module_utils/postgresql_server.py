@@ -35,7 +35,8 @@ SELECT
     SELECT format('pg_hba.conf, line %s: %s', line_number, error)
     FROM pg_hba_file_rules WHERE error IS NOT NULL),
   (SELECT max((pg_stat_file(file, true)).modification) > pg_conf_load_time()
-    FROM unnest(ARRAY[current_setting('hba_file'), current_setting('ssl_cert_file'), {settings}]) AS file),
+    FROM unnest(ARRAY[
+      current_setting('hba_file'), current_setting('ssl_cert_file'), {settings}]) AS file),
   (SELECT coalesce(json_object_agg(name, CASE unit
       WHEN 'kB' THEN setting || 'kB'
       WHEN '8kB' THEN setting::bigint * 8 || 'kB'

@@ -118,9 +118,7 @@ def keep(given: dict, check: bool) -> dict:
         text = read(pair)
     if text and (given["certificate"] or not due):
         content = text.encode()
-        wanted.append(
-            File(pair, group=given["group"], mode=0o640, content=content, sensitive=True)
-        )
+        wanted.append(File(pair, group=given["group"], mode=0o640, content=content, sensitive=True))
     files = FileSet(wanted, check)
     changes += [f"write {x.path}" for x in files.due if isinstance(x, File) and x.path != key]
     files.write()

@@ -3,8 +3,8 @@
 
     between.py postgresql|http ADDRESS PORT CERTIFICATE FOLDER
 
-It takes any client. What is no handshake of TLS lands in FOLDER/heard; FOLDER/came has a line for each
-connection. Without a CERTIFICATE ("-") it does without TLS.
+It takes any client. What is no handshake of TLS lands in FOLDER/heard; FOLDER/came has a line for
+each connection. Without a CERTIFICATE ("-") it does without TLS.
 """
 
 import contextlib

@@ -12,8 +12,8 @@ from testinfra.host import Host
 PROGRAM = (Path(__file__).parents[1] / "files/between.py").read_text()
 FOLDER = "/run/between"
 OWN = "/etc/internal-tls/guestbook/server.pem"
-# What another server may show: a certificate that it made for the right address, and that of the stack's own which is for
-# another server; or none.
+# What another server may show: a certificate that it made for the right address, one of the stack's
+# own that is for another server, or none.
 MADE = (
     "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=x -days 9"
     " -addext subjectAltName=IP:%s,DNS:app.guestbook.internal,DNS:db.guestbook.internal"
@@ -71,7 +71,9 @@ def test_who_stands_in_for_the_database_would_understand_a_password(
 ) -> None:
     """What the test above goes without: the way of a client that asks for no certificate."""
     app, database = server("app-1"), address(server("db"))
-    careless = CONNECT.replace("=9", "=2").replace("']", "'].partition('?')[0] + '?sslmode=require'", 1)
+    careless = CONNECT.replace("=9", "=2").replace(
+        "']", "'].partition('?')[0] + '?sslmode=require'", 1
+    )
     with between(app, database, "postgresql", 5432, CERTIFICATES["made by itself"]):
         app.run(f'/srv/guestbook/bin/run python -c "{careless}"')
         assert "p@ss/word" in heard(app)
