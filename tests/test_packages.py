@@ -53,6 +53,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lock, policy, saved = (tmp_path / name for name in ("lock", "policy-rc.d", "saved"))
     text = packages.POLICY_TEXT.replace(str(packages.LOCK), str(lock))
     text = text.replace(str(packages.ADMINISTRATORS), str(saved))
+    text = text.replace(str(packages.HELD), str(tmp_path / "held"))
     for name, value in {
         "LISTS": tmp_path / "lists",
         "JOURNAL": tmp_path / "updates",
@@ -60,6 +61,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "LOCK": lock,
         "POLICY": policy,
         "ADMINISTRATORS": saved,
+        "HELD": tmp_path / "held",
         "POLICY_TEXT": text,
     }.items():
         monkeypatch.setattr(packages, name, value)
@@ -312,3 +314,98 @@ def test_what_another_run_has_installed_meanwhile_is_not_installed_again(
     assert answer["changed"]
     assert answer["installed"] == ["nginx"]
     assert not calls.exists()
+
+
+def invoke(service: str, action: str, *more: str) -> bool:
+    """Ask to start a service, as deb-systemd-invoke and invoke-rc.d do; tell whether it may."""
+    return subprocess.run([packages.POLICY, *more, service, action]).returncode == 0
+
+
+NEEDS = {
+    "nginx": Package("installed", "1", ("httpd",), ("nginx-common (<< 1.1~)", " libc6 (>= 2)")),
+    "nginx-common": Package("installed", "1", (), ()),
+    "libc6": Package("installed", "2", (), ()),
+    "certbot": Package("installed", "1", (), ("python3:any", " mta | mail-agent", "httpd")),
+    "postfix": Package("installed", "1", ("mail-agent",), ()),
+    "redis-server": Package("installed", "1", (), ("redis-tools", "libc6")),
+    "redis-tools": Package("removed", "1", (), ()),
+}
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["redis-server"], {"redis-server", "libc6"}),
+        (["nosuch"], set()),
+        (["certbot"], {"certbot", "postfix", "nginx", "nginx-common", "libc6"}),
+        (["nginx=1*", "exim4 | postfix"], {"nginx", "nginx-common", "libc6", "postfix"}),
+    ],
+)
+def test_what_a_package_needs_goes_with_it(names: list[str], found: set[str]) -> None:
+    assert packages.with_dependencies(names, NEEDS) == found
+
+
+OWNERS = """case "$*" in
+--search*nginx.service*) echo "nginx-common: /lib/systemd/system/nginx.service";;
+--search*redis-server.service*) echo "redis-server: /usr/lib/systemd/system/redis-server.service";;
+--search*stunnel4*) echo "stunnel4: /etc/init.d/stunnel4";;
+--listfiles*redis*) printf '%s\\n' /usr/lib/systemd/system/redis-server.service
+    printf '%s\\n' /usr/lib/systemd/system/redis.socket /usr/lib/systemd/system/redis@.service
+    printf '%s\\n' /usr/lib/systemd/user/redis.service /usr/share/doc/redis.socket;;
+esac"""
+
+
+@pytest.fixture
+def kept(command, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """nginx and redis as packages that wanted to start; returns what is asked of systemd."""
+    there = {
+        name: NEEDS[name]._replace(depends=("nginx-common",) if name == "nginx" else ())
+        for name in ("nginx", "nginx-common", "redis-server")
+    }
+    monkeypatch.setattr(packages, "look", lambda: there)
+    command("dpkg-query", OWNERS)
+    with packages.alone(1, start_services=False):
+        assert not invoke("nginx", "start", "--quiet")
+        assert not invoke("redis-server.service", "start")
+        assert not invoke("stunnel4", "restart")
+        assert not invoke("redis-server.service", "stop")
+        assert invoke("logrotate.timer", "start")
+    return command("deb-systemd-invoke", "")
+
+
+def test_only_what_no_role_starts_is_started_later_with_its_other_units(kept: Path) -> None:
+    names = ["nginx", "redis-server"]
+    held = module.install(names, False, 1, check=False, own=["nginx"])
+    assert not held["changed"]
+    dry = module.install(names, True, 1, check=True, own=["nginx"])
+    assert dry["due"]
+    assert not kept.exists()
+    done = module.install(names, True, 1, check=False, own=["nginx"])
+    assert done["changed"]
+    assert done["started"] == ["redis-server.service", "stunnel4"]
+    assert kept.read_text().splitlines() == [
+        "start redis-server.service",
+        "start redis.socket",
+        "restart stunnel4.service",
+    ]
+    again = module.install(names, True, 1, check=True, own=["nginx"])
+    assert not again["due"]
+
+
+def test_whoever_does_not_say_what_is_its_own_starts_nothing_held(kept: Path) -> None:
+    assert not module.install(["nginx"], True, 1, check=False)["due"]
+    assert not kept.exists()
+    assert packages.HELD.exists()
+
+
+def test_nothing_is_due_where_the_roles_start_all(kept: Path) -> None:
+    own = ["nginx", "redis-server", "stunnel4"]
+    packages.HELD.write_text("start nginx\n")
+    assert not module.install(["nginx"], True, 1, check=True, own=own)["due"]
+
+
+def test_a_service_that_does_not_start_is_a_warning(kept: Path, command) -> None:
+    command("deb-systemd-invoke", "exit 1")
+    done = module.install(["redis-server"], True, 1, check=False, own=["nginx"])
+    assert "systemctl status redis-server.service" in done["warnings"][0]
+    assert not packages.HELD.exists()

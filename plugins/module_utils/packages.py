@@ -30,19 +30,31 @@ LOCKS = tuple(
         "cache/apt/archives/lock",
     )
 )
+UNITS = {".service", ".socket", ".timer", ".path"}
 BROKEN = {"half-installed", "unpacked", "half-configured", "triggers-awaited", "triggers-pending"}
 
 # One installation of Carafe at a time. The kernel takes the lock back from whoever is killed.
 LOCK = Path("/run/carafe-packages.lock")
 POLICY = Path("/usr/sbin/policy-rc.d")
 ADMINISTRATORS = POLICY.with_name("policy-rc.d.administrator")
+# What packages were kept from starting: an action and a service a line. Boot starts them all.
+HELD = Path("/run/carafe-packages.held")
 MARK = "# Managed by Ansible, module carafe.stack.packages."
 POLICY_TEXT = f"""#!/bin/sh
 {MARK}
-# While it installs packages, none of them starts a service. When that was cut short, this file may
-# be left; but nothing holds the lock then, and services start as if it were not here.
+# While it installs packages, none of them starts a service; a timer may start. When that was cut
+# short, this file may be left; but nothing holds the lock then, and services start as if it were
+# not here.
 flock --nonblock --conflict-exit-code 101 {LOCK} true
-test $? != 101 || exit 101
+if test $? = 101; then
+    # invoke-rc.d may say --quiet first.
+    test "$1" != --quiet || shift
+    case "$2 $1" in
+    *.timer) ;;
+    "start "* | "restart "*) echo "$2 $1" >>{HELD}; exit 101 ;;
+    *) exit 101 ;;
+    esac
+fi
 test ! -x {ADMINISTRATORS} || exec {ADMINISTRATORS} "$@"
 """
 
@@ -62,18 +74,22 @@ class Package(NamedTuple):
     status: str
     version: str
     provides: tuple[str, ...]
+    # Each as it stands there, with its alternatives.
+    depends: tuple[str, ...] = ()
 
 
 def look() -> dict[str, Package]:
     """Return what dpkg knows of each package."""
-    form = "${db:Status-Status}\t${Package}\t${Version}\t${Provides}\n"
+    fields = ("db:Status-Status", "Package", "Version", "Provides", "Pre-Depends", "Depends")
+    form = "\t".join(f"${{{x}}}" for x in fields) + "\n"
     found: dict[str, Package] = {}
     for line in run("dpkg-query", "--show", "--showformat", form).splitlines():
-        status, name, version, provides = line.split("\t")
+        status, name, version, provides, *depends = line.split("\t")
         # Of two architectures, the one that is there.
         if name not in found or status == "installed":
             names = tuple(x.split()[0] for x in provides.split(",") if x.strip())
-            found[name] = Package(status, version, names)
+            needs = tuple(x for x in ",".join(depends).split(",") if x.strip())
+            found[name] = Package(status, version, names, needs)
     return found
 
 
@@ -96,6 +112,25 @@ def missing(wanted: Iterable[str], known: Mapping[str, Package]) -> list[str]:
 
     choices = [[choice.strip() for choice in item.split("|")] for item in wanted]
     return list(dict.fromkeys(x[0] for x in choices if not any(map(is_there, x))))
+
+
+def with_dependencies(names: Iterable[str], known: Mapping[str, Package]) -> set[str]:
+    """Return what of these packages is there, with what they need: of alternatives the first."""
+    there = installed(known)
+    providers: dict[str, list[str]] = {}
+    for name in there:
+        for provided in known[name].provides:
+            providers.setdefault(provided, []).append(name)
+    found: set[str] = set()
+    wanted = list(names)
+    while wanted:
+        choices = [re.split("[:/=( ]", x.strip())[0] for x in wanted.pop().split("|")]
+        named = [x for x in choices if x in there][:1]
+        for name in named or [x for choice in choices for x in providers.get(choice, [])]:
+            if name not in found:
+                found.add(name)
+                wanted += known[name].depends
+    return found
 
 
 def is_interrupted(known: Mapping[str, Package]) -> bool:
@@ -173,6 +208,69 @@ def allow_services() -> None:
         ADMINISTRATORS.replace(POLICY)
     elif is_ours(POLICY):
         POLICY.unlink()
+
+
+class Held(NamedTuple):
+    """A service that a package was kept from starting."""
+
+    action: str
+    service: str
+    package: str
+
+
+def held(own: Iterable[str]) -> list[Held]:
+    """Return the services that were held back, but for those of some packages and their needs."""
+    if not HELD.exists():
+        return []
+    known = look()
+    ours = with_dependencies(own, known)
+    found = []
+    for line in dict.fromkeys(HELD.read_text().splitlines()):
+        action, service = line.split()
+        places = (f"*/systemd/system/{unit_name(service)}", f"/etc/init.d/{service}")
+        said = ask("dpkg-query", "--search", *places).stdout
+        package = re.split("[,:]", said)[0]
+        if package and package not in ours:
+            found.append(Held(action, service, package))
+    return found
+
+
+def unit_name(service: str) -> str:
+    return service if Path(service).suffix in UNITS else f"{service}.service"
+
+
+def keep_held(services: list[Held]) -> None:
+    """Note that these alone are held back."""
+    if services:
+        write(HELD, "".join(f"{x.action} {x.service}\n" for x in services), 0o644)
+    else:
+        HELD.unlink(missing_ok=True)
+
+
+def start(services: list[Held]) -> list[str]:
+    """Start services as their packages would have done; return what went wrong with them.
+
+    A package that was refused its first unit has not asked for its others.
+    """
+    wrong = []
+    for action, service, package in services:
+        others = [
+            path.name
+            for path in map(Path, ask("dpkg-query", "--listfiles", package).stdout.splitlines())
+            if path.parent.parts[-2:] == ("systemd", "system")
+            and path.suffix in UNITS
+            and "@" not in path.name
+            and path.name != unit_name(service)
+        ]
+        # It starts none that is disabled, and asks the administrator's policy.
+        for command in ((action, unit_name(service)), ("start", *others)):
+            if command[1:] and ask("deb-systemd-invoke", *command).returncode:
+                units = " ".join(command[1:])
+                wrong.append(
+                    f"The package {package} is installed, and has a service that does not start."
+                    f" See on the server: systemctl status {units}"
+                )
+    return wrong
 
 
 class Apt:

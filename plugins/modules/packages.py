@@ -30,6 +30,14 @@ options:
         runs, however that ends.
     type: bool
     default: true
+  own:
+    description:
+      - Packages whose services, and those of what they need, the playbook starts by itself.
+      - Given with O(start_services=false), what else was kept from starting is noted. The next call
+        with O(start_services=true) and this option starts it, as its packages would have done, for
+        instance once there is a firewall. A reboot starts it too.
+    type: list
+    elements: str
   wait_seconds:
     description: Seconds to wait, all in all, for whoever holds the locks of dpkg and apt.
     type: int
@@ -48,11 +56,31 @@ EXAMPLES = r"""
   carafe.stack.packages:
     name: [nginx, openssl]
     start_services: false
+
+- name: Install nginx, and redis, which starts only when the firewall is there
+  carafe.stack.packages:
+    name: [nginx, redis-server]
+    start_services: false
+    own: [nginx]
+
+- name: Load the firewall
+  carafe.stack.firewall:
+
+- name: Start redis
+  carafe.stack.packages:
+    name: [nginx, redis-server]
+    own: [nginx]
 """
 
 RETURN = r"""
 installed:
   description: Names of the packages that were installed, with those that they need.
+  type: list
+  elements: str
+  returned: success
+started:
+  description: Names of the services that an earlier call had kept from starting, and this one
+    started.
   type: list
   elements: str
   returned: success
@@ -66,20 +94,33 @@ repaired:
   returned: success
 """
 
-from ansible_collections.carafe.stack.plugins.module_utils.module import Module, options
+from ansible_collections.carafe.stack.plugins.module_utils.module import (
+    Module,
+    options,
+    without_default,
+)
 
 from ..module_utils import packages
 
 ARGUMENTS = {
     "name": {"type": "list", "elements": "str", "required": True},
+    **without_default("own", type="list", elements="str"),
     **options(start_services=True, wait_seconds=600),
 }
 
 
-def install(name: list[str], start_services: bool, wait_seconds: int, check: bool) -> dict:
+def install(
+    name: list[str],
+    start_services: bool,
+    wait_seconds: int,
+    check: bool,
+    own: list[str] | None = None,
+) -> dict:
     before, missing, repair = look(name)
     left = packages.is_left()
-    due = bool(missing or repair or left)
+    waiting = packages.held(own) if own is not None and start_services else []
+    due = bool(missing or repair or left or waiting)
+    wrong: list[str] = []
     if check:
         new = packages.simulate(missing) if missing else []
         after = before | dict.fromkeys(new, "")
@@ -90,11 +131,19 @@ def install(name: list[str], start_services: bool, wait_seconds: int, check: boo
                 _, missing, repair = look(name)
                 if missing or repair:
                     apt.install(missing, repair)
+                if own is not None:
+                    waiting = packages.held(own)
+                    if start_services:
+                        wrong = packages.start(waiting)
+                    packages.keep_held([] if start_services else waiting)
         after = packages.installed(packages.look())
         new = sorted(after.keys() - before.keys())
+    started = [x.service for x in waiting] if start_services else []
     return {
-        "changed": before != after or repair or left,
+        **({"warnings": wrong} if wrong else {}),
+        "changed": before != after or repair or left or bool(started),
         "installed": new,
+        "started": started,
         "repaired": repair,
         "due": due,
         "diff": {"before": listing(before, after), "after": listing(after, before)},
