@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from conftest import Role
 ROLE = Role("fail2ban")
 WANTED = {
     **fail2ban.DEFAULTS,
-    "default_jails": ROLE.defaults["fail2ban_default_jails"],
+    "default_jails": ROLE.value("fail2ban_default_jails"),
     "jails": [],
     "ignore": [],
 }
@@ -61,7 +62,7 @@ def parse(tmp_path: Path):
 
 
 def test_what_states_nothing_is_what_the_role_does_by_itself() -> None:
-    assert {k: ROLE.defaults[f"fail2ban_{k}"] for k in WANTED} == WANTED
+    assert {k: ROLE.value(f"fail2ban_{k}") for k in WANTED} == WANTED
     assert not fail2ban.once(stated(shop={})["shop"])
 
 
@@ -93,6 +94,31 @@ def test_jails_and_addresses_of_all_owners_add_up() -> None:
     assert settings["ignore"] == ["127.0.0.0/8", "::1", "192.0.2.1", "192.0.2.2"]
     assert settings["seconds"] == 300
     assert [jail["name"] for jail in settings["jails"]] == ["sshd", "nginx-429", "blog"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "ports"),
+    [
+        ([80, 443], [8443, 443], [80, 443, 8443]),
+        ([8080], [8080], [8080]),
+        # None means all of them.
+        ([80], [], []),
+        ([], [80], []),
+    ],
+)
+def test_a_ban_covers_the_ports_of_all_owners_sites(
+    one: list[int], other: list[int], ports: list[int]
+) -> None:
+    def wanted(own: list[int]) -> dict[str, Any]:
+        return {"default_jails": ROLE.value("fail2ban_default_jails", fail2ban_nginx_ports=own)}
+
+    said = stated(shop=wanted(one), blog=wanted(other))
+    for owner in ("shop", "blog"):
+        assert jails(said, owner)["nginx-429"]["ports"] == ports
+        assert jails(said, owner)["sshd"]["ports"] == []
+    # What somebody states is neither added to nor contradicted by what is as by default.
+    said = stated(shop=wanted(one) | {"jails": [{"name": "nginx-429", "ports": [9000]}]}, blog={})
+    assert jails(said)["nginx-429"]["ports"] == [9000]
 
 
 def test_a_name_with_a_dot_is_a_jail(parse) -> None:
@@ -152,6 +178,26 @@ def test_jails_that_fail2ban_refuses_never_get_there(
         with pytest.raises(commands.Refused, match="jail sshd: nonsense; Correct it"):
             file_set.write([file], dry)
     assert not (tmp_path / "jails").exists()
+
+
+@pytest.mark.parametrize("started", [None, 0, 20], ids=["no mark", "older", "newer"])
+def test_another_server_program_needs_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: int | None
+) -> None:
+    state = {"ActiveState": "active", "UnitFileState": "enabled", "NeedDaemonReload": "no"}
+    monkeypatch.setattr(services, "show", lambda *_: [state])
+    for name in ("CONFIGURATION", "DROP_IN", "LOADED", "SERVER", "STARTED"):
+        monkeypatch.setattr(fail2ban, name, tmp_path / name)
+        if name != "STARTED" or started is not None:
+            (tmp_path / name).touch()
+    os.utime(tmp_path / "SERVER", (10, 10))
+    if started is not None:
+        os.utime(tmp_path / "STARTED", (started, started))
+    for name in ("CONFIGURATION", "DROP_IN"):
+        os.utime(tmp_path / name, (0, 0))
+    done = subprocess.CompletedProcess([], 0, "")
+    monkeypatch.setattr(fail2ban, "ask", lambda *_: done)
+    assert fail2ban.due(changed=False) == ([] if started == 20 else ["daemon-reload", "restart"])
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ JAILS = CONFIGURATION / "jail.d/carafe.local"
 DROP_IN = Path("/etc/systemd/system/fail2ban.service.d")
 # What is newer than this has not been loaded; the drop-in keeps it.
 LOADED = Path("/run/fail2ban/loaded")
+# What is newer than this is not what runs.
+STARTED = LOADED.with_name("started")
+SERVER = Path("/usr/local/lib/fail2ban-networks.py")
 CLIENT = Path("/usr/bin/fail2ban-client")
 TRY = Path("/usr/local/lib/fail2ban-try.py")
 UNIT = "fail2ban.service"
@@ -50,11 +53,16 @@ def once(claim: Mapping[str, Any]) -> dict[str, Any]:
 def composed(claims: Mapping[str, Mapping[str, Any]], owner: str) -> dict[str, Any]:
     """Return what all owners claim together, once none contradicts another.
 
-    Of jails that none states, those of the owner whose run this is are the newest.
+    Of jails that none states, those of the owner whose run this is are the newest; their ports,
+    on which each owner has sites of its own, add up.
     """
     jails: dict[str, dict[str, Any]] = {}
     for claim in [*(x for name, x in claims.items() if name != owner), claims[owner]]:
-        jails |= {x["name"]: {**JAIL_DEFAULTS, **x} for x in claim["default_jails"]}
+        for jail in claim["default_jails"]:
+            name = jail["name"]
+            ports = jail.get("ports", [])
+            before = jails.get(name, {}).get("ports", ports)
+            jails[name] = {**JAIL_DEFAULTS, **jail, "ports": all_ports(before, ports)}
     said = merged(map(once, claims.values()))
     for name, value in sorted(said.items()):
         if name.startswith("fail2ban_jails."):
@@ -63,6 +71,11 @@ def composed(claims: Mapping[str, Mapping[str, Any]], owner: str) -> dict[str, A
     ignore = [*LOOPBACK, *(x for claim in claims.values() for x in claim["ignore"])]
     settings = {k: said.get(f"fail2ban_{k}", v) for k, v in DEFAULTS.items()}
     return {**settings, "ignore": list(dict.fromkeys(ignore)), "jails": list(jails.values())}
+
+
+def all_ports(some: list[int], others: list[int]) -> list[int]:
+    """Return the ports of two owners' sites. None of its own means that a jail has all."""
+    return sorted({*some, *others}) if some and others else []
 
 
 def has_log(jail: Mapping[str, Any]) -> bool:
@@ -106,8 +119,8 @@ bantime.maxtime = {settings["max_seconds"]}
 # Lines that are kept of each address.
 maxmatches = 5
 protocol = tcp,udp
-banaction = nftables[type=multiport]
-banaction_allports = nftables[type=allports]
+banaction = nftables-networks[type=multiport]
+banaction_allports = nftables-networks[type=allports]
 """
     text += "".join(section(jail, settings["seconds"]) for jail in active)
     for jail in waiting:
@@ -128,8 +141,9 @@ def due(changed: bool) -> list[str]:
     """Return what systemd is to do, so that fail2ban runs and has loaded what is there."""
     state = services.state(UNIT)
     load = ""
-    if state["ActiveState"] == "active" and are_bans_lost():
-        # Only a start bans again who should be banned.
+    is_old = SERVER.exists() and services.is_newer([SERVER], STARTED)
+    if state["ActiveState"] == "active" and (is_old or are_bans_lost()):
+        # Only a start bans again who should be banned, and takes another server.
         load = "restart"
     elif changed or services.is_newer((CONFIGURATION, DROP_IN), LOADED):
         load = "reload"

@@ -8,9 +8,12 @@ PEER = {"v4": "10.99.0.1", "v6": "fd99::1"}
 ENEMY = {"v4": "10.99.0.2", "v6": "fd99::2"}
 # Another client of the same network.
 NEIGHBOUR = {"v4": "10.99.0.3", "v6": "fd99::3"}
+# Addresses of one network of 64 bits, in which the server is not, and one of the next.
+SWARM = ("fd98:0:0:1::2", "fd98:0:0:1::3", "fd98::1:a:b:c:d", "fd98::1:a:0:0:d")
+STRANGER = "fd98:0:0:2::2"
 # A network namespace with one end of a cable; Docker's own network stays out of it.
-NETWORK = """
-ip -n enemy address show dev far up 2>/dev/null | grep -q fd99::3 && exit
+NETWORK = f"""
+ip -n enemy address show dev far up 2>/dev/null | grep -q {STRANGER} && exit
 ip netns delete enemy 2>/dev/null || true
 ip netns add enemy
 ip link add cable type veth peer name far netns enemy
@@ -24,7 +27,11 @@ for end in 2 3; do
   ip -n enemy address add 10.99.0.$end/24 dev far
   ip -n enemy address add fd99::$end/64 dev far nodad
 done
+for address in {" ".join(SWARM)} {STRANGER}; do
+  ip -n enemy address add $address/48 dev far nodad
+done
 ip -n enemy link set far up
+ip route add fd98::/48 dev cable
 """
 CONNECT = """
 import socket, sys
@@ -44,6 +51,16 @@ def enemy():
 @pytest.fixture
 def neighbour():
     return NEIGHBOUR
+
+
+@pytest.fixture
+def swarm():
+    return SWARM
+
+
+@pytest.fixture
+def stranger():
+    return STRANGER
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +98,7 @@ def banned(host):
         )
         found = {}
         for _, jail, elements in sets:
-            found.setdefault(jail, set()).update(re.findall(r"[0-9a-f.:]+", elements or ""))
+            found.setdefault(jail, set()).update(re.findall(r"[0-9a-f.:/]+", elements or ""))
         return found
 
     return addresses

@@ -1,5 +1,7 @@
 """Who is banned, from what and for how long; what later runs change, refuse and make up for."""
 
+import itertools
+
 import pytest
 
 NGINX = {
@@ -75,6 +77,53 @@ def test_who_floods_nginx_is_kept_from_the_web_alone(
     assert not reaches(foe, 80)
     assert reaches(foe, 22)
     assert reaches(friend, 80)
+
+
+SWARMED = "fd98:0:0:1::/64"
+
+
+def test_a_network_whose_addresses_take_turns_is_banned_as_one(
+    swarm, stranger, flood, banned, reaches, eventually
+):
+    for foe in swarm[:-1]:
+        flood(foe, 34)
+    eventually(lambda: banned().get("nginx-429") == {SWARMED})
+    assert not any(reaches(foe, 80) for foe in swarm)
+    assert all(reaches(foe, 22) for foe in swarm)
+    assert reaches(stranger, 80)
+
+
+def test_guesses_from_the_addresses_of_a_network_add_up(
+    swarm, stranger, guess, banned, reaches, eventually
+):
+    guesses = itertools.count()
+
+    def is_banned():
+        guess(swarm[next(guesses) % len(swarm)])
+        return banned().get("sshd") == {SWARMED}
+
+    eventually(is_banned)
+    assert next(guesses) < 12, "20 where each address counts for itself"
+    assert not any(reaches(foe, 22) for foe in swarm)
+    assert reaches(stranger, 22)
+
+
+@pytest.mark.parametrize("who", ["fd98::1:ffff:0:0:1", SWARMED, "fd98::/32"])
+def test_the_ban_of_a_network_ends_by_any_of_its_names(
+    host, swarm, flood, banned, reaches, eventually, who
+):
+    flood(swarm[0])
+    eventually(lambda: banned().get("nginx-429") == {SWARMED})
+    host.check_output("systemctl restart fail2ban")
+    eventually(lambda: banned().get("nginx-429") == {SWARMED})
+    host.check_output("fail2ban-client unban %s", who)
+    eventually(lambda: not banned().get("nginx-429"))
+    assert reaches(swarm[0], 80)
+    # It is forgotten, too.
+    host.check_output("systemctl restart fail2ban")
+    flood(swarm[0], 99)
+    flood("198.51.100.1")
+    eventually(lambda: banned().get("nginx-429") == {"198.51.100.1"})
 
 
 @pytest.mark.parametrize(
@@ -166,6 +215,18 @@ def test_networks_to_ignore_are_never_banned_and_who_is_banned_stays_so(
     flood(enemy["v4"], 300)
     flood(enemy["v6"])
     eventually(lambda: banned().get("nginx-429") == {neighbour["v6"], enemy["v6"]})
+
+
+def test_a_network_with_somebody_to_ignore_is_banned_by_address(
+    role, swarm, flood, banned, reaches, eventually
+):
+    foe, friend, *_ = swarm
+    changed, output = role(fail2ban_ignore=[friend])
+    assert changed == 1, output
+    flood(friend, 300)
+    flood(foe)
+    eventually(lambda: banned().get("nginx-429") == {foe})
+    assert reaches(friend, 80)
 
 
 # After those that need a ban to last: what it sets stays until another test sets it anew.

@@ -10,5 +10,6 @@ RANGES = {
     "fail2ban_jails.retries": (1, None),
     "fail2ban_jails.within_seconds": (1, None),
     "fail2ban_max_seconds": (1, None),
+    "fail2ban_nginx_ports": PORT,
     "fail2ban_seconds": (1, None),
 }
