@@ -19,7 +19,8 @@ from ansible_collections.carafe.stack.plugins.module_utils import (
     takeback,
 )
 from ansible_collections.carafe.stack.plugins.modules import firewall as module
-from conftest import Role
+from conftest import ROOT, Role
+from inventories import SECRETS, Looked
 
 ENTRY: dict[str, Any] = {"ports": ["80"], "protocol": "tcp", "sources": [], "comment": ""}
 V4 = ssh_peer.Peer("deploy", "203.0.113.7", "192.0.2.1", 22)
@@ -371,3 +372,66 @@ def test_the_module_has_the_defaults_of_the_role() -> None:
     for name, spec in module.ARGUMENTS.items():
         if name != "state":
             assert spec["default"] == defaults[f"firewall_{name}"], name
+
+
+# --- what the playbooks let in ----------------------------------------------------------------
+
+
+@pytest.fixture
+def wired(tmp_path: Path):
+    """Return what the playbooks make of an inventory of one server."""
+
+    def look(**variables: Any) -> Looked:
+        folder = tmp_path / "inventory/prod"
+        (folder / "group_vars/prod").mkdir(parents=True)
+        host = {"hosts": {"server": None}}
+        groups = dict.fromkeys(("prod", "db", "app", "web"), host)
+        (folder / "hosts.yml").write_text(json.dumps(groups))
+        app = {"app_name": "shop", "app_domains": ["shop.test"], "certificates_acme_email": "a@b.c"}
+        everything = SECRETS | app | {"app_path": str(ROOT / "sample_app")} | variables
+        (folder / "group_vars/prod/main.yml").write_text(json.dumps(everything))
+        looked = Looked(folder)
+        assert not looked.said
+        return looked
+
+    return look
+
+
+PROXY = ["192.0.2.0/24", "2001:db8::1"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "sources"),
+    [
+        ({}, []),
+        ({"nginx_real_ip_from": PROXY}, PROXY),
+        ({"nginx_real_ip_from": PROXY, "stack_web_sources": []}, []),
+        ({"nginx_real_ip_from": PROXY, "stack_web_sources": ["198.51.100.1"]}, ["198.51.100.1"]),
+        ({"stack_web_sources": ["198.51.100.1"]}, ["198.51.100.1"]),
+    ],
+)
+def test_behind_a_proxy_the_web_is_open_to_it_alone(
+    wired, kernel: Kernel, variables: dict[str, Any], sources: list[str]
+) -> None:
+    looked = wired(stack_https=False, **variables)
+    allow = looked.value("firewall_default_allow")
+    module.present(arguments(owner="shop", allow=allow), False)
+    rules = [x.strip() for x in kernel.table.splitlines() if "{ 80 }" in x]
+    assert rules == [
+        f'{x}tcp dport {{ 80 }} accept comment "nginx"'
+        for x in firewall_rules.sources(
+            firewall_rules.networks(sources, "here"), everybody=not sources
+        )
+    ]
+    assert looked.value("nginx_sources") == sources
+    assert looked.value("fail2ban_default_ignore") == variables.get("nginx_real_ip_from", [])
+
+
+def test_ports_of_all_sites_are_open_and_closed_by_bans(wired) -> None:
+    more = {"name": "more", "server_names": ["more.test"], "listen": 8080, "upstreams": ["x:1"]}
+    more |= {"listen_tls": 9443, "certificate": "/var/lib/certificates/shop.pem"}
+    own = {"name": "shop", "listen_tls": 8443}
+    looked = wired(nginx_sites=[more, own])
+    ports = [int(x) for x in looked.value("firewall_default_allow")[0]["ports"]]
+    assert sorted(ports) == [80, 8080, 8443, 9443]
+    assert sorted(looked.value("fail2ban_nginx_ports")) == sorted(ports)

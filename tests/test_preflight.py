@@ -151,6 +151,17 @@ def test_what_is_no_host_name(name: str) -> None:
     assert the_only(problems(nginx_sites=[site])).variable == "nginx_sites"
 
 
+@pytest.mark.parametrize("text", ["proxy.test", "192.0.2.7/24", "192.0.2.1-192.0.2.9", "unix:"])
+def test_what_is_no_network_is_named_where_it_was_written(text: str) -> None:
+    good = ["192.0.2.7", "2001:db8::/32"]
+    wired = {"nginx_real_ip_from": [*good, text], "stack_web_sources": [*good, text]}
+    assert the_only(problems(**wired)).variable == "nginx_real_ip_from"
+    told = the_only(problems(nginx_real_ip_from=good, stack_web_sources=[*good, text]))
+    assert told.variable == "stack_web_sources"
+    assert repr(text) in told.what
+    assert not problems(nginx_real_ip_from=good, stack_web_sources=good)
+
+
 def test_a_wildcard_is_a_server_name_of_nginx_but_no_domain_of_the_app() -> None:
     assert the_only(problems(app_domains=["*.example.com"])).variable == "app_domains"
 

@@ -103,7 +103,7 @@ def test_nginx_understands_each_kind_of_site(
 ) -> None:
     server = {"nginx_real_ip_from": ["192.0.2.1"], "nginx_extra_http": "map $a $b {\n  1 2;\n}"}
     found = FOUND | {"ipv6": ipv6, "settings": NGINX.defaults | server}
-    settings = {"__nginx_found": found, "nginx_sites": [site]}
+    settings = {"__nginx_found": found, "nginx_sites": [site], "nginx_sources": ["192.0.2.0/24"]}
     stream = {"name": "redis", "listen": "127.0.0.1:6380", "upstreams": ["unix:/run/redis.sock"]}
     sites = NGINX.value("__nginx_sites", **settings)
     streams = NGINX.value("__nginx_streams", nginx_streams=[stream])

@@ -14,6 +14,7 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
     PORT,
     Problem,
     Server,
+    check_networks,
     entries,
     product,
 )
@@ -123,6 +124,13 @@ def check_database(server: Server) -> Iterator[Problem]:
             f"is {kind!r}, and no server is in the group db, where the database would be",
             "put a server into the group db of the inventory, or leave stack_database out",
         )
+
+
+def check_web_sources(server: Server) -> Iterator[Problem]:
+    """Those that are wired in are told as what they are."""
+    proxies = server.values.get("nginx_real_ip_from") or []
+    sources = server.values.get("stack_web_sources") or []
+    yield from check_networks("stack_web_sources", [x for x in sources if x not in proxies])
 
 
 def check_certificates(server: Server) -> Iterator[Problem]:
@@ -296,6 +304,7 @@ CHECKS = (
     check_stack_name,
     check_server_roles,
     check_database,
+    check_web_sources,
     check_certificates,
     check_certificate_names,
     check_urls,

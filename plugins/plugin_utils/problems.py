@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,19 @@ def check_twins(server: Server, variable: str, kind: str) -> Iterator[Problem]:
     names = Counter(x.get("name") for x in given if isinstance(x, Mapping))
     for name in [name for name, count in names.items() if count > 1]:
         yield Problem(variable, f"has two {kind} named {name!r}")
+
+
+def check_networks(variable: str, texts: Iterable[Any]) -> Iterator[Problem]:
+    """What a firewall or nginx is to tell from others by its address."""
+    for text in texts:
+        try:
+            ipaddress.ip_network(str(text))
+        except ValueError as error:
+            yield Problem(
+                variable,
+                f"has {text!r}, but needs addresses and networks such as 192.0.2.7, 192.0.2.0/24"
+                f" or 2001:db8::/32 ({error})",
+            )
 
 
 def check_file_names(server: Server, variable: str, kind: str) -> Iterator[Problem]:

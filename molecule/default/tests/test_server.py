@@ -44,6 +44,58 @@ def test_what_nobody_deployed_is_not(host: Host, unasked_port: int) -> None:
     assert not reachable(host, unasked_port)
 
 
+def test_nothing_but_ssh_listened_to_the_outside_before_the_firewall(host: Host) -> None:
+    watched = json.loads(host.file("/var/lib/watched-ports.json").content_string)
+    assert watched["looks"] > 50
+    assert watched["seen"].keys() == {"tcp 22"}, watched
+
+
+def test_what_an_app_brings_along_runs_behind_the_firewall(host: Host) -> None:
+    host.check_output("systemctl is-active ngircd")
+    assert host.check_output("ss -Hltn 'sport = 6667'")
+    assert not reachable(host, 6667)
+
+
+# A network namespace with one end of a cable, in none of the networks that the neighbour answers.
+PASSER_BY = """
+ip netns list | grep -q passer-by && exit
+ip netns add passer-by
+ip link add cable type veth peer name far netns passer-by
+ip address add 10.98.0.1/24 dev cable
+ip link set cable up
+ip -n passer-by address add 10.98.0.2/24 dev far
+ip -n passer-by link set far up
+"""
+ASK = """
+import socket, ssl, sys
+name, port = sys.argv[1], int(sys.argv[2])
+connection = socket.create_connection(("10.98.0.1", port), 5)
+if port == 443:
+    context = ssl._create_unverified_context()
+    connection = context.wrap_socket(connection, server_hostname=name)
+request = f"GET /readyz HTTP/1.1\\r\\nHost: {name}\\r\\nX-Forwarded-For: 192.168.0.1\\r\\n\\r\\n"
+connection.sendall(request.encode())
+print(connection.recv(100).decode().splitlines()[:1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "port", "answer"),
+    [
+        ("localhost", 80, "['HTTP/1.1 308 Permanent Redirect']"),
+        ("localhost", 443, "['HTTP/1.1 200 OK']"),
+        ("neighbour.test", 80, "[]"),
+        ("neighbour.test", 443, "[]"),
+    ],
+)
+def test_nobody_walks_around_the_proxy_of_one_app_by_the_port_of_another(
+    host: Host, name: str, port: int, answer: str
+) -> None:
+    host.check_output("sh -ec %s", PASSER_BY)
+    ask = "ip netns exec passer-by python3 -c %s %s %s"
+    assert host.check_output(ask, ASK, name, str(port)) == answer
+
+
 @pytest.mark.parametrize(
     ("command", "shown"),
     [

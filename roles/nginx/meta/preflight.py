@@ -12,6 +12,7 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
     Problem,
     Server,
     check_file_names,
+    check_networks,
     check_twins,
     entries,
     is_host_name,
@@ -76,4 +77,9 @@ def check_places(server: Server) -> Iterator[Problem]:
             yield Problem("nginx_sites", f"serves {name!r} on port {port} twice, in {where}")
 
 
-CHECKS = (check_server_names, check_names, check_places)
+def check_proxies(server: Server) -> Iterator[Problem]:
+    """The firewall lets in those that nginx believes, and takes no names."""
+    yield from check_networks("nginx_real_ip_from", server.values.get("nginx_real_ip_from") or [])
+
+
+CHECKS = (check_server_names, check_names, check_places, check_proxies)
