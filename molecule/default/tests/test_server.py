@@ -75,7 +75,10 @@ if port == 443:
     connection = context.wrap_socket(connection, server_hostname=name)
 request = f"GET /readyz HTTP/1.1\\r\\nHost: {name}\\r\\nX-Forwarded-For: 192.168.0.1\\r\\n\\r\\n"
 connection.sendall(request.encode())
-print(connection.recv(100).decode().splitlines()[:1])
+try:
+    print(connection.recv(100).decode().splitlines()[:1])
+except ConnectionResetError:
+    print([])
 """
 
 
