@@ -29,9 +29,10 @@ from ansible_collections.carafe.stack.plugins.module_utils import files, release
 from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
 from test_release import GATE, App
 
-pytestmark = pytest.mark.skipif(
-    os.getuid() != 0, reason="only root can take what the other users of a server may not"
-)
+pytestmark = [
+    pytest.mark.skipif(os.getuid() != 0, reason="only root can try what it does among others"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 # Of base-passwd, so that every Debian has them; neither of them runs anything where tests do.
 USER, DEPLOY = "nobody", "games"
@@ -248,8 +249,6 @@ def take(server: Server, step: str) -> None:
 def plant(server: Server, path: str, kind: str) -> None:
     """Put it there, as whoever owns the folder could."""
     place = server.root / path
-    if not place.parent.is_dir():
-        pytest.skip("there is no such folder yet")
     subprocess.run(["rm", "-rf", place], check=True)
     KINDS[kind](server, place)
     if kind != "second name":
@@ -306,6 +305,8 @@ CASES = [
     for j, path in enumerate(PATHS)
     for k, kind in enumerate(KINDS)
     if ALL or (i + j + k) % 5 == 0
+    # The release that is on its way is not there yet.
+    if not (step in ("begin", "build") and path.startswith("releases/c/"))
 ]
 
 
