@@ -20,8 +20,8 @@ from ansible_collections.carafe.stack.plugins.module_utils import services
 from ansible_collections.carafe.stack.plugins.modules import postgresql
 
 MEASURED = {"memory_mb": 1024, "cores": 2}
-HBA = [{"type": "local", "database": "all", "user": "all", "method": "peer"}]
-GIVEN = {"version": "99", "measured": MEASURED, **MEASURED, "default_hba": HBA}
+SHOP = [{"name": "shop", "owner": "shop-owner", "writers": ["shop"]}]
+GIVEN = {"version": "99", "measured": MEASURED, **MEASURED, "databases": SHOP}
 EVERYTHING = {
     **GIVEN,
     "connections": 0,
@@ -29,6 +29,8 @@ EVERYTHING = {
     "settings": {},
     "listen_addresses": [],
     "hba": [],
+    "default_hba": [],
+    "client_addresses": [],
 }
 CONTENTS = {"roles": [{"name": "shop"}], "databases": [{"name": "shop", "owner": "shop"}]}
 
@@ -58,7 +60,9 @@ def test_a_dry_run_on_a_bare_server_shows_both_files_and_makes_nothing(
     assert said["changed"]
     shown = {x["before_header"]: x["after"] for x in said["diff"] if "after" in x}
     assert "shared_buffers = '262144kB'" in shown["/etc/postgresql/99/main/conf.d/carafe.conf"]
-    assert "local all all peer\n" in shown["/etc/postgresql/99/main/pg_hba.conf"]
+    assert (
+        'local "shop" +"shop-owner",+"shop" peer\n' in shown["/etc/postgresql/99/main/pg_hba.conf"]
+    )
     assert shown[str(folder / "unit.conf")] == "[Unit]\n"
     assert "exit" not in json.dumps(said["diff"])
     assert f"note what shop claims in {folder}" in said["changes"]

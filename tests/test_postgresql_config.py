@@ -25,6 +25,8 @@ def claim(**stated: Any) -> dict[str, Any]:
         "listen_addresses": [],
         "hba": [],
         "default_hba": [],
+        "client_addresses": [],
+        "databases": [],
         "measured": MEASURED,
         **MEASURED,
     }
@@ -78,12 +80,93 @@ def test_addresses_and_settings_are_those_of_all_owners() -> None:
     assert (found["jit"], found["work_mem"]) == ("False", "16MB")
 
 
+def hba(version: str = "17", **everybody: dict[str, Any]) -> list[list[str]]:
+    """Return the words of the lines of pg_hba.conf, without those of the superuser."""
+    text = config.hba_text(config.hba(everybody, version))
+    lines = [hba_words(line) for line in text.splitlines() if line and not line.startswith("#")]
+    assert lines[:2] == [
+        ["host", "all,replication", "postgres", "all", "reject"],
+        ["local", "all,replication", "postgres", "peer"],
+    ]
+    return lines[2:]
+
+
+def hba_words(line: str) -> list[str]:
+    """Split a line at its blanks; in quotes, one is part of a word."""
+    return re.findall(r'(?:[^\s"]|"[^"]*")+', line)
+
+
+def hba_tokens(word: str) -> list[tuple[str, bool]]:
+    """Return the names in a word as PostgreSQL reads them, and whether each began with a quote."""
+    found = re.findall(r'(?:[^",]|"(?:[^"]|"")*")+', word)
+    inside = re.compile(r'"((?:[^"]|"")*)"')
+    return [(inside.sub(lambda x: x[1].replace('""', '"'), x), x[0] == '"') for x in found]
+
+
+SHOP = {"name": "shop", "owner": "shop-owner", "writers": ["shop"]}
+SHOP_ROLES = '+"shop-owner",+"shop"'
+
+
+def test_a_database_is_for_the_roles_that_it_was_made_for() -> None:
+    assert hba(shop=claim(databases=[SHOP])) == [["local", '"shop"', SHOP_ROLES, "peer"]]
+
+
+def test_from_afar_it_is_reached_from_the_clients_over_tls_and_with_a_password() -> None:
+    given = {"client_addresses": ["192.0.2.7", "2001:db8::7", "198.51.100.0/24"]}
+    lines = hba(shop=claim(databases=[SHOP], **given))
+    ranges = ["192.0.2.7/32", "2001:db8::7/128", "198.51.100.0/24"]
+    assert lines[1:] == [
+        ["hostssl", '"shop"', SHOP_ROLES, each, "scram-sha-256"] for each in ranges
+    ]
+
+
+def test_one_owner_s_clients_reach_no_database_of_another() -> None:
+    blog = {"name": "blog", "owner": "blog", "writers": None}
+    lines = hba(
+        shop=claim(databases=[SHOP]), blog=claim(databases=[blog], client_addresses=["192.0.2.7"])
+    )
+    assert [line[1] for line in lines if line[0] == "hostssl"] == ['"blog"']
+
+
+def test_a_claim_of_an_older_carafe_keeps_its_lines_until_it_is_made_anew() -> None:
+    older = claim(default_hba=[PEER])
+    del older["databases"], older["client_addresses"]
+    lines = hba(blog=older, shop=claim(databases=[SHOP]))
+    assert lines == [["local", '"shop"', SHOP_ROLES, "peer"], ["local", "all", "all", "peer"]]
+
+
+NAMES = ["all", "replication", "sameuser", "a, b", "  ", "+ops", "@file", "#1", "Ünï", 'q"u""o"']
+NAMES += ["/slash", "/^a.*$", "/", "\\", "samerole", "it's", "'", '"', "0.0.0.0/0", "x" * 63]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("version", ["15", "17"])
+def test_a_name_is_a_name_whatever_is_in_it(name: str, version: str) -> None:
+    database = {"name": name, "owner": name, "writers": [f"{name}!"]}
+    ((kind, where, who, method),) = hba(version, shop=claim(databases=[database]))
+    assert (kind, method) == ("local", "peer")
+    assert hba_tokens(who) == [(f"+{name}", False), (f"+{name}!", False)]
+    ((found, is_quoted),) = hba_tokens(where)
+    assert is_quoted
+    if version == "17" and name.startswith("/"):
+        assert re.search(found[1:], name)
+        assert not [x for x in NAMES if x != name and re.search(found[1:], x)]
+    else:
+        assert found == name
+
+
 def test_lines_of_pg_hba_are_those_of_all_owners_each_once_and_what_is_stated_first() -> None:
     ops = PEER | {"user": "+ops"}
     reject = {"type": "host", "database": "all", "user": "all", "method": "reject"}
+    reject |= {"address": "0.0.0.0/0"}
     blog = claim(hba=[ops], default_hba=[PEER])
-    shop = claim(hba=[reject, ops], default_hba=[PEER])
-    assert config.hba({"blog": blog, "shop": shop}) == [ops, reject, PEER]
+    shop = claim(hba=[reject, ops], default_hba=[PEER], databases=[SHOP, SHOP])
+    assert hba(blog=blog, shop=shop) == [
+        ["local", "all", '+"ops"', "peer"],
+        ["host", "all", "all", "0.0.0.0/0", "reject"],
+        ["local", '"shop"', SHOP_ROLES, "peer"],
+        ["local", "all", "all", "peer"],
+    ]
 
 
 def test_what_follows_from_the_machine_is_not_stated_so_another_owner_s_word_counts() -> None:
@@ -230,34 +313,19 @@ def test_a_setting_of_postgres_wins_over_what_the_role_computes() -> None:
     assert found["max_connections"] == "7"
 
 
-def hba_tokens(line: str) -> list[str]:
-    """Split a line as PostgreSQL does; outside of quotes a comma or # would end a token."""
-    tokens = re.findall(r'(?:[^\s",#]|"(?:[^"]|"")*")+', line)
-    return [re.sub(r'""|"', lambda x: x[0][1:], token) for token in tokens]
-
-
-def test_rules_of_pg_hba_keep_their_order_and_names() -> None:
+def test_rules_that_somebody_stated_keep_their_order_and_names() -> None:
     rules = [
-        {"type": "local", "database": "all", "user": "+ops", "method": "peer"},
+        {"type": "local", "database": "all, the rest", "user": "+ops", "method": "peer"},
         {"type": "hostssl", "database": 'my "db', "user": "Ünï", "method": "scram-sha-256"},
-        {"type": "host", "database": "all", "user": "all", "method": "reject"},
+        {"type": "host", "database": "all", "user": "#1", "method": "reject"},
     ]
     rules[1] |= {"address": "192.0.2.0/24", "options": 'map="a b"'}
     rules[2] |= {"address": "0.0.0.0/0"}
-    text = config.hba_text(rules)
-    lines = [hba_tokens(line) for line in text.splitlines() if line and not line.startswith("#")]
-    assert lines == [
-        ["local", "all", "postgres", "peer"],
-        ["local", "all", "+ops", "peer"],
-        ["hostssl", 'my "db', "Ünï", "192.0.2.0/24", "scram-sha-256", "map=a b"],
-        ["host", "all", "all", "0.0.0.0/0", "reject"],
+    assert hba(shop=claim(hba=rules)) == [
+        ["local", '"all, the rest"', '+"ops"', "peer"],
+        ["hostssl", '"my ""db"', '"Ünï"', "192.0.2.0/24", "scram-sha-256", 'map="a b"'],
+        ["host", "all", '"#1"', "0.0.0.0/0", "reject"],
     ]
-
-
-def test_a_name_that_is_a_keyword_of_pg_hba_only_in_part_stays_a_name() -> None:
-    rules = [{"type": "local", "database": "all, the rest", "user": "#1", "method": "peer"}]
-    text = config.hba_text(rules)
-    assert hba_tokens(text.splitlines()[-1]) == ["local", "all, the rest", "#1", "peer"]
 
 
 # The lists that a playbook fills and its user adds to.

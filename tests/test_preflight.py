@@ -120,13 +120,13 @@ def test_a_short_secret(secret: str) -> None:
     assert "secrets.token_hex" in problem.command
 
 
-@pytest.mark.parametrize("name", ["", "x" * 64, "ü" * 32, "a\0b", "template1"])
+@pytest.mark.parametrize("name", ["", "x" * 64, "ü" * 32, "a\0b", "a\nb", "template1"])
 def test_a_name_that_postgres_does_not_take(name: str) -> None:
     databases = [{"name": name, "owner": "guestbook"}]
     assert the_only(problems(postgres_databases=databases)).variable == "postgres_databases"
 
 
-@pytest.mark.parametrize("name", ["", "x" * 64, "a\0b", "postgres", "pg_monitor", "public"])
+@pytest.mark.parametrize("name", ["", "x" * 64, "a\0b", "a\rb", "postgres", "pg_monitor", "public"])
 def test_a_role_that_postgres_does_not_take(name: str) -> None:
     assert the_only(problems(postgres_roles=[{"name": name}])).variable == "postgres_roles"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,13 @@ ONCE = ("memory_mb", "cores")
 
 def claim(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an owner claims: what it stated, nothing that only follows from the server."""
-    names = ("connections", "max_connections", "listen_addresses", "settings")
+    names = ("connections", "max_connections", "listen_addresses", "client_addresses", "settings")
     stated = {name: parameters[name] for name in names}
+    stated["databases"] = [
+        {"name": x["name"], "roles": list(dict.fromkeys([x["owner"], *(x["writers"] or [])]))}
+        for x in parameters["databases"]
+        if x["owner"]  # without one it is refused where the databases are made
+    ]
     for name in ("hba", "default_hba"):
         stated[name] = [{k: v for k, v in rule.items() if v} for rule in parameters[name]]
     for name in ONCE:
@@ -130,11 +136,84 @@ def parse_settings(text: str) -> dict[str, str]:
     return {name: value[1:-1].replace("''", "'") for name, value in pairs}
 
 
-def hba(everybody: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return all owners' lines, each once: what somebody stated before what is there by default."""
-    names = ("hba", "default_hba")
-    found = [rule for name in names for data in everybody.values() for rule in data[name]]
-    return [rule for i, rule in enumerate(found) if rule not in found[:i]]
+def hba(everybody: Mapping[str, Mapping[str, Any]], version: str) -> list[str]:
+    """Return the lines of pg_hba.conf: those of all owners, each once.
+
+    What somebody stated comes first, then each database for the roles that it was made for, and
+    last what is there by default.
+    """
+    claimed = everybody.values()
+    lines = [
+        *FIRST_LINES,
+        *(line(rule) for data in claimed for rule in data["hba"]),
+        *(x for data in claimed for x in database_lines(data, version)),
+        *(line(rule) for data in claimed for rule in data["default_hba"]),
+    ]
+    return list(dict.fromkeys(lines))
+
+
+# The superuser comes in over the unix socket, as the unix user of that name, and in no other way.
+# "all" databases are all but the name by which a standby server comes.
+FIRST_LINES = (
+    "host all,replication postgres all reject",
+    "local all,replication postgres peer",
+)
+
+
+def database_lines(data: Mapping[str, Any], version: str) -> Iterator[str]:
+    """Yield a line for each of an owner's databases, and for each way in to it.
+
+    +role is the role and its members. So the login that works while a password is rotated comes in,
+    and a role named "all" is a role: after a + no name has another meaning.
+    """
+    # A claim that an older Carafe has written has neither.
+    for database in data.get("databases", []):
+        where = database_name(database["name"], version)
+        who = ",".join(f"+{quoted(role)}" for role in database["roles"])
+        yield f"local {where} {who} peer"
+        for address in data.get("client_addresses", []):
+            yield f"hostssl {where} {who} {ip_range(address)} scram-sha-256"
+
+
+def named_databases(everybody: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Return the databases that have a line of their own."""
+    claimed = everybody.values()
+    return {
+        *(x["name"] for data in claimed for x in data.get("databases", [])),
+        *(rule["database"] for data in claimed for rule in data["hba"] + data["default_hba"]),
+    }
+
+
+def ip_range(address: str) -> str:
+    """Return an address as the range of this one address, and a range as it is."""
+    if "/" in address:
+        return address
+    return f"{address}/{128 if ':' in address else 32}"
+
+
+def quoted(name: str) -> str:
+    return f'"{name.replace(chr(34), chr(34) * 2)}"'
+
+
+def database_name(name: str, version: str) -> str:
+    """Return a database's name as pg_hba.conf has it, whatever is in it.
+
+    From PostgreSQL 16 on, one that begins with a slash is a regular expression, quoted or not.
+    """
+    if not name.startswith("/") or int(version) < REGULAR_EXPRESSIONS_SINCE:
+        return quoted(name)
+    literal = re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", name)
+    return quoted(f"/^{literal}$")
+
+
+REGULAR_EXPRESSIONS_SINCE = 16
+
+
+def line(rule: Mapping[str, Any]) -> str:
+    """Return the line of a rule that somebody stated."""
+    names = [hba_name(rule["database"]), hba_name(rule["user"])]
+    words = [rule["type"], *names, rule.get("address"), rule["method"], rule.get("options")]
+    return " ".join(word for word in words if word)
 
 
 def hba_name(text: str) -> str:
@@ -142,17 +221,14 @@ def hba_name(text: str) -> str:
     if text in HBA_KEYWORDS:
         return text
     plus = "+" if text.startswith("+") else ""
-    return f'{plus}"{text.removeprefix(plus).replace(chr(34), chr(34) * 2)}"'
+    return plus + quoted(text.removeprefix(plus))
 
 
-def hba_text(rules: Iterable[Mapping[str, Any]]) -> str:
-    lines = [
-        HEADER,
-        "# Who may connect, from where, and how they prove it. The first match decides.\n",
-        "local all postgres peer\n",
-    ]
-    for rule in rules:
-        names = [hba_name(rule["database"]), hba_name(rule["user"])]
-        words = [rule["type"], *names, rule.get("address"), rule["method"], rule.get("options")]
-        lines.append(" ".join(word for word in words if word) + "\n")
-    return "".join(lines)
+def hba_text(lines: Iterable[str]) -> str:
+    return "".join(
+        [
+            HEADER,
+            "# Who may connect, from where, and how they prove it. The first match decides.\n",
+            *(f"{line}\n" for line in lines),
+        ]
+    )

@@ -100,6 +100,11 @@ class Session:
         self.cursor.execute(query, values or None)
         return self.cursor.fetchall()
 
+    def databases(self) -> list[str]:
+        """Return the databases that people have made."""
+        query = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate"
+        return sorted(name for (name,) in self.rows(query) if name != "postgres")
+
     def change(self, sentence: str, template: str, **parts: Any) -> None:
         """Run one statement, unless only checking; note what it does, never the secret in it.
 

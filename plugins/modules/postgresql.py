@@ -10,6 +10,8 @@ description:
   - V(configure) notes what one owner, an app for instance, claims of Debian's cluster C(main), in
     C(/etc/carafe/postgres.d/<owner>.json), and writes C(conf.d/carafe.conf) and C(pg_hba.conf) from
     the claims of all.
+  - Each database is for its owner, its writers and their members, by a line of C(pg_hba.conf). The
+    superuser C(postgres) comes in over the unix socket only.
   - The number of connections is the largest of O(max_connections), the sum of all claims, and what
     the server has already. The addresses and the lines of C(pg_hba.conf) are those of all owners.
     Settings that two owners state differently are refused, before anything is changed.
@@ -64,8 +66,15 @@ options:
     type: list
     elements: str
     default: []
+  client_addresses:
+    description:
+      - IP addresses or ranges from which the roles of O(databases) may connect to these, over TLS
+        and with a password. They connect over the unix socket in any case.
+    type: list
+    elements: str
+    default: []
   hba:
-    description: Lines of C(pg_hba.conf), which come before those of O(default_hba).
+    description: Lines of C(pg_hba.conf), which come before those of O(databases).
     type: list
     elements: dict
     default: []
@@ -76,7 +85,9 @@ options:
         required: true
         choices: [local, host, hostssl, hostnossl, hostgssenc, hostnogssenc]
       database:
-        description: Name of a database, or one of V(all), V(sameuser), V(samerole), V(replication).
+        description:
+          - Name of a database, or one of V(all), V(sameuser), V(samerole), V(replication). From
+            PostgreSQL 16 on, one that begins with a slash is a regular expression.
         type: str
         required: true
       user:
@@ -96,7 +107,7 @@ options:
         type: str
         default: ""
   default_hba:
-    description: Lines of C(pg_hba.conf), which come after those of O(hba).
+    description: Lines of C(pg_hba.conf), which come after those of O(databases).
     type: list
     elements: dict
     default: []
@@ -137,8 +148,9 @@ options:
         default: {}
   databases:
     description:
-      - Databases. Nobody but the owner, its members and the writers can connect to one. A database
-        that is not in the list is left alone.
+      - Databases. Nobody but the owner, the writers and the members of these can connect to one. A
+        database that is not in the list is left alone. V(configure) needs their names and roles,
+        for C(pg_hba.conf).
     type: list
     elements: dict
     default: []
@@ -179,8 +191,8 @@ EXAMPLES = r"""
     cores: 2
     measured: {memory_mb: 1024, cores: 2}
     settings: {log_min_duration_statement: 500ms}
-    default_hba:
-      - {type: local, database: all, user: all, method: peer}
+    databases:
+      - {name: shop, owner: shop-owner, writers: [www-data]}
   become: true
 
 - name: Run it with a database
@@ -246,7 +258,7 @@ ARGUMENTS = {
     **without_default("memory_mb", "cores", type="int"),
     **without_default("measured", type="dict"),
     **options(owner="default", connections=0, max_connections=100, allow_restart=True),
-    **options(settings={}, listen_addresses=[], unit_files={}),
+    **options(settings={}, listen_addresses=[], client_addresses=[], unit_files={}),
     **{"hba": entries(RULE), "default_hba": entries(RULE)},
     **postgresql_contents.ARGUMENTS,
 }
@@ -334,6 +346,22 @@ def consequence(session: Session | None, former: str | None, values: dict[str, s
     return ["PostgreSQL reads its files anew"]
 
 
+def warn_of_closed(module: Module, server: Server, rules: str, everybody: dict) -> None:
+    """Name the databases that everybody may connect to so far, and nobody by the new lines."""
+    is_open = re.compile(r"^local\s+all\s+all\s", re.MULTILINE)
+    if is_open.search(rules) or not is_open.search(read(server.hba_file) or ""):
+        return
+    session = session_now()
+    named = postgresql_config.named_databases(everybody)
+    closed = [name for name in session.databases() if name not in named] if session else []
+    if closed:
+        module.warn(
+            f"No role but postgres can connect any more to {', '.join(closed)}: no inventory has"
+            " named it. Name it in postgres_databases, with an owner and writers, or in a line of"
+            " postgres_hba in group_vars, and run the playbook again."
+        )
+
+
 def configure(module: Module) -> dict:
     given, check = module.params, module.check_mode
     folder, owner = postgresql_config.FOLDER, given["owner"]
@@ -350,13 +378,14 @@ def configure(module: Module) -> dict:
         has_connections = connections_of(server, former)
         values = postgresql_config.settings(everybody, given["measured"], has_connections)
         text = postgresql_config.settings_text(values)
-        rules = postgresql_config.hba_text(postgresql_config.hba(everybody))
+        rules = postgresql_config.hba_text(postgresql_config.hba(everybody, given["version"]))
         files = FileSet(wanted_files(server, given["unit_files"], text, rules), check)
         changes = [f"write {x.path}" for x in files.due if isinstance(x, File)]
         if server.is_installed() and text != former:
             refuse_settings(server, text)
             if check:
                 changes += consequence(session_now(), former, values)
+        warn_of_closed(module, server, rules, everybody)
         files.write()
         if not check:
             prove(server, files)

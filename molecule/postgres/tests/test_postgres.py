@@ -26,7 +26,20 @@ PASSWORDS = {
     STRANGE: "ﬁ 密码 😀",
     "neighbour": "neighbour",
     "shop-deploy": "deploy",
+    "replication": "replication",
+    "@a, +b": "list",
+    "/^.*$": "pattern",
 }
+DATABASES = ["shop", STRANGE, "all", "/^.*$"]
+# Who may enter which of the role's databases.
+WAYS = [
+    ("shop", "shop"),
+    ("shop-deploy", "shop"),
+    (STRANGE, STRANGE),
+    ("replication", "all"),
+    ("@a, +b", "/^.*$"),
+    ("/^.*$", "/^.*$"),
+]
 
 
 @pytest.fixture
@@ -64,9 +77,7 @@ def table(admin):
     )
 
 
-@pytest.mark.parametrize(
-    ("user", "database"), [("shop", "shop"), ("shop-deploy", "shop"), (STRANGE, STRANGE)]
-)
+@pytest.mark.parametrize(("user", "database"), WAYS)
 def test_a_password_opens_the_role_s_own_database_over_tls(query, user, database):
     rows, reason = query(user, "SELECT session_user, current_database()", database)
     assert rows == [[user, database]], reason
@@ -84,9 +95,32 @@ def test_a_role_without_a_password_is_refused(query):
     assert "authentication failed" in query("nobody", "SELECT 1", password="null")[1]
 
 
-@pytest.mark.parametrize("user", ["neighbour", STRANGE])
-def test_the_role_of_another_app_cannot_connect(query, user):
-    assert "permission denied for database" in query(user, "SELECT 1")[1]
+@pytest.mark.parametrize("database", [*DATABASES, "postgres", "template1"])
+def test_a_role_finds_no_other_database_open(query, database):
+    for user in PASSWORDS:
+        if (user, database) not in WAYS:
+            assert "no pg_hba.conf entry" in query(user, "SELECT 1", database)[1]
+
+
+def test_no_role_has_the_privilege_to_enter_another_database_either(admin):
+    found = admin(
+        "SELECT d.datname, r.rolname FROM pg_database d, pg_roles r WHERE NOT r.rolsuper"
+        " AND r.rolcanlogin AND d.datallowconn AND (has_database_privilege(r.oid, d.oid, 'CONNECT')"
+        " OR has_database_privilege(r.oid, d.oid, 'TEMPORARY'))"
+    )
+    assert {tuple(line.split("|")) for line in found.splitlines()} == {
+        (database, user) for user, database in WAYS
+    }
+
+
+def test_the_superuser_comes_in_over_the_unix_socket_only(query, admin):
+    admin("ALTER ROLE postgres PASSWORD 'right'")
+    try:
+        for database in ("postgres", "shop"):
+            reason = query("postgres", "SELECT 1", database, password="right")[1]
+            assert "pg_hba.conf rejects connection" in reason
+    finally:
+        admin("ALTER ROLE postgres PASSWORD NULL")
 
 
 def test_passwords_are_kept_as_scram(admin):
@@ -161,8 +195,8 @@ def test_settings_arrive_as_given(query):
 def test_peer_admits_the_operating_system_s_user_and_no_other(host):
     host.check_output("id neighbour >/dev/null 2>&1 || useradd neighbour")
     as_neighbour = "runuser -u neighbour -- psql -XAt -c 'SELECT session_user' "
-    assert "permission denied for database" in host.run(as_neighbour + "shop").stderr
-    assert host.check_output(as_neighbour + "postgres") == "neighbour"
+    assert "no pg_hba.conf entry" in host.run(as_neighbour + "shop").stderr
+    assert "no pg_hba.conf entry" in host.run(as_neighbour + "postgres").stderr
     assert "Peer authentication failed" in host.run(as_neighbour + "-U shop shop").stderr
 
 

@@ -10,6 +10,13 @@ VARIABLES = yaml.safe_load((Path(__file__).parents[1] / "converge.yml").read_tex
 SETTINGS = VARIABLES["postgres_settings"]
 DATABASES = VARIABLES["postgres_databases"]
 ROLES = {role["name"]: role for role in VARIABLES["postgres_roles"]}
+BY_HAND = {
+    "type": "hostssl",
+    "database": "byhand",
+    "user": "byhand",
+    "address": "127.0.0.1/32",
+    "method": "scram-sha-256",
+}
 WRONG_RULE = {
     "type": "host",
     "database": "all",
@@ -45,9 +52,11 @@ def started(admin):
 
 @pytest.fixture(scope="module")
 def can_log_in(host):
-    def can(user, password):
-        url = f"postgresql://{user}:{password}@127.0.0.1/postgres?sslmode=require"
-        return host.run("psql -Xc 'SELECT 1' %s", url).rc == 0
+    def can(user, password, database="shop"):
+        url = f"postgresql://{user}:{password}@127.0.0.1/{database}?sslmode=require"
+        done = host.run("psql -Xc 'SELECT 1' %s", url)
+        assert done.rc == 0 or "password authentication failed" in done.stderr
+        return done.rc == 0
 
     return can
 
@@ -79,6 +88,7 @@ def reloaded(role, admin, started):
     changed, output = role(
         "--diff",
         postgres_settings=SETTINGS | {"work_mem": "7MB"},
+        postgres_hba=[BY_HAND],
         postgres_roles=[
             *(role for name, role in ROLES.items() if name not in ("shop-deploy", "neighbour")),
             {"name": "neighbour"},
@@ -109,7 +119,6 @@ def test_a_changed_password_is_the_only_one(can_log_in):
 
 @pytest.mark.usefixtures("reloaded")
 def test_a_removed_password_is_refused(can_log_in):
-    assert can_log_in("byhand", "byhand")
     assert not can_log_in("neighbour", "neighbour")
 
 
@@ -143,7 +152,7 @@ def test_a_new_writer_may_use_what_was_there_before(admin, kind, name, privilege
 def test_what_was_made_by_hand_is_left_alone(admin, can_log_in):
     owner = admin("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'byhand'")
     assert owner == "byhand"
-    assert can_log_in("byhand", "byhand")
+    assert can_log_in("byhand", "byhand", "byhand")
 
 
 @pytest.mark.usefixtures("reloaded")
@@ -153,6 +162,41 @@ def test_nobody_keeps_a_way_into_a_database_that_is_not_theirs(admin):
 
 def test_the_output_says_what_was_changed(reloaded):
     assert "set password of shop-deploy" in reloaded["output"]
+
+
+EVERYBODY = {"type": "local", "database": "all", "user": "all", "method": "peer"}
+
+
+@pytest.mark.usefixtures("reloaded")
+def test_who_is_connected_stays_so_while_all_lines_become_lines_of_databases(
+    role, admin, started, host
+):
+    """Until then a server had one line for all, as Debian has it."""
+    changed, output = role(postgres_default_hba=[EVERYBODY])
+    assert changed >= 1, output
+    host.check_output("id neighbour >/dev/null 2>&1 || useradd neighbour")
+    admin("GRANT CONNECT ON DATABASE byhand TO neighbour", "postgres")
+    enter = "runuser -u neighbour -- psql -XAtc %s byhand"
+    assert host.check_output(enter, "SELECT 1") == "1"
+    before = started()
+    host.check_output(
+        "cd /; rm -f /run/go-on; (until [ -e /run/go-on ]; do sleep .1; done; echo SELECT 7)"
+        f" | {enter.replace('-XAtc %s', '-XAt')} >/run/still-there 2>&1 &"
+    )
+    query = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'neighbour'"
+    assert admin(query) == "1"
+    for options in ["--check"], []:
+        changed, output = role(*options)
+        assert changed >= 1, output
+        assert "No role but postgres can connect any more to byhand: " in " ".join(output.split())
+    assert started() == before
+    assert "no pg_hba.conf entry" in host.run(enter, "SELECT 1").stderr
+    assert admin(query) == "1"
+    host.check_output("touch /run/go-on; until [ -s /run/still-there ]; do sleep .1; done")
+    assert host.check_output("cat /run/still-there") == "7"
+    changed, output = role()
+    assert changed == 0, output
+    assert "any more" not in output
 
 
 # Fewer clients need a restart, and so does a setting that is taken away.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
@@ -33,11 +34,12 @@ def check_database_names(server: Server) -> Iterator[Problem]:
     for variable, kind, key, entry in named:
         name = entry.get(key) or ""
         kind = "role" if key == "owner" else kind
-        if not 1 <= len(name.encode()) <= DATABASE_NAME_BYTES or "\0" in name:
+        # A line of pg_hba.conf cannot have a line's end in a name.
+        if not 1 <= len(name.encode()) <= DATABASE_NAME_BYTES or re.search(r"[\0\n\r]", name):
             yield Problem(
                 variable,
-                f"has a {kind} named {name!r}, but a name has 1 to {DATABASE_NAME_BYTES} bytes"
-                " and no NUL",
+                f"has a {kind} named {name!r}, but a name has 1 to {DATABASE_NAME_BYTES} bytes,"
+                " no NUL and no line's end",
             )
         elif kind == "database" and name in ("postgres", "template0", "template1"):
             yield Problem(variable, f"has a database named {name!r}, which is PostgreSQL's own")
