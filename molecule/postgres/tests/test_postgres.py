@@ -26,9 +26,9 @@ PASSWORDS = {
     STRANGE: "ﬁ 密码 😀",
     "neighbour": "neighbour",
     "shop-deploy": "deploy",
-    "replication": "replication",
-    "@a, +b": "list",
-    "/^.*$": "pattern",
+    "replication": "a-keyword",
+    "@a, +b": "a-list",
+    "/^.*$": "a-pattern",
 }
 DATABASES = ["shop", STRANGE, "all", "/^.*$"]
 # Who may enter which of the role's databases.

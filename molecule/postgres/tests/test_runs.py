@@ -81,8 +81,8 @@ def reloaded(role, admin, started):
     ):
         admin(statement, "postgres")
     admin(
-        'SET ROLE "shop-owner"; DROP SEQUENCE IF EXISTS counter; CREATE SEQUENCE counter;'
-        " DROP TABLE IF EXISTS early; CREATE TABLE early ()"
+        'SET ROLE "shop-owner"; SET search_path = public; DROP SEQUENCE IF EXISTS counter;'
+        " CREATE SEQUENCE counter; DROP TABLE IF EXISTS early; CREATE TABLE early ()"
     )
     before = started()
     changed, output = role(
@@ -145,7 +145,7 @@ def test_a_setting_of_a_role_that_is_not_asked_for_ends(admin):
     ("kind", "name", "privilege"), [("table", "early", "UPDATE"), ("sequence", "counter", "USAGE")]
 )
 def test_a_new_writer_may_use_what_was_there_before(admin, kind, name, privilege):
-    assert admin(f"SELECT has_{kind}_privilege('neighbour', '{name}', '{privilege}')") == "t"
+    assert admin(f"SELECT has_{kind}_privilege('neighbour', 'public.{name}', '{privilege}')") == "t"
 
 
 @pytest.mark.usefixtures("reloaded")
@@ -169,7 +169,7 @@ EVERYBODY = {"type": "local", "database": "all", "user": "all", "method": "peer"
 
 @pytest.mark.usefixtures("reloaded")
 def test_who_is_connected_stays_so_while_all_lines_become_lines_of_databases(
-    role, admin, started, host
+    role, admin, started, host, eventually
 ):
     """Until then a server had one line for all, as Debian has it."""
     changed, output = role(postgres_default_hba=[EVERYBODY])
@@ -180,11 +180,11 @@ def test_who_is_connected_stays_so_while_all_lines_become_lines_of_databases(
     assert host.check_output(enter, "SELECT 1") == "1"
     before = started()
     host.check_output(
-        "cd /; rm -f /run/go-on; (until [ -e /run/go-on ]; do sleep .1; done; echo SELECT 7)"
-        f" | {enter.replace('-XAtc %s', '-XAt')} >/run/still-there 2>&1 &"
+        "rm -f /run/go-on; ((until [ -e /run/go-on ]; do sleep .1; done; echo SELECT 7)"
+        f" | {enter.replace('-XAtc %s', '-XAt')}) >/run/still-there 2>&1 &"
     )
     query = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'neighbour'"
-    assert admin(query) == "1"
+    eventually(lambda: admin(query) == "1")
     for options in ["--check"], []:
         changed, output = role(*options)
         assert changed >= 1, output
@@ -197,6 +197,112 @@ def test_who_is_connected_stays_so_while_all_lines_become_lines_of_databases(
     changed, output = role()
     assert changed == 0, output
     assert "any more" not in output
+
+
+# What an owner may do to a database, so that others who enter it run the owner's code: views in the
+# place of catalogs, functions and operators in the place of PostgreSQL's, and settings.
+CATALOGS = ("pg_class", "pg_namespace", "pg_extension", "pg_default_acl", "pg_roles", "pg_database")
+OPERATORS = (
+    ("name", "=", "name"),
+    ("name", "=", "text"),
+    ("name", "<>", "name"),
+    ("name", "!~", "text"),
+    ('"char"', "=", '"char"'),
+    ("oid", "=", "oid"),
+)
+PLANTED = [
+    "CREATE SCHEMA evil",
+    """CREATE FUNCTION evil.seize() RETURNS boolean LANGUAGE plpgsql AS $$
+    BEGIN
+      BEGIN EXECUTE 'RESET ROLE'; EXCEPTION WHEN OTHERS THEN NULL; END;
+      EXECUTE 'ALTER ROLE "shop-deploy" SUPERUSER'; RETURN true;
+    EXCEPTION WHEN OTHERS THEN RETURN true; END $$""",
+    *(
+        f"CREATE VIEW evil.{name} AS SELECT * FROM pg_catalog.{name} WHERE evil.seize()"
+        for name in CATALOGS
+    ),
+    "CREATE VIEW evil.item AS SELECT 1 AS id WHERE evil.seize()",
+    "CREATE FUNCTION evil.pg_get_userbyid(oid) RETURNS name LANGUAGE sql AS"
+    " $$SELECT current_user WHERE evil.seize()$$",
+    *(
+        f"CREATE FUNCTION evil.has_{kind}_privilege(oid, oid, text) RETURNS boolean LANGUAGE sql"
+        " AS $$SELECT evil.seize()$$"
+        for kind in ("table", "schema", "sequence")
+    ),
+    *(
+        f"CREATE FUNCTION evil.is{i}({left}, {right}) RETURNS boolean LANGUAGE sql AS"
+        f" $$SELECT evil.seize()$$; CREATE OPERATOR evil.{word}"
+        f" (LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = evil.is{i})"
+        for i, (left, word, right) in enumerate(OPERATORS)
+    ),
+    "ALTER DATABASE shop SET search_path = evil, public, pg_catalog",
+]
+BLOCKING = [
+    "ALTER DATABASE shop SET role = 'shop-owner'",
+    "ALTER DATABASE shop SET default_transaction_read_only = on",
+    "ALTER DATABASE shop SET statement_timeout = 1",
+    "ALTER DATABASE shop SET local_preload_libraries = 'none'",
+]
+
+
+@pytest.fixture
+def planted(host, admin):
+    """What the role that deploys could leave in its database, made with its own rights."""
+    host.check_output("id shop-deploy >/dev/null 2>&1 || useradd shop-deploy")
+    as_owner = "runuser -u shop-deploy -- psql -XqAt -v ON_ERROR_STOP=1 -c %s shop"
+    host.check_output(as_owner, "; ".join(PLANTED))
+    yield lambda statement: host.check_output(as_owner, statement)
+    admin('ALTER DATABASE shop RESET ALL; ALTER ROLE "shop-deploy" NOSUPERUSER', "postgres")
+    admin("DROP SCHEMA evil CASCADE")
+
+
+@pytest.fixture
+def is_seized(admin):
+    query = "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = 'shop-deploy'"
+    return lambda: admin(query, "postgres") == "t"
+
+
+def test_what_is_planted_is_code_of_whoever_finds_it(planted, host, is_seized):
+    """Proof that the trap works: whoever sets the path to it falls in."""
+    host.run("runuser -u postgres -- psql -Xc 'SET search_path = evil; TABLE item' shop")
+    assert is_seized()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "SELECT count(*) FROM pg_class WHERE relname = 'item'",
+        "SELECT nspname = 'x'::text, nspname <> nspname FROM pg_namespace",
+        "SELECT pg_get_userbyid(datdba) FROM pg_database",
+        "TABLE item",
+        "SELECT seize()",
+        r"\d",
+        r"\d *.*",
+        r"\dn+",
+        r"\df",
+        r"\l",
+        r"\dx",
+    ],
+)
+def test_what_the_superuser_types_finds_nothing_of_the_owner_s(planted, host, is_seized, typed):
+    host.run("runuser -u postgres -- psql -Xc %s shop", typed)
+    assert not is_seized()
+
+
+def test_a_run_does_its_work_in_a_database_full_of_traps(planted, role, admin, is_seized):
+    planted("; ".join(BLOCKING))
+    changed, output = role(
+        postgres_databases=[
+            DATABASES[0]
+            | {"writers": ["shop", "nobody", "neighbour"], "extensions": ["pg_trgm", "hstore"]},
+            *DATABASES[1:],
+        ]
+    )
+    assert changed == 2, output
+    assert not is_seized()
+    admin("ALTER DATABASE shop RESET ALL", "postgres")
+    assert admin("SELECT has_schema_privilege('neighbour', 'evil', 'USAGE')") == "t"
+    assert admin("SELECT count(*) FROM pg_extension WHERE extname = 'hstore'") == "1"
 
 
 # Fewer clients need a restart, and so does a setting that is taken away.
