@@ -22,7 +22,7 @@ from .postgresql_server import Session, one_line, psycopg2, sql
 ROLE = {
     "name": {"type": "str", "required": True},
     **without_default("password", no_log=True),
-    **options(login=True, member_of=[], settings={}),
+    **options(login=True, connection_limit=-1, member_of=[], settings={}),
 }
 DATABASE = {
     "name": {"type": "str", "required": True},
@@ -89,10 +89,10 @@ def setting_is(session, stored, value):
 
 def ensure_role(session, role):
     """Make a role, or bring its login, password and settings to what is asked."""
-    who, login = role["name"], role["login"]
+    who, login, limit = role["name"], role["login"], role["connection_limit"]
     attribute = sql.SQL("LOGIN" if login else "NOLOGIN")
     found = session.rows(
-        "SELECT a.rolcanlogin, a.rolpassword, coalesce(s.setconfig, '{}')"
+        "SELECT a.rolcanlogin, a.rolconnlimit, a.rolpassword, coalesce(s.setconfig, '{}')"
         " FROM pg_authid a"
         " LEFT JOIN pg_db_role_setting s ON s.setrole = a.oid AND s.setdatabase = 0"
         " WHERE a.rolname = %s",
@@ -100,9 +100,16 @@ def ensure_role(session, role):
     )
     if not found:
         session.change(f"create role {who}", "CREATE ROLE {r} {a}", r=who, a=attribute)
-    has_login, has_password, has_settings = found[0] if found else (login, None, [])
+    has_login, has_limit, has_password, has_settings = found[0] if found else (login, -1, None, [])
     if has_login != login:
         session.change(f"change login of {who}", "ALTER ROLE {r} {a}", r=who, a=attribute)
+    if has_limit != limit:
+        session.change(
+            f"change connection limit of {who}",
+            "ALTER ROLE {r} CONNECTION LIMIT {n}",
+            r=who,
+            n=sql.Literal(limit),
+        )
     password = role["password"]
     if password and not password_is(has_password, password):
         # Encrypted here, so that the server's log never shows it.
@@ -276,6 +283,36 @@ def ensure_writer(session, what, owner, writer, word, letter, privileges, query)
         )
 
 
+# What a database's owner has made in it must not run as the superuser. His sessions begin with the
+# names of PostgreSQL alone, whatever search_path the owner gives to the database: of two such
+# settings the role's wins. Temporary things come last, or they would be found first.
+SUPERUSER_PATH = ["pg_catalog", "pg_temp"]
+
+
+def ensure_borders(session):
+    """Keep PostgreSQL's own databases for the superuser, and his sessions to its own names."""
+    open_to_all = session.rows(
+        "SELECT datname FROM pg_database d WHERE datname IN ('postgres', 'template1') AND EXISTS"
+        " (SELECT FROM aclexplode(coalesce(datacl, acldefault('d', datdba))) WHERE grantee = 0)"
+        " ORDER BY 1"
+    )
+    for (name,) in open_to_all:
+        session.change(
+            f"close database {name} to PUBLIC", "REVOKE ALL ON DATABASE {d} FROM PUBLIC", d=name
+        )
+    stored = session.rows(
+        "SELECT s.setconfig FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole"
+        " WHERE r.rolname = 'postgres' AND s.setdatabase = 0"
+    )
+    has = dict(setting.split("=", 1) for (settings,) in stored for setting in settings)
+    if not setting_is(session, has.get("search_path"), SUPERUSER_PATH):
+        session.change(
+            "set search_path of postgres",
+            "ALTER ROLE postgres SET search_path = {v}",
+            v=literals(SUPERUSER_PATH),
+        )
+
+
 def ensure(session: Session, roles: list[Mapping], databases: list[Mapping]) -> None:
     """Make what is missing and mend what differs; what is not named is left alone."""
     for database in databases:
@@ -285,6 +322,7 @@ def ensure(session: Session, roles: list[Mapping], databases: list[Mapping]) -> 
                 " postgres_databases in group_vars and run the playbook again."
             )
     try:
+        ensure_borders(session)
         for role in roles:
             ensure_role(session, role)
         for role in roles:

@@ -72,6 +72,20 @@ def as_postgres() -> Iterator[None]:
         os.setegid(0)
 
 
+# What a connection of the superuser's starts with, whatever a database's owner has set for it by
+# ALTER DATABASE: no name of the owner's is found by itself, and nothing makes work fail half way.
+PINNED = {
+    "search_path": "pg_catalog,pg_temp",
+    "role": "none",
+    "local_preload_libraries": "",
+    "default_transaction_read_only": "off",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "standard_conforming_strings": "on",
+    "lc_messages": "C",
+}
+
+
 class Session:
     """One connection at a time to the cluster, and the list of what was changed through it."""
 
@@ -83,15 +97,15 @@ class Session:
     def open(self, database: str) -> None:
         """Connect to a database; statements take effect one by one.
 
-        The search path keeps what a database's owner has put into its schemas from running as the
-        superuser.
+        In one that somebody owns, they ask PostgreSQL's own catalogs and grant privileges, which
+        runs no code of the owner's. SET ROLE would be no border there: such code resets it.
         """
         with as_postgres():
             self.connection = psycopg2.connect(
                 dbname=database,
                 user="postgres",
                 client_encoding="UTF8",
-                options="-c search_path=pg_catalog -c lc_messages=C",
+                options=" ".join(f"-c {name}={value}" for name, value in PINNED.items()),
             )
         self.connection.autocommit = True
         self.cursor = self.connection.cursor()

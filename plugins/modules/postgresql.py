@@ -21,6 +21,8 @@ description:
     of its files. It reloads or restarts it where they are newer than what runs, whoever wrote them
     and whenever, so that a run that was cut short is made up for.
   - Where it does not start with new settings, it gets the former ones again, and the module fails.
+  - C(PUBLIC) loses its privileges on the databases C(postgres) and C(template1), and the sessions
+    of the superuser get C(pg_catalog, pg_temp) as their C(search_path).
   - Then roles, passwords, memberships, databases, extensions and privileges are made, over the unix
     socket and as the superuser C(postgres). V(contents) does only that.
   - A password is compared with what PostgreSQL keeps of it, so that only another one is a change.
@@ -137,6 +139,10 @@ options:
         description: Whether the role may connect.
         type: bool
         default: true
+      connection_limit:
+        description: Connections that it may have at one time, or V(-1) for as many as there are.
+        type: int
+        default: -1
       member_of:
         description: Roles that it is a member of. It is taken out of every other.
         type: list
