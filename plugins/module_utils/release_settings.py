@@ -22,7 +22,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from . import file_set, files, sandbox, supervisord
+from . import file_set, files, programs, sandbox, supervisord, terminal
 from .commands import Refused, ask, run, show
 from .file_set import File, Folder
 from .release_state import State
@@ -275,6 +275,8 @@ def place(app: dict[str, Any], check: bool) -> list[str]:
         ),
     ]
     changed += file_set.write(file_set.with_parents(wanted), check).paths
+    # Named, so that its text is sent along.
+    changed += programs.install("terminal", [terminal.__name__.rpartition(".")[2]], check)
     link = Path(app["root"], "current")
     if not link.is_symlink() or str(link.readlink()) != "serving/code":
         changed.append(str(link))
