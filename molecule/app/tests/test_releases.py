@@ -226,6 +226,49 @@ def test_what_the_deploy_user_plants_leads_root_nowhere(
     host.check_output("cd /srv/tiny && rm -f */etc */root */link */pipe */stray")
 
 
+# Clears the screen, names the window, and forges a line of the audit log: in parts, so that what is
+# printed is told from the command that prints it.
+PRINT = (
+    r"""printf '\033[2J\033]0;%s\007\n2026-01-01 00:00:00 UTC  ann  %sed\n' printed forg"""
+    "; exit 3"
+)
+PRINTING = {
+    "a step": {"tiny_migrate": PRINT},
+    "a hook": {"app_hooks": {"before_switch": [PRINT]}},
+    "a task file": {"app_hooks": {"after_switch": [{"tasks": "print.yml"}]}},
+}
+
+
+@pytest.mark.parametrize("printing", PRINTING.values(), ids=PRINTING)
+def test_what_an_app_prints_is_shown_to_who_deploys_and_kept_from_others(
+    host: Host,
+    code: Path,
+    deploy: Callable,
+    tmp_path: Path,
+    printing: dict[str, object],
+    request: pytest.FixtureRequest,
+) -> None:
+    task = [{"name": "Ask the app", "ansible.builtin.shell": {"cmd": PRINT}}]
+    (tmp_path / "print.yml").write_text(json.dumps(task))
+    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + f"# {request.node.name}\n")
+    run = deploy(tiny_path=code, app_hooks_path=tmp_path, **printing)
+    assert run.returncode != 0
+    said = run.stdout + run.stderr
+    assert "]0;printed" in said
+    assert "\x1b]0;" not in said
+    assert "\x1b[2J" not in said
+    log = host.check_output("cat /srv/tiny/state/releases.log")
+    assert "forged" not in log
+    as_nobody = "setpriv --reuid=nobody --regid=nogroup --clear-groups"
+    folders = "/srv /var/log /var/lib /etc /run /tmp /var/tmp /home"
+    search = f"find {folders} -xdev -type f -exec grep -lE '0;printed|  forged' {{}} +"
+    everywhere = host.run(search).stdout.splitlines()
+    if "task file" not in request.node.name:
+        assert any(path.startswith("/srv/tiny/logs/") for path in everywhere)
+    assert host.run(f"{as_nobody} {search}").stdout == ""
+    assert not [x for x in everywhere if not x.startswith("/srv/tiny/logs/")]
+
+
 def test_missing_folder_is_said_before_the_server_is_touched(
     deploy: Callable, serving: Callable[[], str]
 ) -> None:
