@@ -125,6 +125,7 @@ SECRETS = {
     "deploy_key": PEM.format("OPENSSH ", "OPENSSH "),
     "a.key.old": PEM.format("ENCRYPTED ", "ENCRYPTED "),
     "backup.gpg.asc": "-----BEGIN PGP PRIVATE KEY BLOCK-----\n",
+    "k8s/tls.yaml": f"data:\n  tls.key: |\n{PEM.format('', '')}",
     "id_rsa": "x",
     "keys/id_ed25519": "x",
     "id_ed25519~": "x",

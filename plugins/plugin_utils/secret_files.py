@@ -37,9 +37,15 @@ PATHS = [(r"\.docker/config\.json", "tokens"), (r"\.streamlit/secrets\.toml", "s
 FLAGS = re.IGNORECASE | re.DOTALL  # a name may have a line break in it
 LOOKED_AT = 200_000  # bytes of a file's beginning
 
-PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----|PuTTY-User-Key-File-")
+# Each file is asked for these words, which is fast, before it is looked at by a pattern.
+KEY_WORDS = (b"PRIVATE KEY", b"PuTTY-User-Key-File-", b"AGE-SECRET-KEY-1")
+PRIVATE_KEY = re.compile(
+    rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----|PuTTY-User-Key-File-|^AGE-SECRET-KEY-1", re.M
+)
 # Elsewhere than at its beginning, a key may be one of a test, in the text of a program.
-HOLDS_KEYS = r".*\.(pem|key|crt|cer|cert|ca-bundle|txt|conf|cfg|ini|ovpn)|[^.]+"
+HOLDS_KEYS = (
+    r".*\.(pem|key|crt|cer|cert|ca-bundle|txt|conf|cfg|ini|ovpn|ya?ml|toml|json|properties)|[^.]+"
+)
 CONTENTS = [
     (re.compile(rb'"private_key"\s*:\s*"-----BEGIN'), r".*\.json", "a service account's key"),
     (
@@ -53,7 +59,6 @@ CONTENTS = [
         re.compile(rb"^\s*aws_secret_access_key\s*=\s*[\w/+]{20,}", re.I | re.M),
         *(r".*\.(ini|cfg|conf|txt)|[^.]+", "a key of AWS"),
     ),
-    (re.compile(rb"^AGE-SECRET-KEY-1", re.M), r".*", "a private key"),
     (re.compile(rb"\A\$ANSIBLE_VAULT;"), r".*", "a vault"),
 ]
 
@@ -78,7 +83,8 @@ def looks_secret(path: str, content: bytes) -> str:
     for pattern, what in PATHS:
         if re.fullmatch(rf"(.*/)?{pattern}", path, FLAGS):
             return what
-    key = PRIVATE_KEY.search(beginning)
+    words = any(word in beginning for word in KEY_WORDS)
+    key = PRIVATE_KEY.search(beginning) if words else None
     if key and (re.fullmatch(HOLDS_KEYS, name, FLAGS) or not beginning[: key.start()].strip()):
         return "a private key"
     for marks, names, what in CONTENTS:
