@@ -13,6 +13,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.vars import load_extra_vars
 from ansible.vars.plugins import get_vars_from_inventory_sources
 
+from ..module_utils.words import escaped
 from ..plugin_utils import options
 from ..plugin_utils.problems import Problem, Server
 from ..plugin_utils.sources import Sources, report
@@ -57,7 +58,9 @@ class ActionModule(ActionBase):
         for check in self.stack.checks.TOGETHER:
             for problem in check(servers):
                 found[problem] = [x for x in servers if problem.variable in x.values]
-        return {"failed": True, "msg": report(found, sources)} if found else {"changed": False}
+        # It has what servers answered, and what is wrong in a value.
+        says = escaped(report(found, sources))
+        return {"failed": True, "msg": says} if found else {"changed": False}
 
     def raw(self, host: str) -> dict[str, Any]:
         known = self.hostvars.raw_get(host)
