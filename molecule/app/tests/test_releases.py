@@ -234,7 +234,6 @@ PRINT = (
 )
 PRINTING = {
     "a step": {"tiny_migrate": PRINT},
-    "a hook": {"app_hooks": {"before_switch": [PRINT]}},
     "a task file": {"app_hooks": {"after_switch": [{"tasks": "print.yml"}]}},
 }
 
