@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -323,3 +324,82 @@ def test_the_wiring_s_sites_take_an_entry_more_and_a_new_site() -> None:
     assert [x["url"] for x in sites[0]["static"]] == ["/s/", "/m/"]
     assert (sites[0]["client_max_body_size"], sites[0]["headers"]) == ("1g", {"X-A": "1"})
     assert sites[1]["client_max_body_size"] == "10m"
+
+
+def rendered(site: dict[str, Any], **settings: Any) -> str:
+    found = {
+        "settings": ROLE.defaults | settings,
+        "ipv6": True,
+        "http2_on": True,
+        "over_tls": False,
+    }
+    entry = ROLE.value("__nginx_sites", nginx_sites=[SITE | site])[0]
+    path = "etc/nginx/sites-enabled/site.conf.j2"
+    return ROLE.render(path, __nginx_site=entry, __nginx_found=found, nginx_owner="shop")
+
+
+def hidden(text: str) -> re.Pattern[str]:
+    return re.compile(re.findall(r'location ~\* "(.*)" \{', text)[0], re.IGNORECASE)
+
+
+@pytest.mark.parametrize("url", ["/static/", "/", "/a.b/", "/.assets/", "/kept~/"])
+def test_hidden_are_names_below_the_url_and_not_the_url(url: str) -> None:
+    name = hidden(rendered({"static": [{"url": url, "path": "/srv/x"}], "upstreams": ["a:1"]}))
+    for path in (".env", "a/.git/b", "a~", "A.BAK", "a.sql.gz", "b.old/c", "a\nb/.env", "#a#"):
+        assert name.search(url + path), path
+    for path in ("a.css", "a.b/c.js", ".well-known/a", "a~b", "sql", "a.sqlx", "a.2024.css"):
+        assert not name.search(url + path), path
+    assert not name.search("/other/.env") or url == "/"
+
+
+def test_a_site_can_hide_other_names_or_none() -> None:
+    static = {"static": [{"url": "/s/", "path": "/srv/x"}]}
+    name = hidden(rendered(static | {"hidden_name": r"[^/]*\.key"}))
+    assert name.search("/s/a.key")
+    assert not name.search("/s/.env")
+    assert "location ~*" not in rendered(static | {"hidden_name": ""})
+    assert hidden(rendered(static, nginx_hidden_name="unused")).search("/s/.env")
+
+
+def told(text: str) -> dict[str, str]:
+    """Return the headers that the app is told where the cache may answer, and their values."""
+    cached = text.partition("location = /.cached {")[2]
+    assert "proxy_pass_request_headers off;" in cached
+    return dict(re.findall(r"proxy_set_header (\S+) (.*);", cached))
+
+
+def test_what_the_app_is_told_where_the_cache_may_answer_is_the_key_or_the_same_for_all() -> None:
+    site = {
+        "upstreams": ["a:1"],
+        "cache": True,
+        "pass_headers": ["Remote-User", "X-Forwarded-Prefix"],
+        # Some that must not be: they are nginx's, or somebody's, or dropped.
+        "cache_headers": ["Accept", "X-Forwarded-Prefix", "Cookie", "Host", "Range", "X-Host"],
+    }
+    for settings in ({}, {"nginx_real_ip_from": ["192.0.2.1"]}):
+        text = rendered(site, **settings)
+        key = re.findall(r'proxy_cache_key "(.*)";', text)[0].split("\\n")
+        values = told(text)
+        assert {"accept", "x-forwarded-prefix"} < values.keys()
+        assert not {"cookie", "host", "range", "x-host", "remote-user"} & values.keys()
+        variables = {x for x in values.values() if "$" in x}
+        assert variables | {"$request_uri"} == set(key)
+        assert "$http_cookie" in text.partition("_is_anybodys {")[0]
+        assert "$http_remote_user" in text.partition("_is_anybodys {")[0]
+
+
+def test_an_app_behind_a_cache_can_be_told_who_asks_and_keeps_an_answer_for_each() -> None:
+    site = {"upstreams": ["a:1"], "cache": True, "cache_headers": ["X-Forwarded-For", "User-Agent"]}
+    text = rendered(site)
+    assert told(text)["x-forwarded-for"] == "$remote_addr"
+    assert told(text)["user-agent"] == "$http_user_agent"
+    assert told(text)["X-Real-IP"] == "0.0.0.0"
+    assert "$request_uri\\n$remote_addr\\n$http_user_agent" in text
+
+
+def test_headers_are_dropped_once_each_and_none_that_nginx_sets() -> None:
+    dropped = [x.lower() for x in ROLE.value("__nginx_dropped_headers")]
+    own = ROLE.value("__nginx_own_headers")
+    assert len(dropped) == len(set(dropped)) > 300
+    assert not {*own, "x-forwarded-for", "x-real-ip", "accept", "origin", "user-agent"} & {*dropped}
+    assert not [x for x in dropped if not re.fullmatch("[a-z0-9-]+", x)]

@@ -216,6 +216,49 @@ def test_a_name_that_makes_no_file(variable: str, name: str) -> None:
     assert the_only(problems(**{variable: [entry]})).variable == variable
 
 
+@pytest.mark.parametrize(
+    ("option", "name", "what"),
+    [
+        ("pass_headers", "X-Forwarded-For", "nginx_real_ip_from"),
+        ("pass_headers", "host", "which nginx sets itself"),
+        ("pass_headers", "Upgrade", "which nginx reads itself"),
+        ("pass_headers", "Remote_User", "letters, digits, '-'"),
+        ("pass_headers", "X; return 200", "letters, digits, '-'"),
+        ("cache_headers", "Cookie", "an answer of their own"),
+        ("cache_headers", "Range", "which nginx reads itself"),
+        ("cache_headers", "X-Forwarded-Proto", "which nginx sets itself"),
+    ],
+)
+def test_a_header_that_no_site_can_have(option: str, name: str, what: str) -> None:
+    site = {"name": "a", "listen": 80, "server_names": ["one.test"], option: [name]}
+    problem = the_only(problems(nginx_sites=[site]))
+    assert problem.variable == "nginx_sites"
+    assert what in problem.what
+
+
+def test_headers_that_a_site_can_have() -> None:
+    site = {"name": "a", "listen": 80, "server_names": ["one.test"]}
+    headers = {"pass_headers": ["Remote-User"], "cache_headers": ["X-Forwarded-For", "Accept"]}
+    assert not problems(nginx_sites=[site | headers])
+
+
+@pytest.mark.parametrize(
+    ("path", "base", "wrong"),
+    [
+        ("/srv/a/current/static", "", False),
+        ("/srv/a/current/static", "/srv/a/current/", False),
+        ("/srv/a/current", "/srv/a/current", False),
+        ("/srv/a/currently", "/srv/a/current", True),
+        ("/srv/a", "/srv/a/current", True),
+    ],
+)
+def test_a_static_folder_that_is_not_below_its_base(path: str, base: str, wrong: bool) -> None:
+    static = [{"url": "/static/", "path": path, "base": base}]
+    site = {"name": "a", "listen": 80, "server_names": ["one.test"], "static": static}
+    found = problems(nginx_sites=[site])
+    assert [x.variable for x in found] == ["nginx_sites"] * wrong
+
+
 def test_two_sites_for_one_host_name_on_one_port() -> None:
     sites = [
         {"name": "a", "listen": 80, "server_names": ["one.test", "two.test"]},

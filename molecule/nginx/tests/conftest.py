@@ -80,7 +80,7 @@ def service(host: Host) -> Callable[[str, str], None]:
     return systemctl
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def apply(host: Host) -> Callable[..., tuple[int, str]]:
     """Run the role on this server, with some variables changed; return the changes and the output.
 

@@ -1,7 +1,14 @@
 """What the app gets to see, and what it sends."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+import yaml
+
+ROLE = Path(__file__).parents[3] / "roles/nginx"
+DROPPED = " ".join(
+    yaml.safe_load((ROLE / "vars/main.yml").read_text())["__nginx_dropped"].values()
+).split()
 STREAM = """
 import http.client, sys
 name, path = sys.argv[1:]
@@ -46,6 +53,31 @@ asyncio.run(main())
 def test_the_app_sees_no_header_that_the_client_forged(ask, header, value):
     forged = [] if header == "Host" else ["--header", f"{header}: forged"]
     assert ask("app.test", "/", *forged).seen_header(header) == ([value] if value else [])
+
+
+# The site unbuffered asks for two of them, and every path of it gets them.
+@pytest.mark.parametrize(
+    ("name", "path", "asked"),
+    [
+        ("app.test", "/", set()),
+        ("app.test", "/other/page", set()),
+        ("app.test", "/static/missing", set()),
+        ("cached.test", "/", {"remote-user", "x-forwarded-prefix"}),
+        ("cached.test", "/static/missing", {"remote-user", "x-forwarded-prefix"}),
+        ("unbuffered.test", "/", {"remote-user", "x-http-method-override"}),
+    ],
+)
+def test_no_header_that_is_for_proxies_reaches_the_app_unless_the_site_asks(ask, name, path, asked):
+    seen = set()
+    # nginx takes 32 KiB of headers, and the app's library a hundred.
+    for start in range(0, len(DROPPED), 80):
+        forged = [
+            x for name in DROPPED[start : start + 80] for x in ("--header", f"{name}: forged")
+        ]
+        answer = ask(name, path, *forged)
+        assert answer.status == 200
+        seen |= {key.lower() for key, value in answer.seen["headers"] if "forged" in value}
+    assert seen == asked
 
 
 def test_other_headers_reach_the_app(ask):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,6 +31,21 @@ RANGES = {
     "nginx_sites.redirect_port": PORT,
     "nginx_worker_connections": (1, None),
 }
+HEADER = re.compile(r"[A-Za-z0-9-]+")
+SET = "which nginx sets itself; what a proxy in front says counts with nginx_real_ip_from"
+READ = "which nginx reads itself"
+NGINX_READS = [
+    *("connection", "content-length", "expect", "keep-alive", "range", "te", "trailer", "upgrade"),
+    *("if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since"),
+    "transfer-encoding",
+]
+NGINX_SETS = ["host", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto"]
+PERSONAL = ["authorization", "cookie", "proxy-authorization", "x-api-key", "x-auth-token"]
+OF_NGINX = dict.fromkeys(NGINX_READS, READ) | dict.fromkeys(NGINX_SETS, SET)
+OWN_HEADERS = OF_NGINX | dict.fromkeys(["x-forwarded-for", "x-real-ip"], SET)
+KEPT_HEADERS = OF_NGINX | dict.fromkeys(
+    PERSONAL, "and whoever sends that gets an answer of their own, which is not kept"
+)
 
 
 def present_sites(server: Server) -> list[Mapping[str, Any]]:
@@ -82,4 +98,36 @@ def check_proxies(server: Server) -> Iterator[Problem]:
     yield from check_networks("nginx_real_ip_from", server.values.get("nginx_real_ip_from") or [])
 
 
-CHECKS = (check_server_names, check_names, check_places, check_proxies)
+def check_headers(server: Server) -> Iterator[Problem]:
+    """A header is in nginx's configuration by its name, and some are nginx's own."""
+    for site in present_sites(server):
+        for option, own in (("pass_headers", OWN_HEADERS), ("cache_headers", KEPT_HEADERS)):
+            for name in map(str, site.get(option) or []):
+                what = f"has in {option} of {site['name']!r} the header {name!r}"
+                if not HEADER.fullmatch(name):
+                    yield Problem("nginx_sites", f"{what}; a name is of letters, digits, '-'")
+                elif name.lower() in own:
+                    yield Problem("nginx_sites", f"{what}, {own[name.lower()]}")
+
+
+def check_static(server: Server) -> Iterator[Problem]:
+    """With a base elsewhere, nginx would follow no link at all, not even that to a release."""
+    for site in present_sites(server):
+        for static in site.get("static") or []:
+            path, base = (str(static.get(x) or "").rstrip("/") + "/" for x in ("path", "base"))
+            if static.get("base") and not path.startswith(base):
+                yield Problem(
+                    "nginx_sites",
+                    f"has in {site['name']!r} the static folder {static['path']!r},"
+                    f" which is not below its base, {static['base']!r}",
+                )
+
+
+CHECKS = (
+    check_server_names,
+    check_names,
+    check_places,
+    check_proxies,
+    check_headers,
+    check_static,
+)
