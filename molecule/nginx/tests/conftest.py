@@ -70,6 +70,12 @@ def visitor() -> list[str]:
     return ["--interface", f"127.{address}"]
 
 
+@pytest.fixture(scope="session")
+def as_proxy() -> list[str]:
+    """Options that make curl a proxy in front, whose word nginx takes."""
+    return ["--interface", "127.0.0.9"]
+
+
 @pytest.fixture
 def service(host: Host) -> Callable[[str, str], None]:
     """Call systemctl: service("stop", "nginx")."""
@@ -80,7 +86,7 @@ def service(host: Host) -> Callable[[str, str], None]:
     return systemctl
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def apply(host: Host) -> Callable[..., tuple[int, str]]:
     """Run the role on this server, with some variables changed; return the changes and the output.
 

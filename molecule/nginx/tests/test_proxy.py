@@ -67,14 +67,16 @@ def test_the_app_sees_no_header_that_the_client_forged(ask, header, value):
         ("unbuffered.test", "/", {"remote-user", "x-http-method-override"}),
     ],
 )
-def test_no_header_that_is_for_proxies_reaches_the_app_unless_the_site_asks(ask, name, path, asked):
+def test_no_header_that_is_for_proxies_reaches_the_app_unless_the_site_asks(
+    ask, as_proxy, name, path, asked
+):
     seen = set()
     # nginx takes 32 KiB of headers, and the app's library a hundred.
     for start in range(0, len(DROPPED), 80):
         forged = [
             x for name in DROPPED[start : start + 80] for x in ("--header", f"{name}: forged")
         ]
-        answer = ask(name, path, *forged)
+        answer = ask(name, path, *forged, *as_proxy)
         assert answer.status == 200
         seen |= {key.lower() for key, value in answer.seen["headers"] if "forged" in value}
     assert seen == asked
