@@ -65,7 +65,8 @@ for path in (private, "/var/lib/nginx/secret.txt"):
     shutil.chown(path, "www-data", "www-data")
     os.chmod(path, 0o600)
 for folder in map(pathlib.Path, folders):
-    texts = dict.fromkeys(hidden, "secret\\n") | dict.fromkeys(shown, "shown") | {"half.css": "half"}
+    texts = dict.fromkeys(hidden, "secret\\n") | dict.fromkeys(shown, "shown")
+    (folder / "half.css").write_text("half")
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
