@@ -371,6 +371,12 @@ def test_what_a_slot_or_a_task_file_printed_is_not_written_down(app: App, server
     assert "owned" not in "".join(path.read_text() for path in (app.root / "state").glob("*.*"))
 
 
+def test_what_an_app_prints_as_it_is_loaded_is_no_migration(app: App) -> None:
+    says = f"printf 'x1b owned \\033[2J\\nLoading settings ...\\n\\n'; {app.root}/bin/alembic"
+    app.deploy("a", alembic=says)
+    assert app.known["a"]["head"] == "0001"
+
+
 def test_each_event_is_one_line_of_the_audit_log(app: App) -> None:
     """Whoever deploys says who they are: a name and a revision can have anything in them."""
     eve = {"run": RUN_2 | {"by": FORGED}, "revision": FORGED}

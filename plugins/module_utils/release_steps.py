@@ -42,6 +42,8 @@ if [ -f .static ] && [ ! -L .static ]; then
     done | xargs -0r cp --link --parents --target-directory={new} --
 fi
 """
+# As Alembic says it. What an app prints besides, as it is loaded, is no migration.
+REVISION = re.compile(r"(\S{1,100})(?: \([^()]*\))*\s*")
 
 
 class Release(State):
@@ -128,8 +130,8 @@ class Release(State):
         """Return the migration that the database is at, as the code of this release knows it."""
         if not self.app["alembic"]:
             return None
-        lines = self.alembic("current", release).split()
-        return lines[0] if lines else "base"
+        lines = map(REVISION.fullmatch, self.alembic("current", release).splitlines())
+        return next((line[1] for line in lines if line), "base")
 
     def between(self, older: str, newer: str, code: str) -> list[str]:
         """Return a line for each migration from one to another, told by the newer code."""
