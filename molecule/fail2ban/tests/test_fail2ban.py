@@ -108,6 +108,7 @@ def test_guesses_from_the_addresses_of_a_network_add_up(
     assert reaches(stranger, 22)
 
 
+@pytest.mark.either_release
 @pytest.mark.parametrize("who", ["fd98::1:ffff:0:0:1", "fd98::/32"])
 def test_the_ban_of_a_network_ends_by_any_of_its_names(
     host, swarm, flood, banned, reaches, eventually, who
