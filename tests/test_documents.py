@@ -52,5 +52,48 @@ def test_the_index_names_every_page() -> None:
     assert {page for page in pages() if page.is_relative_to(ROOT / "docs")} - linked == {index}
 
 
+# A command as the superuser: the program, and what comes after it on the line.
+AS_SUPERUSER = re.compile(r"-u postgres(?: --)? +(?P<program>[a-z_]+)(?P<rest>[^`\n|<>&;]*)")
+
+
+def enters(text: str) -> list[str]:
+    """Return the commands of a text by which the superuser enters a database that is not his.
+
+    Whoever owns it can put code there that runs as who enters.
+    """
+    found = []
+    for command in AS_SUPERUSER.finditer(text):
+        words = re.sub(r"'[^']*'|\"[^\"]*\"|%s| -\S+", "", command["rest"]).split()
+        from_outside = command["program"] in ("createdb", "createuser", "dropdb", "dropuser")
+        if not from_outside and (command["program"] != "psql" or words not in ([], ["postgres"])):
+            found.append(command[0])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("sudo -u postgres psql guestbook", 1),
+        ("sudo -u postgres pg_dump --format=custom shop >shop.dump", 1),
+        ("`sudo -u postgres psql -XAtc 'SELECT 1' shop`", 1),
+        ("runuser -u postgres -- vacuumdb --all", 1),
+        ("sudo -u postgres psql -c 'SELECT name FROM pg_settings'`.", 0),
+        ("runuser -u postgres -- psql -XAt postgres", 0),
+        ("sudo -u postgres dropdb shop; sudo -u shop psql shop", 0),
+    ],
+)
+def test_commands_by_which_the_superuser_enters_are_found(text: str, count: int) -> None:
+    assert len(enters(text)) == count
+
+
+def test_nothing_that_users_read_sends_the_superuser_into_a_database_of_an_app() -> None:
+    folders = ["README.md", "docs", "roles", "playbooks", "plugins", "group_vars", "inventory"]
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *folders]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [ROOT / name for name in names.splitlines() if (ROOT / name).is_file()]
+    assert len(files) > 100
+    assert {x for file in files for x in enters(file.read_text(errors="replace"))} == set()
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 1150
