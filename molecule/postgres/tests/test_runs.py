@@ -211,6 +211,7 @@ OPERATORS = (
     ("oid", "=", "oid"),
 )
 PLANTED = [
+    "DROP SCHEMA IF EXISTS evil CASCADE",  # of a run that was killed
     "CREATE SCHEMA evil",
     """CREATE FUNCTION evil.seize() RETURNS boolean LANGUAGE plpgsql AS $$
     BEGIN
