@@ -377,6 +377,20 @@ def test_what_an_app_prints_as_it_is_loaded_is_no_migration(app: App) -> None:
     assert app.known["a"]["head"] == "0001"
 
 
+def test_books_and_logs_of_an_older_carafe_are_taken_from_other_readers(app: App) -> None:
+    app.deploy("a")
+    assert app.step("begin", "a")["place"] == []
+    older = [app.root / x for x in ("state/releases.log", "state/releases.json", "logs/a.log")]
+    for path in older:
+        path.chmod(0o644)
+    assert set(app.step("begin", "a", check=True)["place"]) == set(map(str, older))
+    assert older[0].stat().st_mode & 0o777 == 0o644
+    app.step("begin", "a")
+    assert {path.stat().st_mode & 0o777 for path in older} == {0o640}
+    assert app.step("begin", "a")["live"]
+    assert app.step("begin", "a")["place"] == []
+
+
 def test_each_event_is_one_line_of_the_audit_log(app: App) -> None:
     """Whoever deploys says who they are: a name and a revision can have anything in them."""
     eve = {"run": RUN_2 | {"by": FORGED}, "revision": FORGED}

@@ -283,6 +283,15 @@ def place(app: dict[str, Any], check: bool) -> list[str]:
         if not check:
             link.unlink(missing_ok=True)
             link.symlink_to("serving/code")
+    # Those that an older Carafe made were for all to read, and have what apps printed.
+    for path in (
+        *Path(app["root"], "state").glob("releases.*"),
+        *Path(app["root"], "logs").glob("*"),
+    ):
+        if path.lstat().st_mode & 0o007 and not path.is_symlink():
+            changed.append(str(path))
+            if not check:
+                path.chmod(0o640)
     return changed
 
 

@@ -341,10 +341,6 @@ class State:
         for name in set(releases) - keep:
             releases.pop(name)
             gone.append(self.root / "logs" / f"{name}.log")
-        for log in (self.root / "logs").glob("*.log"):
-            # Those of an older Carafe were for all to read.
-            with contextlib.suppress(OSError):
-                files.set_attributes(log, 0o640, None, None)
         self.write(self.state / "releases.json", releases)
         gone += [mark for mark in (self.state / "built").iterdir() if mark.name not in keep]
         used = set()
