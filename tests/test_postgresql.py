@@ -69,6 +69,22 @@ def test_a_dry_run_on_a_bare_server_shows_both_files_and_makes_nothing(
     assert not folder.exists()
 
 
+def test_who_has_a_claim_of_an_older_carafe_is_named(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(postgresql.Module, "warn", lambda _, text: said.append(text))
+    run(capsys, "configure", check=True, **GIVEN, owner="shop")
+    assert said == []
+    folder.mkdir()
+    older = config.claim({**EVERYTHING, "databases": SHOP})
+    del older["databases"], older["client_addresses"]
+    claims_of.claim(folder, "blog", older)
+    run(capsys, "configure", check=True, **GIVEN, owner="shop")
+    (text,) = said
+    assert text.startswith("An older Carafe has written what blog claims of this server, ")
+
+
 def test_where_postgresql_is_not_installed_it_says_what_comes_first(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

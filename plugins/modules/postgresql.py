@@ -352,6 +352,16 @@ def consequence(session: Session | None, former: str | None, values: dict[str, s
     return ["PostgreSQL reads its files anew"]
 
 
+def warn_of_older(module: Module, everybody: dict) -> None:
+    """Name the owners whose lines still let every role try every database."""
+    older = [owner for owner, data in everybody.items() if "databases" not in data]
+    if older:
+        module.warn(
+            f"An older Carafe has written what {', '.join(older)} claims of this server, so every"
+            " role may try every database. Run the site.yml of each with this one."
+        )
+
+
 def warn_of_closed(module: Module, server: Server, rules: str, everybody: dict) -> None:
     """Name the databases that everybody may connect to so far, and nobody by the new lines."""
     is_open = re.compile(r"^local\s+all\s+all\s", re.MULTILINE)
@@ -380,6 +390,7 @@ def configure(module: Module) -> dict:
                 f"PostgreSQL {given['version']} is not installed: {server.config} is not there."
                 " Run the role's entry point install before configure."
             )
+        warn_of_older(module, everybody)
         former = read(server.settings_file)
         has_connections = connections_of(server, former)
         values = postgresql_config.settings(everybody, given["measured"], has_connections)

@@ -56,8 +56,8 @@ def test_a_tablespace_may_lie_elsewhere(host, admin):
     host.check_output("install -d -o postgres -g postgres /opt/space")
     for statement in (
         "CREATE TABLESPACE elsewhere LOCATION '/opt/space'",
-        "CREATE TABLE far TABLESPACE elsewhere AS SELECT 1",
-        "DROP TABLE far",
+        "CREATE TABLE public.far TABLESPACE elsewhere AS SELECT 1",
+        "DROP TABLE public.far",
         "DROP TABLESPACE elsewhere",
     ):
         done = admin(statement)
