@@ -81,9 +81,12 @@ PINNED = {
     "default_transaction_read_only": "off",
     "statement_timeout": "0",
     "lock_timeout": "0",
+    "idle_session_timeout": "0",
     "standard_conforming_strings": "on",
     "lc_messages": "C",
 }
+# What only later versions know, by the first that does.
+PINNED_SINCE = {170000: {"transaction_timeout": "0"}}
 
 
 class Session:
@@ -92,6 +95,7 @@ class Session:
     def __init__(self) -> None:
         self.check = False
         self.changes: list[str] = []
+        self.version = 0  # known from the first connection on, which is to no owner's database
         self.open("postgres")
 
     def open(self, database: str) -> None:
@@ -100,13 +104,17 @@ class Session:
         In one that somebody owns, they ask PostgreSQL's own catalogs and grant privileges, which
         runs no code of the owner's. SET ROLE would be no border there: such code resets it.
         """
+        pinned = dict(PINNED)
+        for since, more in PINNED_SINCE.items():
+            pinned |= more if self.version >= since else {}
         with as_postgres():
             self.connection = psycopg2.connect(
                 dbname=database,
                 user="postgres",
                 client_encoding="UTF8",
-                options=" ".join(f"-c {name}={value}" for name, value in PINNED.items()),
+                options=" ".join(f"-c {name}={value}" for name, value in pinned.items()),
             )
+        self.version = self.connection.server_version
         self.connection.autocommit = True
         self.cursor = self.connection.cursor()
 

@@ -243,6 +243,7 @@ BLOCKING = [
     "ALTER DATABASE shop SET role = 'shop-owner'",
     "ALTER DATABASE shop SET default_transaction_read_only = on",
     "ALTER DATABASE shop SET statement_timeout = 1",
+    "ALTER DATABASE shop SET idle_session_timeout = 1",
     "ALTER DATABASE shop SET local_preload_libraries = 'none'",
 ]
 
