@@ -43,7 +43,8 @@ STEPS = ["begin", *GATE, "workers", "finish", "begin again", "choose", "revert",
 SERVES = STEPS.index("workers")
 NEVER_FAIL = ("workers", "finish", "revert", "report", "list")
 
-# Stands in for both, since these users are in each other's groups only on a server.
+# Stand in for runuser and for systemd, since these users are in each other's groups only on a
+# server, and no systemd may be here.
 BECOME = """#!/bin/sh
 user=
 while [ "$1" != -- ]; do
@@ -52,6 +53,28 @@ while [ "$1" != -- ]; do
 done
 shift
 exec /usr/bin/setpriv --reuid="$user" --regid="$(id -g "$user")" --groups=GROUP -- "$@"
+"""
+UNIT = """#!/bin/sh
+while [ "$1" != -- ]; do
+  case $1 in
+    --unit=*) unit=${1#*=} ;;
+    --property=EnvironmentFile=*) file=${1#*=*=} ;;
+    --property=WorkingDirectory=*) folder=${1#*=*=} ;;
+    --property=User=*) user=$(id -u "${1#*=*=}") ;;
+  esac
+  shift
+done
+shift
+echo $$ >ROOT/units/$unit
+for word; do
+  case $word in *'$$'*) word=$(printf %s "$word" | sed 's/[$][$]/$/g') ;; esac
+  set -- "$@" "$word"
+  shift
+done
+set -a
+. "$file"
+exec /usr/bin/setpriv --reuid="$user" --regid="$(id -g "$user")" --groups=GROUP -- \
+  sh -c 'cd "$0" && exec "$@"' "$folder" "$@"
 """
 
 
@@ -62,9 +85,10 @@ class Server(App):
         self.top, self.outside = top, top / "outside"
         (top / "app").mkdir(mode=0o755)
         super().__init__(top / "app")
-        for name in ("runuser", "setpriv"):
-            text = BECOME.replace("GROUP", str(ids(USER)[1]))
+        for name, text in (("runuser", BECOME), ("setpriv", BECOME), ("systemd-run", UNIT)):
+            text = text.replace("GROUP", str(ids(USER)[1])).replace("ROOT", str(self.root))
             (self.root / "bin" / name).write_text(text)
+            (self.root / "bin" / name).chmod(0o755)
         os.chown(self.root / "database", *ids(DEPLOY))
         self.outside.mkdir(mode=0o755)
         (self.outside / "folder").mkdir(mode=0o700)
