@@ -198,9 +198,8 @@ def test_task_file_that_fails(
 HOSTILE = """
 app=/srv/tiny release=/srv/tiny/releases/$APP_RELEASE served=$(readlink -f /srv/tiny/current)
 ln -sf /etc/nologin $release/.built
-ln -sf /etc/nologin $release/.static
-ln -s /etc $app/releases/etc; ln -s /root $app/venvs/root; ln -s nowhere $app/cache/link
-mkfifo $app/releases/pipe $app/venvs/pipe $app/cache/pipe
+ln -sfn /etc $app/releases/etc; ln -sfn /root $app/venvs/root; ln -sfn nowhere $app/cache/link
+for place in releases venvs cache; do rm -f $app/$place/pipe; mkfifo $app/$place/pipe; done
 touch $app/releases/stray
 rm -f $served/.static && mkfifo $served/.static
 true
