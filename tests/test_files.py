@@ -109,6 +109,17 @@ def test_files_are_counted_without_what_python_compiles_and_without_links_to_fol
     assert files.count_files(tmp_path / "gone") == -1
 
 
+def test_of_what_is_long_only_the_end_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"end")
+    assert files.tail(path, 9) == b"end"
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+        file.seek(0, os.SEEK_END)
+        file.write(b"end")
+    assert files.tail(path, 3) == b"end"
+
+
 # What somebody else puts into a folder of theirs.
 
 STRANGER = 65534

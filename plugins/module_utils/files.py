@@ -183,6 +183,13 @@ def read_bytes(path: str | Path, owners: Container[int] | None = None) -> bytes 
     return data
 
 
+def tail(path: str | Path, length: int) -> bytes:
+    """Return the end of a file that may be longer than what is ever read of one."""
+    with held(path) as (way, there), Path(way).open("rb") as file:
+        file.seek(max(0, there.st_size - length))
+        return file.read(length)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a file, or a folder that is there. The kernel takes the lock back from who is killed."""

@@ -177,7 +177,7 @@ class Release(State):
                 ahead = self.ahead()
         log = ""
         if self.log_path.exists():
-            log = f"The end of {self.log_path}:\n{escaped(self.log_path.read_bytes()[-LOG_TAIL:])}"
+            log = f"The end of {self.log_path}:\n{escaped(files.tail(self.log_path, LOG_TAIL))}"
         if mine:
             self.end(f"failed at {step}: {why}")
         serves = f"{self.serving} serves" if self.serving else "nothing serves yet"
