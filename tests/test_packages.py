@@ -409,3 +409,24 @@ def test_a_service_that_does_not_start_is_a_warning(kept: Path, command) -> None
     done = module.install(["redis-server"], True, 1, check=False, own=["nginx"])
     assert "systemctl status redis-server.service" in done["warnings"][0]
     assert not packages.HELD.exists()
+
+
+def test_timers_of_new_packages_start_though_their_services_do_not(
+    command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"tar": Package("installed", "1", ())}
+    apt = command("apt-get", "")
+    monkeypatch.setattr(
+        packages,
+        "look",
+        lambda: there | ({"logrotate": KNOWN["nginx"]} if apt.exists() else {}),
+    )
+    listed = command(
+        "dpkg-query",
+        'printf "%s\\n" /lib/systemd/system/logrotate.timer /lib/systemd/system/logrotate.service'
+        " /usr/lib/systemd/system/x@.timer /etc/cron.daily/logrotate",
+    )
+    started = command("deb-systemd-invoke", "")
+    module.install(["logrotate"], False, 1, check=False)
+    assert listed.read_text() == "--listfiles logrotate\n"
+    assert started.read_text() == "start logrotate.timer\n"

@@ -235,6 +235,28 @@ def held(own: Iterable[str]) -> list[Held]:
     return found
 
 
+def units(*packages: str) -> list[str]:
+    """Return the units that packages bring along."""
+    files = ask("dpkg-query", "--listfiles", *packages).stdout if packages else ""
+    return [
+        path.name
+        for path in map(Path, files.splitlines())
+        if path.parent.parts[-2:] == ("systemd", "system")
+        and path.suffix in UNITS
+        and "@" not in path.name
+    ]
+
+
+def start_timers(packages: Iterable[str]) -> None:
+    """Start what listens to nobody, and would otherwise wait for a reboot: logrotate's, for one.
+
+    A package asks for it together with a service, of which the first alone is refused.
+    """
+    timers = [x for x in units(*packages) if x.endswith(".timer")]
+    if timers:
+        ask("deb-systemd-invoke", "start", *timers)
+
+
 def unit_name(service: str) -> str:
     return service if Path(service).suffix in UNITS else f"{service}.service"
 
@@ -254,21 +276,13 @@ def start(services: list[Held]) -> list[str]:
     """
     wrong = []
     for action, service, package in services:
-        others = [
-            path.name
-            for path in map(Path, ask("dpkg-query", "--listfiles", package).stdout.splitlines())
-            if path.parent.parts[-2:] == ("systemd", "system")
-            and path.suffix in UNITS
-            and "@" not in path.name
-            and path.name != unit_name(service)
-        ]
+        others = [x for x in units(package) if x != unit_name(service)]
         # It starts none that is disabled, and asks the administrator's policy.
         for command in ((action, unit_name(service)), ("start", *others)):
             if command[1:] and ask("deb-systemd-invoke", *command).returncode:
-                units = " ".join(command[1:])
                 wrong.append(
                     f"The package {package} is installed, and has a service that does not start."
-                    f" See on the server: systemctl status {units}"
+                    f" See on the server: systemctl status {' '.join(command[1:])}"
                 )
     return wrong
 

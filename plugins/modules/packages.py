@@ -27,7 +27,7 @@ options:
     description:
       - Whether packages start their services, as Debian has it. V(false) is for who starts them
         later, with the configuration that they are to have. It lasts no longer than this module
-        runs, however that ends.
+        runs, however that ends. Timers start all the same.
     type: bool
     default: true
   own:
@@ -131,6 +131,10 @@ def install(
                 _, missing, repair = look(name)
                 if missing or repair:
                     apt.install(missing, repair)
+                    if not start_services:
+                        packages.start_timers(
+                            packages.installed(packages.look()).keys() - before.keys()
+                        )
                 if own is not None:
                     waiting = packages.held(own)
                     if start_services:

@@ -108,6 +108,7 @@ def test_nobody_walks_around_the_proxy_of_one_app_by_the_port_of_another(
         ("fail2ban-client status", "nginx-429, sshd"),
         ("apt-config dump", 'APT::Periodic::Unattended-Upgrade "1";'),
         ("systemctl is-enabled carafe-firewall fail2ban", "enabled\nenabled"),
+        ("systemctl is-active logrotate.timer", "active"),
     ],
 )
 def test_settings_are_in_force(host: Host, command: str, shown: str) -> None:
