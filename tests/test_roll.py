@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from conftest import ROOT
 # Stands in for gunicorn: serves on both of its sockets, with the status that it found at its start,
 # and ends a request that it has begun before it goes.
 SERVER = """
-import http.server, os, pathlib, signal, socket, sys, threading, time
+import ctypes, http.server, os, pathlib, signal, socket, sys, threading, time
+ctypes.CDLL(str(pathlib.Path("library")))
 status = int(pathlib.Path("status").read_text())
 print("serving", status, flush=True)
 os.write(1, pathlib.Path("printed").read_bytes())
@@ -67,12 +69,15 @@ class App:
     def __init__(self, folder: Path, program: list[str]):
         self.folder, self.program = folder, program
         self.config = folder / "slots.json"
+        self.library = folder / "libm.so.6"
+        self.upgrade()
         for name in ("releases/1", "venv", "private"):
             (folder / name).mkdir(parents=True)
         (folder / "current").symlink_to("releases/1")
         (folder / "server.py").write_text(
             SERVER.replace('Path("status")', f'Path("{folder}/status")')
             .replace('Path("printed")', f'Path("{folder}/printed")')
+            .replace('Path("library")', f'Path("{self.library}")')
             # Before any thread, so that none of them takes the signal.
             .replace("\nstatus =", "\nsignal.pthread_sigmask(signal.SIG_BLOCK, [15])\nstatus =", 1)
         )
@@ -121,6 +126,12 @@ stdout_logfile={folder}/slot_%(process_num)d.log
         """Put something else into service, so that both slots are stale."""
         (self.folder / "environment").write_text(f"A={time.time_ns()}\n")
 
+    def upgrade(self) -> None:
+        """Put a new library into the place of the one that the slots have, as a package does."""
+        fresh = self.library.with_suffix(".dpkg-new")
+        shutil.copy(next(Path("/usr/lib").glob("**/libm.so.6")), fresh)
+        fresh.rename(self.library)
+
     def request(self) -> tuple[int, str]:
         """Send one request to the shared socket; return the status and the id of who answered."""
         connection = http.client.HTTPConnection("localhost", timeout=5)
@@ -145,7 +156,9 @@ stdout_logfile={folder}/slot_%(process_num)d.log
         """Roll in a process of its own, since two of them wait for each other."""
         start = (
             "import pathlib;"
-            "from ansible_collections.carafe.stack.plugins.module_utils import slots, supervisord;"
+            "from ansible_collections.carafe.stack.plugins.module_utils import"
+            " processes, slots, supervisord;"
+            f"processes.SYSTEM = ({str(self.folder)!r},);"
             f"supervisord.SOCKET = {str(self.folder / 's.sock')!r};"
             f"slots.LOCKS = pathlib.Path({str(self.folder)!r}); slots.main()"
         )
@@ -213,6 +226,15 @@ def test_a_roll_loses_no_request(app: App) -> None:
     assert not set(app.pids()) & set(before)
     assert len(statuses) > 10
     assert set(statuses) == {200}
+
+
+def test_slots_with_an_upgraded_library_are_rolled(app: App) -> None:
+    before = app.pids()
+    app.upgrade()
+    done = app.roll()
+    assert done.stdout.count(f"{app.library} has been upgraded since it began") == 2
+    assert not set(app.pids()) & set(before)
+    assert app.roll().stdout == ""
 
 
 def test_a_dry_run_restarts_nothing(app: App) -> None:

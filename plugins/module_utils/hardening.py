@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import file_set, files, processes
+from . import file_set, files, processes, programs, restarts, slots, supervisord, unix_http, words
 from .claims import merged, stated
 from .commands import Failure, Refused, run, show
 from .file_set import Absent, File
@@ -23,6 +23,7 @@ from .file_set import Absent, File
 DEFAULTS = {
     "upgrade_origins": ["origin=Debian,codename=${distro_codename}-security,label=Debian-Security"],
     "reboot_time": "",
+    "restart_time": "",
     "timezone": "Etc/UTC",
     "hostname": "",
 }
@@ -31,6 +32,9 @@ UNITS = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "unattended-upgrades.service"),
     "systemd-timesyncd.service",
 )
+# The program restart-upgraded is made of them, which therefore travel with this one.
+PARTS = (restarts, slots, supervisord, processes, unix_http, files, words)
+RESTARTS = [x.__name__.rpartition(".")[2] for x in PARTS]
 JOURNALD = "systemd-journald.service"
 JOURNAL = Path("/etc/systemd/journald.conf.d/50-carafe.conf")
 # The role's own, and after it what the inventories say.
@@ -38,6 +42,29 @@ KERNEL = Path("/etc/sysctl.d/99-server.conf")
 KERNEL_SETTINGS = Path("/etc/sysctl.d/99-server.settings.conf")
 UPGRADE_SETTINGS = Path("/etc/apt/apt.conf.d/61carafe")
 ZONES = Path("/usr/share/zoneinfo")
+RESTART, RESTART_TIMER = (
+    Path(f"/etc/systemd/system/restart-upgraded.{kind}") for kind in ("service", "timer")
+)
+RESTART_TEXT = """# Managed by Ansible, role hardening.
+[Unit]
+Description=Restart what runs with libraries that have been upgraded since, with no request lost
+
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/python3 /usr/local/lib/carafe/restart-upgraded
+"""
+TIMER_TEXT = """# Managed by Ansible, role hardening, hardening_restart_time.
+[Unit]
+Description=When what was upgraded is restarted
+
+[Timer]
+OnCalendar={time}
+RandomizedDelaySec=60
+Persistent=false
+
+[Install]
+WantedBy=timers.target
+"""
 HEAD = "Managed by Ansible, role hardening. What inventories say of this server:"
 LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 AGAIN = "in the inventory's group_vars, and run the playbook again."
@@ -45,12 +72,13 @@ AGAIN = "in the inventory's group_vars, and run the playbook again."
 
 def check(wanted: Mapping[str, Any]) -> None:
     """Refuse what no server could be given."""
-    time_of_day, zone, name = (wanted[x] for x in ("reboot_time", "timezone", "hostname"))
-    if not re.fullmatch(r"(([01]\d|2[0-3]):[0-5]\d)?", time_of_day):
-        raise Failure(
-            f'hardening_reboot_time is "{time_of_day}". Write a time of day with its quotes, for'
-            f' instance "03:30", or "" for no reboot, {AGAIN}'
-        )
+    zone, name = wanted["timezone"], wanted["hostname"]
+    for kind in ("reboot", "restart"):
+        if not re.fullmatch(r"(([01]\d|2[0-3]):[0-5]\d)?", time_of_day := wanted[f"{kind}_time"]):
+            raise Failure(
+                f'hardening_{kind}_time is "{time_of_day}". Write a time of day with its quotes,'
+                f' for instance "03:30", or "" for no {kind}, {AGAIN}'
+            )
     if zone and not (re.fullmatch(r"[\w+-]+(/[\w+-]+)*", zone) and (ZONES / zone).is_file()):
         raise Failure(
             f'hardening_timezone is "{zone}", and {ZONES} has no such zone. Correct it (timedatectl'
@@ -160,6 +188,7 @@ class Server:
         self.dry = dry
         self.done: list[str] = []
         self.refused: list[str] = []
+        self.waits: list[str] = []
         self.diff: list[dict[str, str]] = []
 
     def to_do(self, sentence: str) -> bool:
@@ -181,6 +210,7 @@ class Server:
         self.hostname()
         self.kernel()
         self.services()
+        self.restarts()
 
     def file(self, path: Path, text: str | None, validate: str | None = None) -> None:
         file = File(path, None, None, content=(text or "").encode(), validate=validate)
@@ -230,6 +260,30 @@ class Server:
         # It loses no line.
         if older and self.to_do("restarted journald"):
             run("systemctl", "restart", JOURNALD)
+
+    def restarts(self) -> None:
+        """Have what was upgraded restarted by night, or say what runs as it was before."""
+        when, before = self.settings["restart_time"], len(self.done)
+        if not when and RESTART_TIMER.exists() and not self.dry:
+            run("systemctl", "disable", "--now", RESTART_TIMER.name)
+        for path in programs.install("restart-upgraded", RESTARTS, self.dry):
+            self.done.append(f"wrote {path}")
+        self.file(RESTART, RESTART_TEXT)
+        self.file(RESTART_TIMER, TIMER_TEXT.format(time=when) if when else None)
+        if len(self.done) > before and not self.dry:
+            run("systemctl", "daemon-reload")
+        if when and not self.dry:
+            (state,) = show("ActiveState,UnitFileState", RESTART_TIMER.name)
+            if (state["ActiveState"], state["UnitFileState"]) != ("active", "enabled"):
+                self.to_do(f"started {RESTART_TIMER.name}")
+                run("systemctl", "enable", "--now", RESTART_TIMER.name)
+        # Programs of supervisord are looked at where a run gets to them.
+        found = processes.units_upgraded().items()
+        self.waits = [
+            restarts.waits(unit, path)
+            for unit, path in found
+            if unit.endswith(".service") and unit != restarts.SUPERVISOR
+        ]
 
     def timezone(self) -> None:
         wanted, current = self.settings["timezone"], Path("/etc/localtime")

@@ -1,11 +1,14 @@
-"""What /proc says of a process that runs: since when, and with which environment."""
+"""What /proc says of a process that runs: since when, with which environment and libraries."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+SYSTEM = ("/usr/", "/lib")  # where packages have programs and libraries
 
 
 def environment(pid: int | str) -> dict[str, str]:
@@ -36,3 +39,48 @@ def is_older(pid: int | str, paths: Iterable[str | Path]) -> bool:
         return False
     began = time.time() - seconds
     return any(path.exists() and path.stat().st_mtime > began for path in map(Path, paths))
+
+
+def family(pid: int | str) -> Iterator[str]:
+    """Yield the number of a process, and of all that descend from it."""
+    yield str(pid)
+    for path in Path("/proc", str(pid), "task").glob("*/children"):
+        # They come and go.
+        with contextlib.suppress(OSError):
+            for child in path.read_text().split():
+                yield from family(child)
+
+
+def upgraded(pid: int | str) -> str:
+    """Return a program or library of the system that a process still runs, and its files no more.
+
+    An upgrade puts new files into the place of those that are in use, which the kernel keeps, and
+    calls deleted in proc_pid_maps(5), for as long as somebody has them.
+    """
+    try:
+        lines = Path("/proc", str(pid), "maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        _, rights, _, _, _, *path = line.split(maxsplit=5)
+        if "x" in rights and path and path[0].startswith(SYSTEM):
+            name, deleted, _ = path[0].partition(" (deleted)")
+            if deleted:
+                return name
+    return ""
+
+
+def upgraded_in(pid: int | str) -> str:
+    """Return the same of a process or of one of those that descend from it."""
+    return next((path for path in map(upgraded, family(pid)) if path), "")
+
+
+def units_upgraded() -> dict[str, str]:
+    """Return for each unit of systemd that runs what was replaced since, what that is."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        if path := upgraded(folder.name):
+            with contextlib.suppress(OSError):
+                group = (folder / "cgroup").read_text().strip().rpartition("/")[2]
+                found.setdefault(group, path)
+    return dict(sorted(found.items()))

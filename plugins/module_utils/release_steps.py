@@ -520,6 +520,8 @@ def trouble(app: Release, rpc: Any, name: str) -> str:
             return "it runs another release"
         if processes.is_older(info["pid"], read_at_start):
             return "its environment has changed"
+        if path := processes.upgraded_in(info["pid"]):
+            return f"{path} has been upgraded since it began"
     return ""
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import read_bytes
-from .processes import age, environment
+from .processes import age, environment, upgraded_in
 
 FINGERPRINT = "GUNICORN_SLOT_FINGERPRINT"
 SD_LISTEN_FDS_START = 3  # sd_listen_fds(3)
@@ -140,6 +140,8 @@ class Slot:
             return f"it is {info['statename']}"
         if environment(info["pid"]).get(FINGERPRINT, "") != wanted:
             return "it runs something else"
+        if path := upgraded_in(info["pid"]):
+            return f"{path} has been upgraded since it began"
         # One that supervisord has just started may still be importing.
         if (age(info["pid"]) or 0) < self.config["health"]["timeout"]:
             return self.wait()

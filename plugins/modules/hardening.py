@@ -29,6 +29,12 @@ options:
     description: Time of day at which the server reboots when an upgrade needs it. Empty is never.
     type: str
     default: ""
+  restart_time:
+    description: >-
+      Time of day at which what runs with upgraded libraries is restarted, as far as that loses
+      no request. Empty is never.
+    type: str
+    default: ""
   sysctl:
     description: Kernel settings besides those of the role, or instead of them, by name.
     type: dict
@@ -68,6 +74,13 @@ refused:
   type: list
   elements: str
   returned: success
+waits:
+  description: >-
+    A sentence for each service that runs a program or library as it was before an upgrade, apart
+    from supervisord's programs.
+  type: list
+  elements: str
+  returned: success
 """
 
 from pathlib import Path
@@ -95,6 +108,7 @@ def harden(wanted: dict, dry: bool) -> dict:
         "changed": bool(server.done) or claimed,
         "done": server.done,
         "refused": server.refused,
+        "waits": server.waits,
         "diff": server.diff,
     }
 

@@ -72,3 +72,46 @@ def test_supervisord_is_restarted_by_a_deployment(
     print(f"a restarted supervisord: {len(lost)} lost of {len(lossy.answers)}")
     # Only while it was restarted: nothing before the run, and nothing after it.
     assert all(began < due < ended for due in lost)
+
+
+UPGRADED = "python3 /usr/local/lib/carafe/restart-upgraded"
+
+
+def upgrade(host: Host, path: str) -> None:
+    """Put a new file into the place of one that is in use, as a package does."""
+    real = host.check_output("readlink -e %s", path)
+    host.check_output("cp -a %s %s.dpkg-new && mv %s.dpkg-new %s", real, real, real, real)
+
+
+def test_an_upgraded_python_reaches_slots_and_workers(heavy_load: Load, host: Host) -> None:
+    heavy_load.go_on(400)
+    upgrade(host, "/usr/bin/python3")
+    listed = host.check_output(f"{UPGRADED} --list")
+    assert listed.count("would be restarted: /usr/bin/python3") >= 3
+    said = host.check_output(UPGRADED)
+    for number in (0, 1):
+        assert f"ledger: slot {number} restarted in " in said
+    assert "ledger.jobs:ledger.jobs_0 restarted: /usr/bin/python3" in said
+    heavy_load.go_on(600)
+    # It holds the socket of the slots.
+    (line,) = host.check_output(f"{UPGRADED} --list").splitlines()
+    assert line.startswith("supervisor.service runs /usr/bin/python3")
+
+
+def test_an_upgraded_library_reaches_nginx_and_what_waits_is_named(lossy: Load, host: Host) -> None:
+    pid = "systemctl show --property=MainPID --value nginx"
+    before = host.check_output(pid)
+    lossy.go_on(400)
+    upgrade(host, host.check_output("ldd /usr/sbin/nginx | grep -o '/[^ ]*libcrypto[^ ]*'"))
+    began = lossy.now
+    said = host.check_output(UPGRADED)
+    ended = lossy.now
+    assert "nginx gave way to a successor" in said
+    assert "systemctl restart postgresql@" in said
+    lossy.go_on(600)
+    assert host.check_output(pid) != before
+    assert host.check_output("systemctl is-active nginx") == "active"
+    # It closes connections that are idle, and whoever asks something at that very moment asks again.
+    lost = [answer.due for answer in lossy.failures]
+    print(f"a successor of nginx: {len(lost)} lost of {len(lossy.answers)}")
+    assert all(began <= due <= ended for due in lost)

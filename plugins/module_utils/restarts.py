@@ -1,0 +1,110 @@
+"""Restart what runs with libraries that have been upgraded since it began, with no request lost.
+
+    restart-upgraded            restart it, and say what is left to be restarted by hand
+    restart-upgraded --list     only say what is to be restarted
+
+Slots of gunicorn are rolled, other programs of supervisord end what they are at, and nginx gives
+its sockets to its successor. Whatever else runs goes on: what a restart of PostgreSQL costs, nobody
+but the operator knows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import time
+import xmlrpc.client  # nosec B411
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import slots, supervisord
+from .processes import units_upgraded, upgraded, upgraded_in
+
+PROGRAMS = Path("/etc/supervisor/conf.d")
+SUPERVISOR, NGINX = "supervisor.service", "nginx.service"
+
+
+def slot_files(folder: Path) -> dict[str, str]:
+    """Return the slots.json of each program of supervisord's that is a gunicorn in slots."""
+    found = {}
+    for path in folder.glob("*.conf"):
+        for part in re.split(r"^\[", path.read_text(errors="replace"), flags=re.MULTILINE):
+            name = re.match(r"fcgi-program:(.+)\]", part)
+            start = re.search(r"^command=.*/gunicorn-slots start (\S+) ", part, re.MULTILINE)
+            if name and start:
+                found[name[1]] = start[1]
+    return found
+
+
+def restart_programs(rpc: Any, known: dict[str, str], only_list: bool) -> Iterator[str]:
+    """Restart the programs of supervisord that need it, one at a time."""
+    for name, config in sorted(known.items()):
+        try:
+            for line in slots.roll(config, only_list):
+                yield f"{name}: {line}"
+        except FileNotFoundError:
+            continue  # nothing of it serves yet
+        except slots.SlotError as error:
+            yield f"{name}: {error}"
+    for info in rpc.getAllProcessInfo():
+        path = upgraded_in(info["pid"]) if info["pid"] and info["group"] not in known else ""
+        if not path:
+            continue
+        process, why = f"{info['group']}:{info['name']}", f"{path} has been upgraded since it began"
+        if only_list:
+            yield f"{process} would be restarted: {why}"
+            continue
+        supervisord.stop(rpc, process)
+        rpc.startProcess(process, False)
+        yield f"{process} restarted: {why}"
+
+
+def upgrade_nginx(path: str, only_list: bool) -> str:
+    """Let nginx start a successor that takes its sockets over, as its package does."""
+    if only_list:
+        return f"nginx would start a successor: {path} has been upgraded since it began"
+    done = subprocess.run(
+        ["/etc/init.d/nginx", "upgrade"], capture_output=True, text=True, check=False
+    )
+    deadline = time.monotonic() + 60
+    # The old one ends once its last connection is idle.
+    while NGINX in units_upgraded() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if done.returncode or NGINX in units_upgraded():
+        said = " ".join((done.stderr or done.stdout).split())
+        return f"nginx did not give way to a successor: {said or 'it still runs'}"
+    return f"nginx gave way to a successor: {path} has been upgraded since it began"
+
+
+def restart(only_list: bool) -> Iterator[str]:
+    """Restart what can be restarted unnoticed; yield a line for each, and for each that is left."""
+    before = units_upgraded()
+    left = set(before) - {SUPERVISOR, NGINX}
+    if SUPERVISOR in before:
+        try:
+            rpc = supervisord.connect()
+            yield from restart_programs(rpc, slot_files(PROGRAMS), only_list)
+            left |= {SUPERVISOR} if upgraded(rpc.getPID()) else set()
+        except (OSError, xmlrpc.client.Fault) as error:
+            yield f"supervisord does not answer: {error}"
+    if NGINX in before:
+        yield upgrade_nginx(before[NGINX], only_list)
+    yield from (waits(unit, before[unit]) for unit in sorted(left) if unit.endswith(".service"))
+
+
+def waits(unit: str, path: str) -> str:
+    """Say that a unit is left to the operator, or to the next reboot."""
+    return (
+        f"{unit} runs {path} as it was before an upgrade. When it suits: systemctl restart"
+        f" {unit.removesuffix('.service')}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="restart-upgraded", description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="change nothing")
+    options = parser.parse_args()
+    for line in restart(options.list):
+        print(line, flush=True)
