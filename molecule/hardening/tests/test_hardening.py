@@ -80,10 +80,20 @@ def test_the_server_never_reboots_by_itself_unless_asked_to(apt):
     assert not apt("Unattended-Upgrade::Automatic-Reboot-Time")
 
 
-def test_a_time_for_the_reboot_turns_it_on_and_origins_replace_those_of_debian(apt, converge):
+def test_a_time_turns_reboot_and_restarts_on_and_origins_replace_those_of_debian(
+    host, apt, converge
+):
     origins = ["origin=Debian,codename=${distro_codename}", "site=apt.example.com"]
-    changed, output = converge(hardening_reboot_time="03:30", hardening_upgrade_origins=origins)
+    changed, output = converge(
+        hardening_reboot_time="03:30",
+        hardening_restart_time="04:30",
+        hardening_upgrade_origins=origins,
+    )
     assert changed == 1, output
+    assert host.service("restart-upgraded.timer").is_enabled
+    timer = "systemctl show --property=TimersCalendar --value restart-upgraded.timer"
+    assert "*-*-* 04:30:00" in host.check_output(timer)
+    host.check_output("systemctl start restart-upgraded")
     assert apt("Unattended-Upgrade::Automatic-Reboot") == [
         'Unattended-Upgrade::Automatic-Reboot "true";'
     ]
@@ -92,6 +102,10 @@ def test_a_time_for_the_reboot_turns_it_on_and_origins_replace_those_of_debian(a
     ]
     lines = apt("Unattended-Upgrade::Origins-Pattern")
     assert [line.split('"')[1] for line in lines[1:]] == origins
+    changed, output = converge(hardening_reboot_time="03:30", hardening_upgrade_origins=origins)
+    assert changed == 1, output
+    assert not host.file("/etc/systemd/system/restart-upgraded.timer").exists
+    assert host.run("systemctl is-active restart-upgraded.timer").stdout.strip() == "inactive"
 
 
 def test_origins_that_apt_could_not_read_are_refused(apt, converge):
