@@ -81,6 +81,20 @@ def test_a_server_of_512_mb_can_be_poured_on_when_told_to_take_less() -> None:
     assert problems(facts={"memtotal_mb": 480}, **less) == []
 
 
+@pytest.mark.parametrize("name", ["app_memory_max_mb", "app_tasks_max"])
+def test_a_limit_that_the_app_itself_could_not_live_with(name: str) -> None:
+    # Two workers in each of two slots are promised 480 MiB.
+    for value in (0, 1000000):
+        assert problems(**{name: value}) == []
+    for value in (1, 63):
+        problem = the_only(problems(**{name: value}))
+        assert problem.variable == name
+    if name == "app_memory_max_mb":
+        assert the_only(problems(app_memory_max_mb=479)).what.startswith(
+            "is 479, less than the 480"
+        )
+
+
 @pytest.mark.parametrize(
     "name",
     ["", "Guestbook", "1up", "-x", "a b", "café", "a" * 32, "a/b", "../etc", "a.b", "a;id", "a\n"],

@@ -19,6 +19,7 @@ from unittest import mock
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import (
     files,
+    programs,
     release_settings,
     release_steps,
     venvs,
@@ -200,6 +201,8 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
     monkeypatch.setattr(release_settings, "accounts", lambda app, check: [])
     monkeypatch.setattr(release_settings, "UNITS", tmp_path / "units")
     monkeypatch.setattr(release_settings, "PROGRAMS", tmp_path / "programs")
+    monkeypatch.setattr(release_settings, "limits", lambda app: [])
+    monkeypatch.setattr(programs, "FOLDER", tmp_path / "lib")
     folders, user = release_settings.folders, getpass.getuser()
     group = grp.getgrgid(os.getgid()).gr_name
     monkeypatch.setattr(
@@ -981,3 +984,16 @@ def test_full_disk_after_the_switch_takes_back_what_can_be_taken_back(
     assert app.serving == "a"
     assert not app.locked
     assert set(app.tree()) <= set(before)
+
+
+@pytest.mark.parametrize(
+    ("memory", "tasks", "said"),
+    [(700, 1000, ["MemoryMax=700M", "TasksMax=1000"]), (0, 0, ["infinity", "infinity"])],
+)
+def test_the_slice_of_an_app_has_its_limits(memory: int, tasks: int, said: list[str]) -> None:
+    app = {"name": "my-app", "user": "my-app", "memory_max_mb": memory, "tasks_max": tasks}
+    (unit,) = release_settings.limits(app)
+    # A hyphen would be a slice within a slice.
+    assert unit.path.name == r"carafe-my\x2dapp.slice"
+    lines = unit.content.decode().splitlines()[-2:]
+    assert all(line.endswith(words) for line, words in zip(lines, said, strict=True))

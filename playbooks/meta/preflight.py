@@ -212,6 +212,18 @@ def check_memory(server: Server) -> Iterator[Problem]:
     )
 
 
+def check_memory_max(server: Server) -> Iterator[Problem]:
+    """Workers that take what they are promised must not be ended for it."""
+    workers = product(server, "gunicorn_workers", "gunicorn_slots", "gunicorn_worker_memory_mb")
+    allowed = int(server.values.get("app_memory_max_mb") or 0)
+    if 0 < allowed < workers:
+        yield Problem(
+            "app_memory_max_mb",
+            f"is {allowed}, less than the {workers} MiB that the workers are promised",
+            "raise it, lower gunicorn_workers or gunicorn_worker_memory_mb, or let it be 0",
+        )
+
+
 def check_issue(server: Server) -> Iterator[Problem]:
     """An ACME directory asks any of the servers that a name points to, and one of them ordered."""
     web = server.values.get("stack_web") or []
@@ -309,6 +321,7 @@ CHECKS = (
     check_certificate_names,
     check_urls,
     check_memory,
+    check_memory_max,
     check_issue,
 )
 # These add to what is missing, so that they come before the words about what failed.

@@ -41,6 +41,7 @@ User={user}
 SyslogIdentifier={unit}
 ExecStart={run} sh -euc "{command}"
 TimeoutStartSec={timeout}
+Slice={slice}
 # The sandbox that the app's slots have.
 {sandbox}
 """
@@ -56,6 +57,15 @@ AccuracySec=1s
 
 [Install]
 WantedBy=timers.target
+"""
+SLICE = """# Managed by Ansible.
+# What {app} may take of what others need as well: app_memory_max_mb and app_tasks_max.
+[Unit]
+Description=All that runs of {app}
+
+[Slice]
+MemoryMax={memory}
+TasksMax={tasks}
 """
 SECRET = ("FLASK_SECRET_KEY", "FLASK_SECRET_KEY_FALLBACKS")  # whatever their value is
 
@@ -105,6 +115,11 @@ def in_unit(command: str) -> str:
     return command
 
 
+def slice_of(user: str) -> str:
+    """Return the unit that all of an app's processes are in, whatever starts them."""
+    return "carafe-{}.slice".format(user.replace("-", r"\x2d"))
+
+
 def schedule_files(app: dict[str, Any]) -> dict[str, str]:
     """Return the units of the app's schedules, by file."""
     found = {}
@@ -115,6 +130,7 @@ def schedule_files(app: dict[str, Any]) -> dict[str, str]:
             **{"name": schedule["name"], "timeout": schedule["timeout"]},
             "command": in_unit(schedule["command"]),
             "when": schedule["when"].replace("%", "%%"),
+            "slice": slice_of(app["user"]),
             "sandbox": "\n".join(sandbox.for_app(app.get("sandbox"))),
         }
         found[f"schedules/{unit}.service"] = SERVICE.format_map(values)
@@ -264,6 +280,17 @@ def folders(app: dict[str, Any]) -> dict[str, tuple[int, str, str]]:
     return {str(root / name): wanted for name, wanted in found.items()}
 
 
+def limits(app: dict[str, Any]) -> list[File]:
+    """Return the unit of the app's slice."""
+    memory, tasks = app["memory_max_mb"], app["tasks_max"]
+    text = SLICE.format(
+        app=app["name"],
+        memory=f"{memory}M" if memory else "infinity",
+        tasks=tasks or "infinity",
+    )
+    return [File(UNITS / slice_of(app["user"]), content=text.encode())]
+
+
 def place(app: dict[str, Any], check: bool) -> list[str]:
     """Make the users, folders and commands of the app; return what changed."""
     changed = accounts(app, check)
@@ -275,6 +302,10 @@ def place(app: dict[str, Any], check: bool) -> list[str]:
         ),
     ]
     changed += file_set.write(file_set.with_parents(wanted), check).paths
+    written = file_set.write(limits(app), check).paths
+    if written and not check:
+        run("systemctl", "daemon-reload")
+    changed += written
     # Named, so that its text is sent along.
     changed += programs.install("terminal", [terminal.__name__.rpartition(".")[2]], check)
     link = Path(app["root"], "current")

@@ -52,7 +52,7 @@ def operate(host: Host, docker_name: str) -> Iterator[Callable[[str], str]]:
         os.close(master)
         return shown
 
-    host.check_output("printf %s >/tmp/type.py", TYPE)
+    host.check_output("printf %%s %s >/tmp/type.py", TYPE)
     host.check_output("rm -f /root/typed")
     yield run
     host.check_output("rm -f /root/typed /tmp/type.py")

@@ -26,9 +26,11 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
 RANGES = {
     "app_health_timeout": (1, None),
     "app_keep_releases": (1, None),
+    "app_memory_max_mb": (0, None),
     "app_schedules.timeout": (1, None),
     "app_workers.numprocs": (1, None),
 }
+TASKS_MIN = 64
 SECRET_LENGTH = 32  # characters; itsdangerous signs with SHA-1, and 16 bytes in hex are 32
 LINUX_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,30}")  # stricter than useradd's own rule
 
@@ -100,6 +102,15 @@ def check_environments(server: Server) -> Iterator[Problem]:
     yield from check_environment("app_config", server.values.get("app_config"), "FLASK_")
 
 
+def check_tasks(server: Server) -> Iterator[Problem]:
+    """With a handful of processes, no release passes the gate."""
+    tasks = server.values.get("app_tasks_max")
+    if isinstance(tasks, int) and (tasks < 0 or 0 < tasks < TASKS_MIN):
+        yield Problem(
+            "app_tasks_max", f"is {tasks}, and must be {TASKS_MIN} or more, or 0 for no limit"
+        )
+
+
 def check_owner(server: Server) -> Iterator[Problem]:
     """Two environments that deploy an app of one name would overwrite each other's releases."""
     app, ours = server.values.get("app_name"), server.values.get("app_environment_name")
@@ -155,5 +166,6 @@ CHECKS = (
     check_names,
     check_environments,
     check_owner,
+    check_tasks,
     check_hooks,
 )
