@@ -121,3 +121,13 @@ def test_fewer_connections_restart_nothing(role, started, admin):
     assert changed == 1, output
     assert started() == before
     assert admin("SHOW max_connections") == "153"
+
+
+def test_an_owner_that_is_gone_leaves_no_line_behind(role, admin, host):
+    lines = "SELECT string_agg(database::text || user_name::text, ' ') FROM pg_hba_file_rules"
+    assert "{blog}{+blog-owner,+blog}" in admin(lines)
+    host.check_output("rm /etc/carafe/postgres.d/blog.json")
+    changed, output = role()
+    assert changed >= 1, output
+    assert "blog" not in admin(lines)
+    assert "{shop}{+shop-owner,+shop,+nobody}" in admin(lines)
