@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.carafe.stack.plugins.module_utils import files, release_settings
+from ansible_collections.carafe.stack.plugins.module_utils import files, programs, release_settings
 from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
 from test_release import GATE, App
 
@@ -213,6 +213,8 @@ def server(top: Path) -> Iterator[Server]:
         patch.setattr(release_settings, "accounts", lambda app, check: [])
         patch.setattr(release_settings, "UNITS", top / "units")
         patch.setattr(release_settings, "PROGRAMS", top / "programs")
+        patch.setattr(release_settings, "limits", lambda app: [])
+        patch.setattr(programs, "FOLDER", top / "lib")
         patch.setattr(release_settings, "folders", folders)
         patch.setattr(files, "group_id", group_id)
         made = Server(top)

@@ -18,12 +18,20 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(shutil.copy(shutil.which("sleep") or "", tmp_path / "sleep"))
 
 
+def maps(pid: str) -> str:
+    try:
+        return Path("/proc", pid, "maps").read_text()
+    except OSError:
+        return ""
+
+
 @pytest.fixture
 def child(program: Path) -> Iterator[int]:
     """Return the number of a shell that runs the program."""
     words = ["sh", "-c", f"{program} 60 & wait"]
     with subprocess.Popen(words, start_new_session=True, stdout=subprocess.PIPE) as process:
-        while len(list(processes.family(process.pid))) < 2:
+        # Until it is that program, it is one more shell.
+        while not any(str(program) in maps(x) for x in processes.family(process.pid)):
             assert process.poll() is None
         yield process.pid
         for number in reversed(list(processes.family(process.pid))):
