@@ -50,7 +50,8 @@ class Shell:
         # The first terminal that the leader of a session opens is the session's.
         script = 'exec bash --norc --noprofile --noediting -i <>"$0" >&0 2>&0'
         self.process = subprocess.Popen(
-            ["sh", "-c", script, os.ttyname(slave)],
+            # Whoever runs the tests in the background has them ignore Ctrl-C.
+            ["env", "--default-signal=INT,QUIT", "sh", "-c", script, os.ttyname(slave)],
             env={"PS1": PROMPT, "PATH": os.environ["PATH"], "TERM": "dumb"},
             cwd=folder,
             start_new_session=True,
