@@ -101,8 +101,11 @@ def test_what_is_left_is_named_with_what_restarts_it(
     assert all(line.endswith("systemctl restart postgresql@17-main") for line in lines)
 
 
-def test_a_supervisord_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts, "units_upgraded", lambda: {"supervisor.service": "/usr/bin/x"})
+@pytest.mark.parametrize("unit", ["supervisor.service", "carafe-supervised-7-8.scope"])
+def test_a_supervisord_that_does_not_answer_is_said(
+    monkeypatch: pytest.MonkeyPatch, unit: str
+) -> None:
+    monkeypatch.setattr(restarts, "units_upgraded", lambda: {unit: "/usr/bin/x"})
     monkeypatch.setattr(supervisord, "SOCKET", "/nowhere.sock")
     (line,) = restarts.restart(only_list=False)
     assert line.startswith("supervisord does not answer: ")

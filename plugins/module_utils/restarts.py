@@ -24,6 +24,7 @@ from .processes import units_upgraded, upgraded, upgraded_in
 
 PROGRAMS = Path("/etc/supervisor/conf.d")
 SUPERVISOR, NGINX = "supervisor.service", "nginx.service"
+SCOPES = "carafe-supervised-"  # of the programs of an app that has a slice
 
 
 def slot_files(folder: Path) -> dict[str, str]:
@@ -82,7 +83,7 @@ def restart(only_list: bool) -> Iterator[str]:
     """Restart what can be restarted unnoticed; yield a line for each, and for each that is left."""
     before = units_upgraded()
     left = set(before) - {SUPERVISOR, NGINX}
-    if SUPERVISOR in before:
+    if any(unit == SUPERVISOR or unit.startswith(SCOPES) for unit in before):
         try:
             rpc = supervisord.connect()
             yield from restart_programs(rpc, slot_files(PROGRAMS), only_list)
