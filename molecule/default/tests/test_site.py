@@ -111,12 +111,13 @@ def test_app_sees_who_asks_and_how(site: Callable[..., requests.Response], host:
     assert site("/healthz").json()["release"] == current
 
 
-def test_only_ssh_and_http_and_https_listen_on_the_network(host: Host) -> None:
+def test_only_ssh_the_web_and_what_an_app_brings_listen_on_the_network(host: Host) -> None:
     addresses = host.check_output("ss -Hltn | awk '{print $4}'").split()
     open_ports = {
         address.rpartition(":")[2] for address in addresses if not address.startswith("127.")
     }
-    assert open_ports == {"22", "80", "443"}
+    # ngircd is what an app has brought along, by app_extra_packages.
+    assert open_ports == {"22", "80", "443", "6667"}
 
 
 SECRETS = ["environment", "secrets", "migrate.environment", "migrate.secrets"]
