@@ -110,7 +110,17 @@ def playbook(host: Host, tmp_path: Path) -> Callable[..., int]:
     return run
 
 
-def stack(host: Host, values: dict[str, str]) -> dict[str, object]:
+@pytest.fixture
+def authority(tmp_path: Path) -> str:
+    """The CA that servers of a stack know each other by, with its key."""
+    file = tmp_path / "authority.pem"
+    content = "content=\"{{ lookup('carafe.stack.internal_ca') }}\""
+    copy = ["--module-name=ansible.builtin.copy", f"--args=dest={file} mode=600 {content}"]
+    subprocess.run(["ansible", "localhost", *copy], check=True)
+    return file.read_text()
+
+
+def stack(host: Host, values: dict[str, str], authority: str) -> dict[str, object]:
     """A second app, to which the server is bare, and the database as if on another one."""
     return {
         "app_name": "canary",
@@ -133,6 +143,7 @@ def stack(host: Host, values: dict[str, str]) -> dict[str, object]:
         "app_install_environment": {"TOKEN": values["app_install_environment"]},
         "database_password": values["database_password"],
         "database_migrate_password": values["database_migrate_password"],
+        "internal_tls_ca_key": authority,
     }
 
 
@@ -177,10 +188,13 @@ def test_secrets_are_nowhere_else(
     finder: Finder,
     playbook: Callable[..., int],
     host: Host,
+    authority: str,
     tmp_path: Path,
     show: Callable[..., None],
 ) -> None:
-    first, second = stack(host, finder.fresh()), stack(host, finder.fresh())
+    first, second = (stack(host, finder.fresh(), authority) for _ in range(2))
+    # A line of its key is enough.
+    finder.values["internal_tls_ca_key"] = authority.partition("PRIVATE KEY-----\n")[2].split()[0]
     code = Path(shutil.copytree(REPOSITORY / "sample_app", tmp_path / "code"))
     finder.start()
     # On a bare server, and on a live one whose secrets are to change.
