@@ -30,8 +30,9 @@ ip -n far -6 route add default via fd10::1
 # Where a cloud tells its servers about themselves. The last one, as of Azure's load balancer, is not on the server.
 ip address add 169.254.169.254/32 dev wire
 ip address add 100.100.100.200/32 dev wire
-ip address add fd00:ec2::254/128 dev wire nodad
-ip address add fd20:ce::254/128 dev wire nodad
+# Never where something comes from: the router knows no way back there.
+ip address add fd00:ec2::254/128 dev wire nodad preferred_lft 0
+ip address add fd20:ce::254/128 dev wire nodad preferred_lft 0
 ip -n neighbour address add 168.63.129.16/32 dev lo
 ip route add 168.63.129.16 via 10.9.0.2
 ip netns exec neighbour sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
