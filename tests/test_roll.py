@@ -271,6 +271,8 @@ def test_what_a_slot_that_is_not_well_prints_is_shown_as_text(app: App) -> None:
     assert r"caf\xe9 \x1b[2J\x1b]0;owned\x07 end" in done.stderr
     assert done.stderr.replace("\n", "").replace("\t", "").isprintable()
     assert "Traceback" not in done.stderr
+    # A young one is waited for.
+    app.control("stop", "shop:shop_0")
 
 
 def test_a_slot_that_was_stopped_is_started(app: App) -> None:
