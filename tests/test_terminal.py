@@ -107,11 +107,10 @@ WAYS = ["", "</dev/null", ">/dev/null", "2>/dev/null", "| cat", ">&- 2>&-", "</d
 
 
 LEGACY = Path("/proc/sys/dev/tty/legacy_tiocsti")
+FORBIDDEN = LEGACY.exists() and LEGACY.read_text() != "1\n"
 
 
-@pytest.mark.skipif(
-    LEGACY.exists() and LEGACY.read_text() != "1\n", reason="this kernel lets nobody type"
-)
+@pytest.mark.skipif(FORBIDDEN, reason="this kernel lets nobody type into a terminal")
 @pytest.mark.parametrize("way", WAYS)
 def test_with_nothing_in_between_the_command_types(shell: Shell, way: str) -> None:
     shell.type(f"{sys.executable} type.py {way}\n")
