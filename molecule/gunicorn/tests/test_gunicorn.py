@@ -12,6 +12,15 @@ def test_both_slots_answer_on_the_apps_socket(load, slots, app):
     assert answer["failures"] == []
 
 
+def test_slots_are_in_the_slice_of_their_user_where_there_is_one(host, slots):
+    for pid in slots("front"):
+        scope = "/carafe.slice/carafe-front.slice/carafe-supervised-"
+        assert scope in host.check_output(f"cat /proc/{pid}/cgroup")
+    for pid in slots("back"):
+        group = host.check_output(f"cat /proc/{pid}/cgroup")
+        assert group.endswith("/system.slice/supervisor.service")
+
+
 def test_only_the_web_server_may_connect(host):
     socket = host.file("/run/front.sock")
     assert (socket.user, socket.group, socket.mode) == ("front", "www-data", 0o660)
