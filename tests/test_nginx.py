@@ -412,3 +412,11 @@ def test_headers_are_dropped_once_each_and_none_that_nginx_sets() -> None:
     assert len(dropped) == len(set(dropped)) > 300
     assert not {*own, "x-forwarded-for", "x-real-ip", "accept", "origin", "user-agent"} & {*dropped}
     assert not [x for x in dropped if not re.fullmatch("[a-z0-9-]+", x)]
+
+
+def test_the_address_of_who_asks_is_nginx_s_own_word_behind_a_proxy_too() -> None:
+    site = {"upstreams": ["a:1"], "pass_headers": ["X-Forwarded-For", "X-Forwarded-User"]}
+    text = rendered(site, nginx_real_ip_from=["192.0.2.1"])
+    assert "map $trusted_proxy $remote_addr" not in text
+    assert "map $trusted_proxy $shop_passed_1 {\n    1 $http_x_forwarded_user;" in text
+    assert re.findall("proxy_set_header X-Forwarded-For (.*);", text) == ["$remote_addr"]
