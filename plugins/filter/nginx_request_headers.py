@@ -6,12 +6,14 @@ DOCUMENTATION = """
 name: nginx_request_headers
 short_description: Work out which headers nginx tells an app
 description:
-  - nginx's C(proxy_set_header) at one level replaces all those of the levels above, so each level that has one needs them all.
-  - What nginx sets itself is passed on for nobody, and what C(dropped) names only where a site asks for it.
+  - nginx's C(proxy_set_header) at one level replaces all those of the levels above, so each level
+    that has one needs them all.
+  - What nginx sets itself is passed on for nobody, and what C(dropped) names only where a site
+    asks for it.
 positional: variable
 options:
   _input:
-    description: The entry of C(nginx_sites), with its defaults, or an empty dictionary for what holds for every site.
+    description: The entry of C(nginx_sites), or an empty dictionary for what holds for every site.
     type: dict
     required: true
   variable:
@@ -19,7 +21,7 @@ options:
     type: str
     default: ""
   behind_proxy:
-    description: Whether a proxy in front is believed about the scheme, and about what the site passes on.
+    description: Whether a proxy in front is believed about the scheme, and what the site passes.
     type: bool
     default: false
   own:
@@ -43,7 +45,7 @@ author: [Carafe (@carafe)]
 EXAMPLES = """
 - name: Show what the app of a site is told
   ansible.builtin.debug:
-    msg: "{{ ({'pass_headers': ['Remote-User']} | carafe.stack.nginx_request_headers(own=[], personal=[], dropped=['Remote-User'])).told }}"
+    msg: "{{ (site | carafe.stack.nginx_request_headers('shop', own=[], personal=[], dropped=[])).told }}"
 """
 
 RETURN = """
@@ -58,7 +60,7 @@ _value:
       description: What the app is told.
       type: list
     believed:
-      description: Variables that the proxy in front may set, and nobody else, and where they are set from.
+      description: Variables that the proxy in front may set, and nobody else, and from what.
       type: dict
     cached:
       description: What the app is told where the cache may keep its answer.
