@@ -45,7 +45,7 @@ author: [Carafe (@carafe)]
 EXAMPLES = """
 - name: Show what the app of a site is told
   ansible.builtin.debug:
-    msg: "{{ (site | carafe.stack.nginx_request_headers('shop', own=[], personal=[], dropped=[])).told }}"
+    msg: "{{ site | carafe.stack.nginx_request_headers('shop', own=[], personal=[], dropped=[]) }}"
 """
 
 RETURN = """
