@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "allow_agent_forwarding": False,
     "allow_x11_forwarding": False,
     "max_auth_tries": 3,
+    "max_sessions": 2,
     "login_grace_seconds": 30,
     "max_startups": "10:30:60",
     "client_alive_seconds": 120,
@@ -67,6 +68,8 @@ PermitRootLogin {root}
 {users}\
 {groups}\
 MaxAuthTries {max_auth_tries}
+# Each further one logs in anew: it is counted, and stands in the log.
+MaxSessions {max_sessions}
 LoginGraceTime {login_grace_seconds}
 MaxStartups {max_startups}
 

@@ -79,6 +79,10 @@ options:
     description: Attempts at a login in one connection.
     type: int
     default: 3
+  max_sessions:
+    description: Shells, commands and transfers of files that one connection may have at a time.
+    type: int
+    default: 2
   login_grace_seconds:
     description: Seconds that a client has to log in.
     type: int

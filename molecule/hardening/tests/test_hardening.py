@@ -73,6 +73,12 @@ def test_a_changed_configuration_holds_no_upgrade_up(host):
     assert host.check_output("python3 -c %s", ask).splitlines()[-1] == "False"
 
 
+# The second is a window of tmux.
+@pytest.mark.parametrize(("tmux", "seconds"), [("", "3600"), ("/tmp/tmux-0/default,1,0", "")])
+def test_a_forgotten_shell_ends(host, tmux, seconds):
+    assert host.check_output("TMUX=%s bash -lc 'echo $TMOUT'", tmux) == seconds
+
+
 def test_the_server_never_reboots_by_itself_unless_asked_to(apt):
     assert apt("Unattended-Upgrade::Automatic-Reboot") == [
         'Unattended-Upgrade::Automatic-Reboot "false";'

@@ -144,6 +144,11 @@ def test_a_rotated_log_is_written_anew(host, ask, unique, eventually):
     eventually(lambda: host.file("/var/log/nginx/access.log").contains(unique))
 
 
+def test_who_asks_for_no_site_is_in_the_log(host, ask, unique, eventually):
+    ask("unknown.test", unique)
+    eventually(lambda: host.file("/var/log/nginx/access.log").contains(unique))
+
+
 def test_every_site_is_back_after_a_restart_of_the_server(restart_server, ask, eventually):
     restart_server()
     eventually(lambda: ask("app.test").status == 200)

@@ -51,6 +51,22 @@ def test_nothing_but_a_key_opens(login, way):
     assert ONLY_KEYS in tried.stderr
 
 
+def test_a_third_session_of_a_shared_connection_logs_in_anew(ssh, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("s") / "c")
+    options = {"ControlMaster": "auto", "ControlPath": path}
+    command = ssh("echo $SSH_CONNECTION; cat", **options)
+    sessions, ports = [], []
+    try:
+        for _ in range(3):
+            sessions.append(subprocess.Popen(command, text=True, stdin=-1, stdout=-1))
+            ports.append(sessions[-1].stdout.readline().split()[1])
+    finally:
+        # The first one's is the connection that they share.
+        for session in reversed(sessions):
+            session.communicate()
+    assert ports[0] == ports[1] != ports[2]
+
+
 def test_root_stays_out_once_another_user_became_root(login):
     assert ONLY_KEYS in login(user="root").stderr
 
