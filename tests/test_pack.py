@@ -532,3 +532,42 @@ def test_two_runs_at_once_pack_what_each_wants(repository: Repository, tmp_path:
         run_.join()
     assert len(found) == 10
     assert set(found) == set(wanted.items())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("./house", "../house", "/opt/house.tar.gz", ".", "-e .", "-e ./house", "--editable ."),
+        *("git+https://git.test/house", "house @ git+ssh://git@git.test/house"),
+        *("https://index.test/house-1.tar.gz", "house@file:///opt/house", "file:///opt/house"),
+        *("house @ https://index.test/house-1.zip#sha256=00", "house[more] @ ./house"),
+        *("house/", "sub/house.zip", "house.tar.gz", "./whl", "-e ./house.whl/source"),
+    ],
+)
+def test_what_pip_builds_although_told_of_wheels_is_seen(line: str) -> None:
+    assert packing.built_anyway(f"flask==3 # see https://flask.test\n{line}\n") == line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("flask==3.1", "flask>=3,<4 ; python_version>'3'", "# ./house", "flask # see https://x"),
+        *("--index-url https://index.test/simple", "-i https://index.test", "-r other.txt", ""),
+        *("https://index.test/house-1-py3-none-any.whl", "./house-1-py3-none-any.whl"),
+        "house @ https://index.test/house-1-py3-none-any.whl#sha256=00",
+        "    --hash=sha256:00",
+    ],
+)
+def test_what_comes_as_a_wheel_is_not(line: str) -> None:
+    assert packing.built_anyway(f"{line}\n") == ""
+
+
+@pytest.mark.parametrize(
+    ("include", "hashed"), [("", False), ("-r sub/locked.txt", True), ("-rsub/locked.txt", True)]
+)
+def test_a_hash_in_an_included_file_is_seen(app: Path, include: str, hashed: bool) -> None:
+    (app / "sub").mkdir()
+    # It includes itself, too.
+    (app / "sub/locked.txt").write_text("-r locked.txt\nclick==8 --hash=sha256:00\n")
+    (app / "requirements.txt").write_text(f"flask\n{include}\n")
+    assert pack(app)["hashed"] is hashed

@@ -25,7 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.carafe.stack.plugins.module_utils import files, programs, release_settings
+from ansible_collections.carafe.stack.plugins.module_utils import (
+    files,
+    programs,
+    release_settings,
+    sandbox,
+)
 from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
 from test_release import GATE, App
 
@@ -85,7 +90,7 @@ class Server(App):
         self.top, self.outside = top, top / "outside"
         (top / "app").mkdir(mode=0o755)
         super().__init__(top / "app")
-        for name, text in (("runuser", BECOME), ("setpriv", BECOME), ("systemd-run", UNIT)):
+        for name, text in (("runuser", BECOME), ("systemd-run", UNIT)):
             text = text.replace("GROUP", str(ids(USER)[1])).replace("ROOT", str(self.root))
             (self.root / "bin" / name).write_text(text)
             (self.root / "bin" / name).chmod(0o755)
@@ -210,6 +215,10 @@ def server(top: Path) -> Iterator[Server]:
         return ids(name)[1] if name in (USER, DEPLOY) else groups(name)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox, "check", lambda: None)
+        patch.setattr(sandbox, "RUN", top)
+        patch.setattr(sandbox, "mounts", lambda: True)
+        patch.setattr(sandbox, "users", lambda: True)
         patch.setattr(release_settings, "accounts", lambda app, check: [])
         patch.setattr(release_settings, "UNITS", top / "units")
         patch.setattr(release_settings, "PROGRAMS", top / "programs")

@@ -22,6 +22,7 @@ from ansible_collections.carafe.stack.plugins.module_utils import (
     programs,
     release_settings,
     release_steps,
+    sandbox,
     venvs,
 )
 from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
@@ -38,7 +39,33 @@ VARIABLES = {
     "secrets": ["key-1"],
 }
 
-# Stands in for runuser and setpriv: the tests are one user.
+# Stands in for systemd: a unit is a session, and the tests are one user.
+UNIT = """#!/bin/sh
+while [ "$1" != -- ]; do
+  case $1 in
+    --unit=*) unit=${1#*=} ;;
+    --property=EnvironmentFile=*) file=${1#*=*=} ;;
+    --property=WorkingDirectory=*) folder=${1#*=*=} ;;
+    --property=User=*) user=${1#*=*=} ;;
+  esac
+  printf '%s\\n' "$1" >>ROOT/units/$unit.options
+  shift
+done
+shift
+echo $$ >ROOT/units/$unit
+for word; do
+  case $word in *'$$'*) word=$(printf %s "$word" | sed 's/[$][$]/$/g') ;; esac
+  set -- "$@" "$word"
+  shift
+done
+eval "HOME=~$(id -un)"
+exec env -i HOME="$HOME" sh -c 'set -a; . "$0"; set +a; exec "$@"' "$file" BECOME \\
+  sh -c 'cd "$0" && exec "$@"' "$folder" "$@"
+"""
+SYSTEMCTL = """#!/bin/sh
+case $1 in kill) kill -s ${2#*=SIG} -- -$(cat ROOT/units/${3%.service}) ;; esac
+"""
+# Stands in for runuser.
 BECOME = '#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n'
 RUN = """#!/bin/sh
 release=$(basename $(readlink ROOT/serving || echo none))
@@ -84,9 +111,11 @@ class App:
     def __init__(self, root: Path) -> None:
         self.root = root
         (root / "bin").mkdir()
-        texts = {"runuser": BECOME, "setpriv": BECOME, "run": RUN, "alembic": ALEMBIC}
+        (root / "units").mkdir()
+        texts = {"runuser": BECOME, "systemd-run": UNIT, "systemctl": SYSTEMCTL}
+        texts |= {"run": RUN, "alembic": ALEMBIC}
         for name, text in texts.items():
-            (root / "bin" / name).write_text(text.replace("ROOT", str(root)))
+            (root / "bin" / name).write_text(text.replace("ROOT", str(root)).replace("BECOME", ""))
             (root / "bin" / name).chmod(0o755)
         (root / "database").write_text("0001\n")
 
@@ -114,6 +143,9 @@ class App:
             "variables": VARIABLES | changes.pop("variables", {}),
             "unpack": f"mkdir {folder}; cd {folder}; echo {changes.pop('head', '0001')} >head;"
             f" ln -s ../../venvs/{venv.name} .venv; mkdir static",
+            "build_memory": "75%",
+            "only_wheels": False,
+            "built": "",
             "build_venv": f"mkdir -p {venv}/bin; cp /bin/true {venv}/bin/python",
             "finish": f"echo {release} >static/app.{release:0>8}.css; echo x >static/{release}.txt;"
             " find static -type f >.static",
@@ -176,6 +208,11 @@ class App:
             else:
                 self.step(name, release, **changes)
 
+    def units(self, containing: str = "") -> list[list[str]]:
+        """Return the options of each unit that has run, or of those with one that contains this."""
+        found = [x.read_text().splitlines() for x in (self.root / "units").glob("?*.options")]
+        return [x for x in found if any(containing in option for option in x)]
+
     @property
     def serving(self) -> str:
         return (self.root / "serving").readlink().name
@@ -199,6 +236,10 @@ class App:
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
     monkeypatch.setattr(release_settings, "accounts", lambda app, check: [])
+    monkeypatch.setattr(sandbox, "check", lambda: None)
+    monkeypatch.setattr(sandbox, "RUN", tmp_path)
+    monkeypatch.setattr(sandbox, "mounts", lambda: True)
+    monkeypatch.setattr(sandbox, "users", lambda: True)
     monkeypatch.setattr(release_settings, "UNITS", tmp_path / "units")
     monkeypatch.setattr(release_settings, "PROGRAMS", tmp_path / "programs")
     monkeypatch.setattr(release_settings, "limits", lambda app: [])
@@ -237,6 +278,69 @@ def test_dependencies_are_installed_with_variables_of_their_own(app: App) -> Non
     assert "PIP_INDEX_URL: parameter not set" in app.fail("b", hooks={"before_build": [hook]})
 
 
+def test_a_build_is_told_no_secret_and_all_else(app: App) -> None:
+    secret = "p w/1"
+    url = {"DATABASE_URL": "postgresql://me:p%20w%2F1@db/shop", "TOKEN": secret}
+    environment = {**VARIABLES["environment"], **url, "FLASK_SECRET_KEY_FALLBACKS": '["k"]'}
+    variables = {"environment": environment, "secrets": ["key-1", secret]}
+    app.deploy("a", variables=variables)
+    told = release_settings.from_text((app.root / "settings/a/build.secrets").read_text())
+    word = release_settings.STAND_IN
+    assert told == {
+        "DATABASE_URL": f"postgresql://me:{word}@db/shop",
+        "TOKEN": word,
+        "FLASK_SECRET_KEY": f'"{word}"',
+        "FLASK_SECRET_KEY_FALLBACKS": f'["{word}"]',
+    }
+    lines = app.units(containing="ProtectSystem=strict")
+    assert lines, "a build has a sandbox of its own"
+    settings = f"{app.root}/settings/a"
+    for unit in lines:
+        assert f"--property=BindReadOnlyPaths={settings}/build.secrets:{settings}/secrets" in unit
+
+
+def test_a_build_writes_no_virtual_environment_that_another_release_has(app: App) -> None:
+    mine = f"--property=ReadWritePaths={app.root}/venvs/venv-1"
+    app.deploy("a")
+    assert all(mine in unit for unit in app.units(containing="ProtectSystem=strict"))
+    shutil.rmtree(app.root / "units")
+    (app.root / "units").mkdir()
+    app.deploy("b")
+    built = app.units(containing="ProtectSystem=strict")
+    assert built
+    assert not any(mine in unit for unit in built)
+
+
+def test_hooks_outside_of_the_build_have_nothing_of_what_it_is_told(app: App) -> None:
+    variables = {"install": {"PIP_INDEX_URL": "https://me:word@index.test"}}
+    hooks = {"before_migrate": [{"tasks": "x.yml"}, "! env | grep PIP_"]}
+    app.step("begin", "a", variables=variables, hooks=hooks)
+    app.step("gate", "a", "build", variables=variables, hooks=hooks)
+    command = {"point": "before_migrate", "command": "! env | grep PIP_"}
+    app.step("hook", "a", variables=variables, hooks=hooks, **command)
+    command = {"point": "after_build", "command": "env | grep PIP_"}
+    app.step("hook", "a", variables=variables, hooks=hooks, **command)
+
+
+def test_every_step_is_in_the_sandbox(app: App) -> None:
+    app.deploy("a", hooks={point: ["true"] for point in POINTS})
+    units = app.units()
+    # Virtual environment, build, load, migration, probe, and the hooks.
+    assert len(units) == 5 + len(POINTS)
+    assert all("--property=NoNewPrivileges=yes" in unit for unit in units)
+    assert all("--property=RestrictNamespaces=yes" in unit for unit in units)
+
+
+def test_wheels_only_refuses_what_would_be_built(app: App) -> None:
+    assert "app_only_wheels: ./house" in app.fail("a", built="./house", only_wheels=True)
+    app.deploy("a", built="./house")
+
+
+POINTS = [
+    f"{when}_{what}"
+    for what in ("build", "migrate", "switch", "finish")
+    for when in ("before", "after")
+]
 UNWELL = server(500)
 # What fails at which step.
 SPOILED = [

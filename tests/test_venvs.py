@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -80,19 +79,17 @@ WANTED = {
 }
 
 
-@pytest.mark.parametrize(
-    ("text", "option"), [("a==1", ""), ("a==1 --hash=sha256:0", "--require-hashes ")]
-)
-def test_hashes_are_asked_of_all_where_one_has_them(tmp_path: Path, text: str, option: str) -> None:
-    uv = tmp_path / "cache/uv-1/bin/uv"
-    uv.parent.mkdir(parents=True)
-    uv.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\n')
-    uv.chmod(0o755)
-    (tmp_path / "deps").mkdir()
-    (tmp_path / "deps/x y.txt").write_text(f"{text}\n")
-    script = venvs.script(WANTED, tmp_path)
-    subprocess.run(["sh", "-euc", script], cwd=tmp_path, check=True)
-    _, app, more = (tmp_path / "asked").read_text().splitlines()
-    assert app.endswith(f"/bin/python {option}--requirement deps/x y.txt")
+@pytest.mark.parametrize(("hashed", "option"), [(False, ""), (True, "--require-hashes ")])
+def test_hashes_are_asked_of_all_where_one_has_them(hashed: bool, option: str) -> None:
+    *_, app, more = venvs.script({**WANTED, "hashed": hashed}, Path("/srv/a")).splitlines()
+    assert app.endswith(f"/bin/python {option}--requirement 'deps/x y.txt'")
     # Those that the playbook adds have none.
     assert more.endswith("/bin/python pip b==2")
+
+
+def test_wheels_only_is_said_to_uv_of_all_that_it_installs() -> None:
+    lines = venvs.script({**WANTED, "only_wheels": True}, Path("/srv")).splitlines()
+    installs = [line for line in lines if " pip install " in line]
+    assert len(installs) == 2
+    assert all("--only-binary :all:" in line for line in installs)
+    assert "--only-binary" not in venvs.script(WANTED, Path("/srv"))

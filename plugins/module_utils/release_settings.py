@@ -5,6 +5,7 @@ Each release has a folder of root's own, ``<root>/settings/<release>``:
 ``environment``, ``secrets``       variables of the app, in the syntax of the shell: those with a
                                    secret in their value are in the latter
 ``migrate.environment``, ``migrate.secrets``   what a migration has besides
+``build.secrets``                  what a build finds in the place of ``secrets``
 ``install.environment``            what dependencies are installed with
 ``workers.conf``, ``schedules/``   background workers for supervisord, timers for systemd
 ``code``                           a link to the release's code
@@ -15,6 +16,7 @@ and whatever else the app's server reads at its start. ``<root>/serving`` links 
 from __future__ import annotations
 
 import grp
+import json
 import os
 import pwd
 import shlex
@@ -67,6 +69,8 @@ Description=All that runs of {app}
 MemoryMax={memory}
 TasksMax={tasks}
 """
+STAND_INS = "build.secrets"
+STAND_IN = "a-secret-that-no-build-of-a-release-is-told"
 SECRET = ("FLASK_SECRET_KEY", "FLASK_SECRET_KEY_FALLBACKS")  # whatever their value is
 
 
@@ -95,6 +99,24 @@ def split(variables: dict[str, Any], secrets: list[str]) -> tuple[dict[str, Any]
         {name: value for name, value in variables.items() if not holds(name)},
         {name: value for name, value in variables.items() if holds(name)},
     )
+
+
+def stand_ins(variables: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
+    """Return variables with another word in the place of each secret: a URL stays one."""
+    # The longest first: one may be a part of another.
+    words = sorted(
+        {word for x in secrets if x for word in (str(x), urllib.parse.quote(str(x), safe=""))},
+        key=len,
+        reverse=True,
+    )
+    found = {}
+    for name, value in variables.items():
+        text = str(value)
+        for word in words:
+            text = text.replace(word, STAND_IN)
+        found[name] = text
+    shapes = {name: json.dumps(x) for name, x in zip(SECRET, (STAND_IN, [STAND_IN]), strict=True)}
+    return found | {name: text for name, text in shapes.items() if name in variables}
 
 
 def forward(serving: Path, older: Path, prefix: str) -> dict[str, str]:
@@ -170,6 +192,9 @@ def wanted(app: dict[str, Any]) -> dict[str, tuple[str, int, str]]:
         plain, secrets = split(variables[kind], variables["secrets"])
         found[f"{prefix}environment"] = (to_text(plain), 0o640, group)
         found[f"{prefix}secrets"] = (to_text(secrets), 0o640, group)
+        if not prefix:
+            text = to_text(stand_ins(secrets, variables["secrets"]))
+            found[STAND_INS] = (text, 0o640, app["deploy_user"])
     if variables["install"]:
         text = to_text(variables["install"])
         found["install.environment"] = (text, 0o640, app["deploy_user"])

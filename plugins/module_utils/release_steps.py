@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from . import files, processes, supervisord, unix_http, venvs
+from . import files, processes, sandbox, supervisord, unix_http, venvs
 from . import release_settings as settings
 from .commands import CommandFailed, Failure, Refused
 from .release_state import State, clock
@@ -55,33 +55,50 @@ class Release(State):
 
     # Commands.
 
-    def call(self, words: list[str], shown: str, limit: str, folder: Path | None = None) -> str:
+    def call(
+        self,
+        words: list[str],
+        shown: str,
+        limit: str,
+        folder: Path | None = None,
+        unit: sandbox.Unit | None = None,
+    ) -> str:
         """Run a command; its output goes to the release's log, and what it answers is returned.
 
         Files take the output, so that what it leaves running does not hold it up. At its ``limit``
         it is ended, with all that it has started.
         """
         seconds = self.app["limits"][limit]
-        with tempfile.TemporaryFile() as out, self.open_log() as log:
+        with (
+            tempfile.TemporaryFile() as out,
+            self.open_log() as log,
+            unit.command(words, os.environ, folder)
+            if unit
+            else contextlib.nullcontext(words) as argv,
+        ):
             log.write(f"--- {clock(time.time())}  {shown}\n".encode())
             log.flush()
             process = subprocess.Popen(
-                words,
+                argv,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,
                 start_new_session=True,
-                cwd=folder,
+                cwd=None if unit else folder,
             )
             try:
                 status = process.wait(seconds)
             except subprocess.TimeoutExpired:
-                end(process)
+                end(process, unit)
                 status = f"it did not end within {seconds} s, app_{limit}_timeout"
             out.seek(0)
             output = out.read()
             log.write(output)
         if status:
+            if unit and unit.failed() == "oom-kill" and isinstance(status, int):
+                status = (
+                    "it needed more memory than there was, or than app_build_memory lets it have"
+                )
             raise Failure(status if isinstance(status, str) else f"exit status {status}")
         return output.decode(errors="replace")
 
@@ -92,8 +109,36 @@ class Release(State):
         os.fchmod(log.fileno(), 0o640)
         return log
 
+    def unit(self, user: str, limit: str, lines: list[str] | None = None) -> sandbox.Unit:
+        """Return where a command runs: in the sandbox of the app's slots, or a closer one."""
+        lines = sandbox.for_app(self.app.get("sandbox")) if lines is None else lines
+        return sandbox.Unit(self.app["name"], self.app[user], lines, self.app["limits"][limit])
+
+    def build_sandbox(self, for_venv: bool = False) -> list[str]:
+        """Return what a release and its dependencies are built in: it knows no secret.
+
+        Another release is not its to write, nor a virtual environment that another one has.
+        """
+        own, root, uv = self.settings(self.id), self.root, self.app.get("uv") or {}
+        venv, shared = root / "venvs" / self.app["venv"], root / "shared"
+        others = ((root / "releases" / x / ".venv") for x in self.releases if x != self.id)
+        used = any(x.is_symlink() and x.readlink().name == venv.name for x in others)
+        written = [self.folder(self.id), root / "cache"]
+        return sandbox.for_build(
+            [*written, venv] if for_venv or not used else written,
+            [root / "cache" / f"uv-{uv['version']}"] if uv else [],
+            [root / "settings", shared, *(shared / name for name in self.app["shared"])],
+            {
+                own: own,
+                own / "secrets": own / settings.STAND_INS,
+                own / "migrate.secrets": own / settings.STAND_INS,
+            },
+            self.app["build_memory"],
+            self.app.get("sandbox"),
+        )
+
     def shell(self, script: str, shown: str, folder: Path) -> str:
-        """Run a shell script as the deploy user, who goes into the folder by itself.
+        """Run a shell script of Carafe's as the deploy user, who goes into the folder by itself.
 
         Root would get into places where that user must not, if a link to one were there.
         """
@@ -101,13 +146,33 @@ class Release(State):
         script = f"cd {shlex.quote(str(folder))}\n{script}"
         return self.call([*user, "sh", "-euc", script], shown, "build", self.root)
 
+    def build_shell(self, script: str, shown: str, for_venv: bool = False) -> str:
+        """Run a shell script in a release that may run what packages bring."""
+        unit = self.unit("deploy_user", "build", self.build_sandbox(for_venv))
+        return self.call(["sh", "-euc", script], shown, "build", self.folder(self.id), unit)
+
     def inside(
-        self, user: str, command: str, *options: str, release: str = "", limit: str = "step"
+        self,
+        user: str,
+        command: str,
+        *options: str,
+        release: str = "",
+        limit: str = "step",
+        lines: list[str] | None = None,
+        shown: str = "",
     ) -> str:
         """Run a shell command in a release, with the app's environment."""
         run = [self.app["run_command"], "-r", release or self.id, *options]
-        words = ["runuser", "-u", self.app[user], "--", *run, "sh", "-euc", command]
-        return self.call(words, command, limit)
+        words = [*run, "sh", "-euc", command]
+        return self.call(words, shown or command, limit, unit=self.unit(user, limit, lines))
+
+    def hook(self, point: str, command: str) -> None:
+        """Run a command of a point; those around the build are part of it."""
+        if point in ("before_build", "after_build"):
+            with install_environment(self):
+                self.inside("deploy_user", command, lines=self.build_sandbox())
+        else:
+            self.inside("deploy_user", command)
 
     def has_task_files(self, point: str) -> bool:
         return any(isinstance(entry, dict) for entry in self.app["hooks"].get(point) or [])
@@ -116,7 +181,7 @@ class Release(State):
         """Run the commands of a point, unless it has task files: then tasks run all of it."""
         if not self.has_task_files(point):
             for command in self.app["hooks"].get(point) or []:
-                self.inside("deploy_user", command)
+                self.hook(point, command)
 
     # Migrations.
 
@@ -130,8 +195,17 @@ class Release(State):
         """Return the migration that the database is at, as the code of this release knows it."""
         if not self.app["alembic"]:
             return None
-        lines = map(REVISION.fullmatch, self.alembic("current", release).splitlines())
-        return next((line[1] for line in lines if line), "base")
+        return at(self.alembic("current", release))
+
+    def migrated(self) -> str | None:
+        """Migrate, and return the migration that the database is at then: one unit does both."""
+        command, alembic = self.app["commands"]["migrate"], self.app["alembic"]
+        if not alembic:
+            self.inside("deploy_user", command, "-m", limit="migrate")
+            return None
+        # What the migration says goes to the log alone.
+        script = f"( {command}\n) >&2\n{alembic} current"
+        return at(self.inside("deploy_user", script, "-m", limit="migrate", shown=command))
 
     def between(self, older: str, newer: str, code: str) -> list[str]:
         """Return a line for each migration from one to another, told by the newer code."""
@@ -185,11 +259,20 @@ class Release(State):
         return escaped(f"{self.id} failed at the step {step}: {why}; {serves}.\n{ahead}{log}")
 
 
-def end(process: subprocess.Popen[Any]) -> None:
-    """End a process, and whatever it has started in its session."""
+def at(said: str) -> str:
+    """Return the migration that Alembic says the database is at, among what else is said."""
+    lines = map(REVISION.fullmatch, said.splitlines())
+    return next((line[1] for line in lines if line), "base")
+
+
+def end(process: subprocess.Popen[Any], unit: sandbox.Unit | None = None) -> None:
+    """End a process, and whatever it has started in its unit, or its session."""
     for number, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+        if unit:
+            unit.kill(number.name)
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
             break
@@ -203,6 +286,7 @@ def end(process: subprocess.Popen[Any]) -> None:
 def begin(app: Release) -> None:
     """See what is there; when something is to be done, take the lock and write the settings."""
     app.refuse()
+    sandbox.check()
     settings.check_schedules(app.app)
     wanted = settings.wanted(app.app)
     place = settings.place(app.app, check=True)
@@ -302,25 +386,39 @@ def venv(app: Release) -> None:
             return
         mark, folder = app.state / "venvs" / key, app.root / "venvs" / key
         mark.unlink(missing_ok=True)
-        # As root: what a build that was cut short left may not be the deploy user's to remove.
-        files.remove(folder)
-        why = build_with_uv(app) if app.app.get("uv") else ""
+        if app.app["only_wheels"] and (built := app.app["built"]):
+            raise Failure(
+                f"app_only_wheels: {built} in the requirements is no wheel, and would be built."
+                " Name a release of it on the package index, or a .whl"
+            )
+        why = build_with_uv(app, folder) if app.app.get("uv") else ""
         if why or not app.app.get("uv"):
-            files.remove(folder)
-            app.shell(app.app["build_venv"], "build the virtual environment", app.folder(app.id))
+            clear(app, folder)
+            app.build_shell(app.app["build_venv"], "build the virtual environment", for_venv=True)
         files.write(mark, f"{files.count_files(folder)}\n", owner=os.geteuid(), group=os.getegid())
         # For the end of the run: this may be the job that runs beside it.
         line = f"{app.app['run']['id']} pip has built the virtual environment: {why}" if why else ""
         files.write(app.state / "installer", line, owner=os.geteuid(), group=os.getegid())
 
 
-def build_with_uv(app: Release) -> str:
+def clear(app: Release, folder: Path) -> None:
+    """Have an empty folder of the deploy user's: a build may write in it, but not beside it."""
+    # As root: what a build that was cut short left may not be the deploy user's to remove.
+    files.remove(folder)
+    app.shell(f"mkdir {shlex.quote(str(folder))}", f"make {folder}", app.root)
+
+
+def build_with_uv(app: Release, folder: Path) -> str:
     """Build the virtual environment with uv; return '' or why that was not possible."""
     uv = app.app["uv"]
     try:
-        script = venvs.script(uv, app.root)
         with environment(venvs.environment_of_uv(os.environ, app.root)):
-            app.shell(script, "build the virtual environment with uv", app.folder(app.id))
+            clear(app, folder)
+            if not os.access(venvs.uv(uv, app.root), os.X_OK):
+                # By itself: once packages have run code of theirs, it is not theirs to change.
+                app.build_shell(venvs.get_uv(uv, app.root), "get uv", for_venv=True)
+            script = venvs.script(uv, app.root)
+            app.build_shell(script, "build the virtual environment with uv", for_venv=True)
     except venvs.NoCounterpart as setting:
         return f"uv has no counterpart of pip's setting {setting}"
     except Failure as failure:
@@ -333,10 +431,10 @@ def build(app: Release) -> None:
     venv(app)
     if app.built(app.id):
         return
+    app.hooks("before_build")
     with install_environment(app):
-        app.hooks("before_build")
-        app.shell(app.app["finish"], "build the release", app.folder(app.id))
-        app.hooks("after_build")
+        app.build_shell(app.app["finish"], "build the release")
+    app.hooks("after_build")
     # Task files are still to come, and without them it would not be whole.
     if not app.has_task_files("after_build"):
         app.mark_built(app.id)
@@ -368,8 +466,7 @@ def load(app: Release) -> None:
 def migrate(app: Release) -> None:
     """Migrate the database, and note where it is then."""
     app.hooks("before_migrate")
-    app.inside("deploy_user", app.app["commands"]["migrate"], "-m", limit="migrate")
-    app.note(app.id, head=app.head())
+    app.note(app.id, head=app.migrated())
     app.hooks("after_migrate")
 
 
@@ -388,20 +485,17 @@ def probe(app: Release) -> None:
     with files.scratch(f"{app.app['name']}-") as folder:
         os.chown(folder, user.pw_uid, user.pw_gid)
         path = Path(folder, "probe.sock")
-        # Unlike runuser it is gone when it has begun: the process gets its signals, and ends with
-        # this one.
-        own = {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
-        become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups"]
-        run = [app.app["run_command"], "-r", app.id, "sh", "-euc"]
-        with app.open_log() as log:
+        unit = app.unit("user", "step")
+        words = [app.app["run_command"], "-r", app.id, "sh", "-euc", command]
+        own = {"PROBE_SOCKET": str(path)}
+        with app.open_log() as log, unit.command(words, os.environ | own) as argv:
             log.write(f"--- {clock(time.time())}  {command}\n".encode())
             log.flush()
             process = subprocess.Popen(
-                [*become, "--pdeathsig=TERM", "--", *run, command],
+                argv,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | own | {"PROBE_SOCKET": str(path)},
                 start_new_session=True,
             )
 
@@ -412,7 +506,9 @@ def probe(app: Release) -> None:
             try:
                 trouble, status = unix_http.wait(path, app.app["health"], ended)
             finally:
-                end(process)
+                end(process, unit)
+                if process.returncode:
+                    unit.failed()
     if trouble:
         raise Failure(trouble)
     if not app.app["health"]["path"]:
@@ -457,8 +553,7 @@ def carry_static(app: Release, release: str) -> None:
 def hook(app: Release) -> None:
     """Begin with an entry of a point that has task files; run it, if it is a command."""
     if app.app["command"]:
-        with install_environment(app):
-            app.inside("deploy_user", app.app["command"])
+        app.hook(app.app["point"], app.app["command"])
 
 
 # The background workers, and the end.
@@ -658,6 +753,7 @@ def report_failure(app: Release) -> None:
 def choose(app: Release) -> None:
     """Choose the release to go back to, and see whether the database lets it."""
     app.refuse()
+    sandbox.check()
     serving, releases = app.serving, app.releases
     asked, usable = app.app["asked"], [name for name in app.usable() if name != app.serving]
     app.id = asked or app.before(serving)

@@ -7,10 +7,14 @@ the step, after which nothing of it is alive.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
-from .commands import ask
+from .commands import Refused, ask
 
 # In the syntax of a unit's [Service]: each takes away what no program of a web app needs.
 SANDBOX = """\
@@ -50,6 +54,25 @@ SystemCallErrorNumber=EPERM
 # What a unit that runs as the app's user needs none of. supervisord keeps a few, to become that
 # user: they are in its role.
 NO_CAPABILITIES = "CapabilityBoundingSet=\n"
+# What a release is built in, beside all that: packages run code of theirs in it, before anybody has
+# looked at what they are. The folders that it may write, and what it may not read, come to it.
+BUILD = """\
+ProtectSystem=strict
+PrivateTmp=yes
+PrivateIPC=yes
+# The user is the one that acts as the database's owner: without a socket of PostgreSQL's, nor any
+# other of the server's, it is nobody there. What looks up names stays.
+TemporaryFileSystem=/run:ro
+BindReadOnlyPaths=-/run/systemd/resolve
+BindReadOnlyPaths=-/run/resolvconf
+BindReadOnlyPaths=-/run/NetworkManager/resolv.conf
+BindReadOnlyPaths=-/run/nscd
+# Nor does it see into processes that the user has elsewhere, such as a migration's environment.
+PrivateUsers=yes
+TasksMax=4096
+# Where memory runs short, it goes before what serves.
+OOMScoreAdjust=500
+"""
 # What a container like LXC without nesting cannot have; fit-sandbox takes it from units with files.
 NEED_MOUNTS = {
     *("PrivateDevices", "ProtectControlGroups", "ProtectKernelLogs", "ProtectKernelModules"),
@@ -57,6 +80,9 @@ NEED_MOUNTS = {
     *("InaccessiblePaths", "ReadOnlyPaths", "ReadWritePaths", "TemporaryFileSystem"),
     *("BindPaths", "BindReadOnlyPaths"),
 }
+RUN = Path("/run")  # where a step's variables lie, as long as it begins
+# What root's environment says of root, and is another thing for the user of a step.
+OF_ROOT = ("HOME", "USER", "LOGNAME", "SHELL", "MAIL", "PWD", "OLDPWD", "SUDO_", "SSH_", "XDG_")
 
 
 @functools.cache
@@ -70,12 +96,19 @@ def mounts() -> bool:
     return ask("unshare", "--mount", "sh", "-c", script).returncode == 0
 
 
+@functools.cache
+def users() -> bool:
+    """Tell whether systemd may make a namespace of users here."""
+    return ask("unshare", "--user", "true").returncode == 0
+
+
 def properties(text: str) -> list[str]:
     """Return the lines that this server can have, without comments."""
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    if mounts():
-        return lines
-    return [line for line in lines if line.partition("=")[0] not in NEED_MOUNTS]
+    missing = set() if mounts() else NEED_MOUNTS
+    if "PrivateUsers=yes" in lines and not users():
+        missing = missing | {"PrivateUsers"}
+    return [line for line in lines if line.partition("=")[0] not in missing]
 
 
 def for_app(own: Mapping[str, object] | None = None) -> list[str]:
@@ -85,3 +118,96 @@ def for_app(own: Mapping[str, object] | None = None) -> list[str]:
     """
     more = [f"{name}={value}" for name, value in (own or {}).items()]
     return [*properties(SANDBOX + NO_CAPABILITIES), *more]
+
+
+def for_build(
+    written: Iterable[Path],
+    kept: Iterable[Path],
+    hidden: Iterable[Path],
+    covered: Mapping[Path, Path],
+    memory: str,
+    own: Mapping[str, object] | None = None,
+) -> list[str]:
+    """Return what a unit has that builds a release.
+
+    It writes these folders, except for those in them that are kept, finds the hidden ones empty,
+    and reads another file, or folder, in the place of each that is covered.
+    """
+    places = [
+        *(f"ReadWritePaths={path}" for path in written),
+        *(f"ReadOnlyPaths=-{path}" for path in kept),
+        *(f"TemporaryFileSystem={path}:ro" for path in hidden),
+        *(f"BindReadOnlyPaths={there}:{path}" for path, there in covered.items()),
+        f"MemoryMax={memory}",
+    ]
+    return [*for_app(own), *properties("\n".join([BUILD, *places]))]
+
+
+def check() -> None:
+    """Refuse a server on which nothing could be run in it."""
+    if not Path("/run/systemd/system").is_dir():
+        raise Refused(
+            "systemd does not run this server, and each step of a release runs in a unit of its."
+            " Look at process 1 there: ps -p 1"
+        )
+
+
+class Unit:
+    """A unit that lasts as long as a command, after which nothing that it began is alive."""
+
+    def __init__(self, app: str, user: str, lines: Iterable[str], seconds: int) -> None:
+        self.name, self.user, self.lines = f"carafe-{app}-{os.urandom(4).hex()}", user, lines
+        self.description, self.seconds = f"A step of a release of {app}", seconds
+
+    @contextlib.contextmanager
+    def command(
+        self, words: Iterable[str], environment: Mapping[str, str], folder: Path | None = None
+    ) -> Iterator[list[str]]:
+        """Yield what runs a command in it, with a copy of this environment."""
+        import tempfile  # slow, and most runs have nothing to do
+
+        lines = [
+            f"User={self.user}",
+            f"WorkingDirectory={folder or '/'}",
+            "UMask=0022",
+            # As in a shell: a program whose reader has gone ends.
+            "IgnoreSIGPIPE=no",
+            # All that is left when the command ends.
+            "KillSignal=SIGKILL",
+            # For want of whoever has begun it, who would end it sooner.
+            f"RuntimeMaxSec={self.seconds + 30}",
+            *self.lines,
+        ]
+        # Not as arguments, which everybody reads, nor in the unit, which D-Bus shows to all.
+        with tempfile.NamedTemporaryFile("w", dir=RUN, prefix="carafe-") as file:
+            file.write(variables(environment))
+            file.flush()
+            yield [
+                *("systemd-run", "--quiet", "--wait", "--pipe", f"--unit={self.name}"),
+                *(f"--description={self.description}", f"--property=EnvironmentFile={file.name}"),
+                *(f"--property={line}" for line in lines),
+                # systemd would put variables in.
+                *("--", *(word.replace("$", "$$") for word in words)),
+            ]
+
+    def kill(self, signal: str) -> None:
+        ask("systemctl", "kill", f"--signal={signal}", f"{self.name}.service")
+
+    def failed(self) -> str:
+        """Return what systemd has to say of a command that failed, in its word, and forget it."""
+        unit = f"{self.name}.service"
+        result = ask("systemctl", "show", "--value", "--property=Result", unit).stdout.strip()
+        ask("systemctl", "reset-failed", unit)
+        return result
+
+
+def variables(environment: Mapping[str, str]) -> str:
+    """Return variables as systemd reads them, without those that are about root."""
+    lines = []
+    for name, value in sorted(environment.items()):
+        if name.startswith(OF_ROOT) or not name.isidentifier():
+            continue
+        with contextlib.suppress(UnicodeEncodeError):
+            value.encode()
+            lines.append(f"{name}={shlex.quote(value)}\n")
+    return "".join(lines)

@@ -102,16 +102,17 @@ def environment_of_uv(environment: Mapping[str, str], home: Path) -> dict[str, s
     return {name: value for name, value in found.items() if name not in own}
 
 
-def script(wanted: Mapping[str, Any], root: Path) -> str:
-    """Return what the deploy user runs in the release to build it."""
+def uv(wanted: Mapping[str, Any], root: Path) -> Path:
+    return root / "cache" / f"uv-{wanted['version']}" / "bin/uv"
+
+
+def get_uv(wanted: Mapping[str, Any], root: Path) -> str:
+    """Return what the deploy user runs to have uv."""
     cache = root / "cache"
-    folder, venv = cache / f"uv-{wanted['version']}", shlex.quote(wanted["path"])
-    uv = f"{shlex.quote(str(folder))}/bin/uv --quiet --cache-dir {shlex.quote(str(cache / 'uv'))}"
-    install = f"{uv} pip install --compile-bytecode --python {venv}/bin/python"
-    requirements = shlex.quote(wanted["requirements"])
-    # Commands of the app's may ask for pip.
-    more = shlex.join(["pip", *wanted["extra"]])
-    get = f"""\
+    folder = shlex.quote(str(uv(wanted, root).parent.parent))
+    return f"""\
+umask 022
+export HOME={root}
 for pip in {WHEELS}; do :; done
 rm -rf {cache}/uv-*
 python3 "$pip/pip" install --quiet --no-input --disable-pip-version-check --no-cache-dir \\
@@ -119,15 +120,27 @@ python3 "$pip/pip" install --quiet --no-input --disable-pip-version-check --no-c
 rm {folder}.part/bin/uvx
 mv {folder}.part {folder}
 """
+
+
+def script(wanted: Mapping[str, Any], root: Path) -> str:
+    """Return what the deploy user runs in the release to build it."""
+    cache, venv = root / "cache", shlex.quote(wanted["path"])
+    command = f"{shlex.quote(str(uv(wanted, root)))} --quiet --cache-dir {cache}/packages"
+    # Copies: a file that the cache shares with a virtual environment could be written from there.
+    install = (
+        f"{command} pip install --link-mode copy --compile-bytecode --python {venv}/bin/python"
+    )
+    # As pip does it: where one has a hash, all must have one.
+    hashes = "--require-hashes " if wanted.get("hashed") else ""
+    wheels = "--only-binary :all: " if wanted.get("only_wheels") else ""
+    # Commands of the app's may ask for pip.
+    more = shlex.join(["pip", *wanted["extra"]])
     return f"""\
 umask 022
 export HOME={root}
-if [ ! -x {folder}/bin/uv ]; then
-{get}fi
-{uv} venv --no-project --python /usr/bin/python3 {venv}
-# As pip does it: where one has a hash, all must have one.
-hashes=
-if grep -q -e --hash= {requirements}; then hashes=--require-hashes; fi
-{install} $hashes --requirement {requirements}
-{install} {more}
+# Of earlier versions, whose virtual environments shared its files.
+rm -rf {cache}/uv
+{command} venv --no-project --python /usr/bin/python3 {venv}
+{install} {wheels}{hashes}--requirement {shlex.quote(wanted["requirements"])}
+{install} {wheels}{more}
 """

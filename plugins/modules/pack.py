@@ -89,6 +89,14 @@ requirements:
   description: Path in the archive of the file that pip reads.
   type: str
   returned: success
+hashed:
+  description: Whether a requirement has a hash.
+  type: bool
+  returned: success
+built:
+  description: A requirement that is built even where only wheels are wanted, or nothing.
+  type: str
+  returned: success
 label:
   description: What people call this version, such as V(v1.4.0 46b2c12fc9).
   type: str

@@ -31,7 +31,10 @@ from .secret_files import folder_looks_secret, looks_secret
 from .urls import credential, without_credentials
 
 GENERATED = ".requirements.txt"
-INCLUDE = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[\s=]+(\S+)")
+INCLUDE = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[\s=]*(\S+)")
+# A requirement that no index resolves: pip builds it, whatever it is told of wheels.
+DIRECT = re.compile(r"-e\b|--editable\b|[./]|[^-\s][^;]*(?:@|/|[.](?:zip|tgz|tar)\b)")
+COMMENT = re.compile(r"(^|\s)#.*")
 VERSIONED = re.compile(r"===?|~=|@")
 KEPT = 30 * 86400  # seconds for which an archive that no run has asked for stays in the cache
 
@@ -188,6 +191,16 @@ def included(found: Files, path: str, seen: set[str]) -> str:
     return text
 
 
+def built_anyway(text: str) -> str:
+    """Return a requirement that is built although wheels alone are wanted, or ''."""
+    for line in text.splitlines():
+        asked = COMMENT.sub("", line).strip()
+        # What follows is a hash, or where it is meant for.
+        if DIRECT.match(asked) and not re.match(r"\S*( *@ *\S+)?[.]whl(?![^\s;#])", asked):
+            return asked
+    return ""
+
+
 def archive_of(found: Files) -> bytes:
     """Return a compressed tar archive of the files, the same for the same content."""
     buffer = io.BytesIO()
@@ -274,6 +287,9 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
     return {
         "revision": revision,
         "requirements": requirements,
+        # As pip takes it: where one has a hash, all must have one.
+        "hashed": "--hash=" in text,
+        "built": built_anyway(text),
         "dependencies": hashlib.sha256(text.encode()).hexdigest(),
         "archive": str(archive),
         "size": archive.stat().st_size,

@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -265,6 +266,113 @@ def test_what_an_app_prints_is_shown_to_who_deploys_and_kept_from_others(
         assert any(path.startswith("/srv/tiny/logs/") for path in everywhere)
     assert host.run(f"{as_nobody} {search}").stdout == ""
     assert not [x for x in everywhere if not x.startswith("/srv/tiny/logs/")]
+
+
+LISTENER = """
+import os, socket
+os.makedirs("/run/postgresql", exist_ok=True)
+server = socket.socket(socket.AF_UNIX)
+server.bind("/run/postgresql/.s.PGSQL.5432")
+os.chmod("/run/postgresql/.s.PGSQL.5432", 0o777)
+server.listen(100)
+import time; time.sleep(900)
+"""
+
+
+@pytest.fixture
+def neighbours(host: Host) -> Iterator[None]:
+    """What is on a server beside the build: a database, and a migration with its environment."""
+    run = "systemd-run --collect --quiet"
+    host.check_output(f"{run} --unit=listener python3 -c %s", LISTENER)
+    as_user = "-p User=tiny-deploy -p Environment=WORD=planted"
+    host.check_output(f"{run} --unit=neighbour {as_user} sleep 900")
+    host.check_output("touch /srv/tiny/shared/data/x")
+    yield
+    host.check_output("systemctl stop listener neighbour")
+    host.check_output("rm -rf /run/postgresql")
+
+
+def attack(code: Path) -> dict[str, object]:
+    """Have a dependency that attacks while it is built; return what the role is told."""
+    shutil.copytree(SCENARIO / "files/hostile", code / "hostile")
+    (code / "requirements.txt").write_text("flask==3.1.3\n./hostile\n")
+    return {"tiny_path": code, "app_requirements": "requirements.txt"}
+
+
+@pytest.mark.each_release
+@pytest.mark.parametrize("installer", ["uv", "pip"])
+def test_a_dependency_that_attacks_while_it_is_built_gets_nothing(
+    host: Host, code: Path, deploy: Callable, neighbours: None, installer: str
+) -> None:
+    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + f"# {installer}\n")
+    host.run("rm -f /srv/tiny/cache/attacks.json")
+    more = {"app_default_extra_requirements": [f"click!=0.{len(installer)}"]}
+    secret, word = "only-for-this-test-0123456789abcdef", "a secret's secret"
+    run = deploy(**attack(code), **more, app_installer=installer, app_secrets=[word])
+    assert run.returncode == 0, run.stdout
+    got = json.loads(host.file("/srv/tiny/cache/attacks.json").content_string)
+    assert [x for x in got["read"] if secret in x or word in x or "shadow" in x] == []
+    assert [x for x in got["read"] if "/shared/" in x or "/logs/" in x or "/run/" in x] == []
+    del got["read"]
+    assert not any(got.values()), got
+    assert host.run("pgrep --full 'sleep 73310'").rc != 0, "it lives on"
+    left = host.run("find /tmp /var/tmp /dev/shm -name hostile").stdout
+    assert left == ""
+    assert host.run("systemctl list-units --all --no-legend 'carafe-*'").stdout == ""
+
+
+def test_a_build_ends_at_its_limit(code: Path, deploy: Callable) -> None:
+    variables = attack(code)
+    with (code / "hostile/setup.py").open("a") as setup:
+        setup.write("import time; time.sleep(600)\n")
+    run = deploy(**variables, app_installer="pip", app_build_timeout=8)
+    assert run.returncode != 0
+    assert "it did not end within 8 s, app_build_timeout" in run.stdout
+
+
+@pytest.mark.parametrize("installer", ["uv", "pip"])
+def test_a_wrong_hash_is_refused(code: Path, deploy: Callable, installer: str) -> None:
+    # In a file of its own, as pip-compile and uv leave it to people.
+    (code / "requirements.txt").write_text("-r locked.txt\n")
+    (code / "locked.txt").write_text(f"flask==3.1.3 --hash=sha256:{'0' * 64}\n")
+    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + f"# {installer}\n")
+    run = deploy(tiny_path=code, app_requirements="requirements.txt", app_installer=installer)
+    assert run.returncode != 0
+    assert "hash" in run.stdout.lower()
+
+
+def test_wheels_only_runs_nothing_of_a_dependency(host: Host, code: Path, deploy: Callable) -> None:
+    host.run("rm -f /srv/tiny/cache/attacks.json")
+    run = deploy(**attack(code), app_only_wheels=True)
+    assert run.returncode != 0
+    assert "app_only_wheels: ./hostile in the requirements" in run.stdout
+    assert not host.file("/srv/tiny/cache/attacks.json").exists
+
+
+@pytest.mark.each_release
+def test_each_step_and_schedule_has_a_low_exposure(
+    host: Host, code: Path, deploy: Callable
+) -> None:
+    """As systemd sees each of the units while it runs."""
+    host.check_output(
+        "systemd-run --collect --quiet --unit=looker sh -c %s",
+        "while sleep 0.05; do for u in $(systemctl list-units --plain --no-legend 'carafe-tiny-*'"
+        " | cut -d' ' -f1); do systemd-analyze security --no-pager $$u | tail -n 1"
+        " >>/run/exposures; done; done",
+    )
+    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + "# exposed\n")
+    stay = {point: ["sleep 2"] for point in ("after_build", "before_migrate")}
+    night = {"name": "night", "command": "grep Seccomp: /proc/self/status", "when": "daily"}
+    run = deploy(tiny_path=code, app_hooks=stay, app_schedules=[night])
+    assert run.returncode == 0, run.stdout
+    host.check_output("systemctl stop looker")
+    found = re.findall(r"level for \S+: ([0-9.]+)", host.check_output("cat /run/exposures"))
+    assert len(found) >= 2, found
+    assert all(float(x) <= 4 for x in found), found
+    host.check_output("systemd-analyze security --no-pager --threshold=40 tiny.night.service")
+    host.check_output("systemctl start tiny.night.service")
+    said = host.check_output("journalctl --unit=tiny.night.service --output=cat --lines=20")
+    assert "Seccomp:\t2" in said
 
 
 def test_missing_folder_is_said_before_the_server_is_touched(
