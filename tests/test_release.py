@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -143,6 +145,7 @@ class App:
             "variables": VARIABLES | changes.pop("variables", {}),
             "unpack": f"mkdir {folder}; cd {folder}; echo {changes.pop('head', '0001')} >head;"
             f" ln -s ../../venvs/{venv.name} .venv; mkdir static",
+            "tasks_max": 200,
             "build_memory": "75%",
             "only_wheels": False,
             "built": "",
@@ -172,7 +175,8 @@ class App:
         """Take one step, in this process, as the module does."""
         app = release_steps.Release(self.facts(release, **changes), check)
         path = f"{self.root}/bin:/usr/bin:/bin"
-        with mock.patch.dict(os.environ, PATH=path, HOME="/elsewhere"):
+        own = {"PATH": path, "HOME": "/elsewhere"}
+        with mock.patch.dict(os.environ, own), mock.patch.dict(sandbox.OWN, own):
             module.run(app, {"step": name, "steps": list(steps)})
         return app.output
 
@@ -299,6 +303,24 @@ def test_a_build_is_told_no_secret_and_all_else(app: App) -> None:
         assert f"--property=BindReadOnlyPaths={settings}/build.secrets:{settings}/secrets" in unit
 
 
+@pytest.mark.parametrize("secret", ['a"quote', "back\\slash", "ümlaut", "two words/1+1"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        *(str, json.dumps, lambda x: json.dumps({"deep": [x]}, ensure_ascii=False)),
+        *(urllib.parse.quote, urllib.parse.quote_plus),
+        lambda x: f"redis://:{urllib.parse.quote(x, safe='')}@cache/0",
+    ],
+)
+def test_a_secret_is_known_however_it_is_written(write: Callable[[str], str], secret: str) -> None:
+    variables = {"FLASK_MAIL": write(secret), "PLAIN": "a"}
+    plain, found = release_settings.split(variables, [secret])
+    assert (plain, found) == ({"PLAIN": "a"}, {"FLASK_MAIL": write(secret)})
+    told = release_settings.stand_ins(found, [secret])["FLASK_MAIL"]
+    assert release_settings.STAND_IN in told
+    assert write(secret).strip('"') not in told
+
+
 def test_a_build_writes_no_virtual_environment_that_another_release_has(app: App) -> None:
     mine = f"--property=ReadWritePaths={app.root}/venvs/venv-1"
     app.deploy("a")
@@ -329,6 +351,11 @@ def test_every_step_is_in_the_sandbox(app: App) -> None:
     assert len(units) == 5 + len(POINTS)
     assert all("--property=NoNewPrivileges=yes" in unit for unit in units)
     assert all("--property=RestrictNamespaces=yes" in unit for unit in units)
+    # Where the app may have no more than its share.
+    where = f"--property=Slice={release_settings.slice_of(getpass.getuser())}"
+    assert all(where in unit for unit in units)
+    built = app.units(containing="ProtectSystem=strict")
+    assert all("--property=TasksMax=100" in unit for unit in built)
 
 
 def test_wheels_only_refuses_what_would_be_built(app: App) -> None:

@@ -86,11 +86,22 @@ def from_text(text: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in shlex.split(text))
 
 
+def written(secrets: list[str]) -> set[str]:
+    """Return all that secrets look like in variables: as they are, in a URL, and in JSON."""
+    return {
+        word
+        for x in map(str, secrets)
+        if x
+        for word in (
+            *(x, json.dumps(x)[1:-1], json.dumps(x, ensure_ascii=False)[1:-1]),
+            *(urllib.parse.quote(x, safe=""), urllib.parse.quote(x), urllib.parse.quote_plus(x)),
+        )
+    }
+
+
 def split(variables: dict[str, Any], secrets: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the variables without a secret in them, and those with one."""
-
-    # In a URL they are written in another way.
-    words = {word for x in secrets if x for word in (str(x), urllib.parse.quote(str(x), safe=""))}
+    words = written(secrets)
 
     def holds(name: str) -> bool:
         return name in SECRET or any(word in str(variables[name]) for word in words)
@@ -104,12 +115,7 @@ def split(variables: dict[str, Any], secrets: list[str]) -> tuple[dict[str, Any]
 def stand_ins(variables: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
     """Return variables with another word in the place of each secret: a URL stays one."""
     # The longest first: one may be a part of another.
-    words = sorted(
-        {word for x in secrets if x for word in (str(x), urllib.parse.quote(str(x), safe=""))},
-        key=len,
-        reverse=True,
-    )
-    found = {}
+    words, found = sorted(written(secrets), key=len, reverse=True), {}
     for name, value in variables.items():
         text = str(value)
         for word in words:

@@ -97,7 +97,8 @@ class Release(State):
         if status:
             if unit and unit.failed() == "oom-kill" and isinstance(status, int):
                 status = (
-                    "it needed more memory than there was, or than app_build_memory lets it have"
+                    "it needed more memory than there was, or than app_memory_max_mb lets the app"
+                    " have, or app_build_memory a build"
                 )
             raise Failure(status if isinstance(status, str) else f"exit status {status}")
         return output.decode(errors="replace")
@@ -112,7 +113,8 @@ class Release(State):
     def unit(self, user: str, limit: str, lines: list[str] | None = None) -> sandbox.Unit:
         """Return where a command runs: in the sandbox of the app's slots, or a closer one."""
         lines = sandbox.for_app(self.app.get("sandbox")) if lines is None else lines
-        return sandbox.Unit(self.app["name"], self.app[user], lines, self.app["limits"][limit])
+        where, seconds = settings.slice_of(self.app["user"]), self.app["limits"][limit]
+        return sandbox.Unit(self.app["name"], self.app[user], where, lines, seconds)
 
     def build_sandbox(self, for_venv: bool = False) -> list[str]:
         """Return what a release and its dependencies are built in: it knows no secret.
@@ -134,6 +136,8 @@ class Release(State):
                 own / "migrate.secrets": own / settings.STAND_INS,
             },
             self.app["build_memory"],
+            # What serves has the other half.
+            self.app["tasks_max"] // 2,
             self.app.get("sandbox"),
         )
 
@@ -486,6 +490,7 @@ def probe(app: Release) -> None:
         os.chown(folder, user.pw_uid, user.pw_gid)
         path = Path(folder, "probe.sock")
         unit = app.unit("user", "step")
+        unit.seconds = app.app["health"]["timeout"]
         words = [app.app["run_command"], "-r", app.id, "sh", "-euc", command]
         own = {"PROBE_SOCKET": str(path)}
         with app.open_log() as log, unit.command(words, os.environ | own) as argv:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -69,8 +70,7 @@ BindReadOnlyPaths=-/run/NetworkManager/resolv.conf
 BindReadOnlyPaths=-/run/nscd
 # Nor does it see into processes that the user has elsewhere, such as a migration's environment.
 PrivateUsers=yes
-TasksMax=4096
-# Where memory runs short, it goes before what serves.
+# Where memory runs short, for the app or for the server, it goes before what serves.
 OOMScoreAdjust=500
 """
 # What a container like LXC without nesting cannot have; fit-sandbox takes it from units with files.
@@ -82,7 +82,8 @@ NEED_MOUNTS = {
 }
 RUN = Path("/run")  # where a step's variables lie, as long as it begins
 # What root's environment says of root, and is another thing for the user of a step.
-OF_ROOT = ("HOME", "USER", "LOGNAME", "SHELL", "MAIL", "PWD", "OLDPWD", "SUDO_", "SSH_", "XDG_")
+OF_ROOT = re.compile(r"(HOME|USER|LOGNAME|SHELL|MAIL|PWD|OLDPWD|(SUDO|SSH|XDG)_.*)")
+OWN = dict(os.environ)
 
 
 @functools.cache
@@ -126,6 +127,7 @@ def for_build(
     hidden: Iterable[Path],
     covered: Mapping[Path, Path],
     memory: str,
+    tasks: int,
     own: Mapping[str, object] | None = None,
 ) -> list[str]:
     """Return what a unit has that builds a release.
@@ -139,6 +141,7 @@ def for_build(
         *(f"TemporaryFileSystem={path}:ro" for path in hidden),
         *(f"BindReadOnlyPaths={there}:{path}" for path, there in covered.items()),
         f"MemoryMax={memory}",
+        f"TasksMax={tasks or 'infinity'}",
     ]
     return [*for_app(own), *properties("\n".join([BUILD, *places]))]
 
@@ -155,9 +158,12 @@ def check() -> None:
 class Unit:
     """A unit that lasts as long as a command, after which nothing that it began is alive."""
 
-    def __init__(self, app: str, user: str, lines: Iterable[str], seconds: int) -> None:
+    def __init__(
+        self, app: str, user: str, where: str, lines: Iterable[str], seconds: int
+    ) -> None:
         self.name, self.user, self.lines = f"carafe-{app}-{os.urandom(4).hex()}", user, lines
         self.description, self.seconds = f"A step of a release of {app}", seconds
+        self.where = where  # the slice, which says what the app may have
 
     @contextlib.contextmanager
     def command(
@@ -168,6 +174,7 @@ class Unit:
 
         lines = [
             f"User={self.user}",
+            f"Slice={self.where}",
             f"WorkingDirectory={folder or '/'}",
             "UMask=0022",
             # As in a shell: a program whose reader has gone ends.
@@ -202,10 +209,11 @@ class Unit:
 
 
 def variables(environment: Mapping[str, str]) -> str:
-    """Return variables as systemd reads them, without those that are about root."""
+    """Return variables as systemd reads them, without those of this process that are about root."""
     lines = []
     for name, value in sorted(environment.items()):
-        if name.startswith(OF_ROOT) or not name.isidentifier():
+        about_root = OF_ROOT.fullmatch(name) and OWN.get(name) == value
+        if about_root or not name.isidentifier():
             continue
         with contextlib.suppress(UnicodeEncodeError):
             value.encode()
