@@ -185,7 +185,7 @@ PATHS = [
     *("releases/b", "releases/b/.static", "releases/b/static", "releases/b/.venv"),
     *("releases/b/static/app.0000000b.css", "releases/a", "releases/a/.static"),
     *("venvs/venv-1", "venvs/venv-1/bin", "venvs/venv-1/bin/python", "venvs/venv-1/x", "venvs/x"),
-    *("shared/data/inner", "shared/data/x", "cache/x", "cache/uv-1"),
+    *("shared/data/inner", "shared/data/x", "cache/x", "uv/1"),
     *("archives/x", "settings/x", "state/built/x", "state/venvs/x"),
 ]
 

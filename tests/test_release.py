@@ -401,7 +401,7 @@ def without_files_of_pip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_uv(app: App, status: int = 0) -> dict[str, Any]:
     """Put a uv there, and return the facts of an app that is built with it."""
-    uv = app.root / "cache/uv-1/bin/uv"
+    uv = app.root / "uv/1/bin/uv"
     uv.parent.mkdir(parents=True)
     uv.write_text(UV.replace("ROOT", str(app.root)).replace("STATUS", str(status)))
     uv.chmod(0o755)

@@ -116,19 +116,18 @@ class Release(State):
         where, seconds = settings.slice_of(self.app["user"]), self.app["limits"][limit]
         return sandbox.Unit(self.app["name"], self.app[user], where, lines, seconds)
 
-    def build_sandbox(self, for_venv: bool = False) -> list[str]:
+    def build_sandbox(self, *places: Path) -> list[str]:
         """Return what a release and its dependencies are built in: it knows no secret.
 
         Another release is not its to write, nor a virtual environment that another one has.
+        Other places than these two and the cache come to it.
         """
-        own, root, uv = self.settings(self.id), self.root, self.app.get("uv") or {}
+        own, root = self.settings(self.id), self.root
         venv, shared = root / "venvs" / self.app["venv"], root / "shared"
         others = ((root / "releases" / x / ".venv") for x in self.releases if x != self.id)
         used = any(x.is_symlink() and x.readlink().name == venv.name for x in others)
-        written = [self.folder(self.id), root / "cache"]
         return sandbox.for_build(
-            [*written, venv] if for_venv or not used else written,
-            [root / "cache" / f"uv-{uv['version']}"] if uv else [],
+            [self.folder(self.id), root / "cache", *places, *([] if used else [venv])],
             [root / "settings", shared, *(shared / name for name in self.app["shared"])],
             {
                 own: own,
@@ -150,9 +149,9 @@ class Release(State):
         script = f"cd {shlex.quote(str(folder))}\n{script}"
         return self.call([*user, "sh", "-euc", script], shown, "build", self.root)
 
-    def build_shell(self, script: str, shown: str, for_venv: bool = False) -> str:
+    def build_shell(self, script: str, shown: str, *places: Path) -> str:
         """Run a shell script in a release that may run what packages bring."""
-        unit = self.unit("deploy_user", "build", self.build_sandbox(for_venv))
+        unit = self.unit("deploy_user", "build", self.build_sandbox(*places))
         return self.call(["sh", "-euc", script], shown, "build", self.folder(self.id), unit)
 
     def inside(
@@ -398,7 +397,7 @@ def venv(app: Release) -> None:
         why = build_with_uv(app, folder) if app.app.get("uv") else ""
         if why or not app.app.get("uv"):
             clear(app, folder)
-            app.build_shell(app.app["build_venv"], "build the virtual environment", for_venv=True)
+            app.build_shell(app.app["build_venv"], "build the virtual environment", folder)
         files.write(mark, f"{files.count_files(folder)}\n", owner=os.geteuid(), group=os.getegid())
         # For the end of the run: this may be the job that runs beside it.
         line = f"{app.app['run']['id']} pip has built the virtual environment: {why}" if why else ""
@@ -420,9 +419,10 @@ def build_with_uv(app: Release, folder: Path) -> str:
             clear(app, folder)
             if not os.access(venvs.uv(uv, app.root), os.X_OK):
                 # By itself: once packages have run code of theirs, it is not theirs to change.
-                app.build_shell(venvs.get_uv(uv, app.root), "get uv", for_venv=True)
+                place = venvs.folder_of_uv(app.root)
+                app.build_shell(venvs.get_uv(uv, app.root), "get uv", place)
             script = venvs.script(uv, app.root)
-            app.build_shell(script, "build the virtual environment with uv", for_venv=True)
+            app.build_shell(script, "build the virtual environment with uv", folder)
     except venvs.NoCounterpart as setting:
         return f"uv has no counterpart of pip's setting {setting}"
     except Failure as failure:

@@ -123,7 +123,6 @@ def for_app(own: Mapping[str, object] | None = None) -> list[str]:
 
 def for_build(
     written: Iterable[Path],
-    kept: Iterable[Path],
     hidden: Iterable[Path],
     covered: Mapping[Path, Path],
     memory: str,
@@ -132,12 +131,11 @@ def for_build(
 ) -> list[str]:
     """Return what a unit has that builds a release.
 
-    It writes these folders, except for those in them that are kept, finds the hidden ones empty,
-    and reads another file, or folder, in the place of each that is covered.
+    It writes these folders, finds the hidden ones empty, and reads another file, or folder, in the
+    place of each that is covered.
     """
     places = [
         *(f"ReadWritePaths={path}" for path in written),
-        *(f"ReadOnlyPaths=-{path}" for path in kept),
         *(f"TemporaryFileSystem={path}:ro" for path in hidden),
         *(f"BindReadOnlyPaths={there}:{path}" for path, there in covered.items()),
         f"MemoryMax={memory}",
@@ -158,9 +156,7 @@ def check() -> None:
 class Unit:
     """A unit that lasts as long as a command, after which nothing that it began is alive."""
 
-    def __init__(
-        self, app: str, user: str, where: str, lines: Iterable[str], seconds: int
-    ) -> None:
+    def __init__(self, app: str, user: str, where: str, lines: Iterable[str], seconds: int) -> None:
         self.name, self.user, self.lines = f"carafe-{app}-{os.urandom(4).hex()}", user, lines
         self.description, self.seconds = f"A step of a release of {app}", seconds
         self.where = where  # the slice, which says what the app may have

@@ -102,19 +102,23 @@ def environment_of_uv(environment: Mapping[str, str], home: Path) -> dict[str, s
     return {name: value for name, value in found.items() if name not in own}
 
 
+def folder_of_uv(root: Path) -> Path:
+    """Return where uv is: not in the cache, which every build writes."""
+    return root / "uv"
+
+
 def uv(wanted: Mapping[str, Any], root: Path) -> Path:
-    return root / "cache" / f"uv-{wanted['version']}" / "bin/uv"
+    return folder_of_uv(root) / wanted["version"] / "bin/uv"
 
 
 def get_uv(wanted: Mapping[str, Any], root: Path) -> str:
     """Return what the deploy user runs to have uv."""
-    cache = root / "cache"
     folder = shlex.quote(str(uv(wanted, root).parent.parent))
     return f"""\
 umask 022
 export HOME={root}
 for pip in {WHEELS}; do :; done
-rm -rf {cache}/uv-*
+rm -rf {folder_of_uv(root)}/*
 python3 "$pip/pip" install --quiet --no-input --disable-pip-version-check --no-cache-dir \\
   --no-compile --no-deps --target {folder}.part uv=={wanted["version"]}
 rm {folder}.part/bin/uvx
@@ -138,8 +142,8 @@ def script(wanted: Mapping[str, Any], root: Path) -> str:
     return f"""\
 umask 022
 export HOME={root}
-# Of earlier versions, whose virtual environments shared its files.
-rm -rf {cache}/uv
+# Of earlier versions of Carafe: uv itself, and what its virtual environments shared.
+rm -rf {cache}/uv {cache}/uv-*
 {command} venv --no-project --python /usr/bin/python3 {venv}
 {install} {wheels}{hashes}--requirement {shlex.quote(wanted["requirements"])}
 {install} {wheels}{more}

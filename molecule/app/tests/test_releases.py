@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -304,9 +305,9 @@ def attack(code: Path) -> dict[str, object]:
 def test_a_dependency_that_attacks_while_it_is_built_gets_nothing(
     host: Host, code: Path, deploy: Callable, neighbours: None, installer: str
 ) -> None:
-    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + f"# {installer}\n")
+    (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + f"# {code}\n")
     host.run("rm -f /srv/tiny/cache/attacks.json")
-    more = {"app_default_extra_requirements": [f"click!=0.{len(installer)}"]}
+    more = {"app_default_extra_requirements": [f"click!=0.{time.time_ns()}"]}
     secret, word = "only-for-this-test-0123456789abcdef", "a secret's secret"
     run = deploy(**attack(code), **more, app_installer=installer, app_secrets=[word])
     assert run.returncode == 0, run.stdout

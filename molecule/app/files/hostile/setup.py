@@ -58,7 +58,8 @@ others = [x for x in map(str, found(f"{ROOT}/releases/*/wsgi.py")) if own not in
 for path in [
     *others,
     *found(f"{ROOT}/venvs/*/lib/*/site-packages/flask/app.py"),
-    *found(f"{ROOT}/cache/uv-*/bin/uv"),
+    *found(f"{ROOT}/uv/*/bin/uv"),
+    *(f"{ROOT}/uv/{x}" for x in ("planted", "0.99.0")),
     *found(f"{ROOT}/settings/*/environment"),
     *(f"{ROOT}/{x}/planted" for x in ("releases", "venvs", "state", "settings", "shared", "bin")),
     f"{ROOT}/shared/data/planted",
