@@ -61,6 +61,7 @@ BUILD = """\
 ProtectSystem=strict
 PrivateTmp=yes
 PrivateIPC=yes
+TemporaryFileSystem=/dev/shm:mode=1777
 # The user is the one that acts as the database's owner: without a socket of PostgreSQL's, nor any
 # other of the server's, it is nobody there. What looks up names stays.
 TemporaryFileSystem=/run:ro

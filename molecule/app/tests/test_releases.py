@@ -287,7 +287,7 @@ def neighbours(host: Host) -> Iterator[None]:
     host.check_output(f"{run} --unit=listener python3 -c %s", LISTENER)
     as_user = "-p User=tiny-deploy -p Environment=WORD=planted"
     host.check_output(f"{run} --unit=neighbour {as_user} sleep 900")
-    host.check_output("touch /srv/tiny/shared/data/x")
+    host.check_output("runuser -u tiny touch /srv/tiny/shared/data/x")
     yield
     host.check_output("systemctl stop listener neighbour")
     host.check_output("rm -rf /run/postgresql")
@@ -368,9 +368,11 @@ def test_each_step_and_schedule_has_a_low_exposure(
     run = deploy(tiny_path=code, app_hooks=stay, app_schedules=[night])
     assert run.returncode == 0, run.stdout
     host.check_output("systemctl stop looker")
-    found = re.findall(r"level for \S+: ([0-9.]+)", host.check_output("cat /run/exposures"))
-    assert len(found) >= 2, found
-    assert all(float(x) <= 4 for x in found), found
+    found = re.findall(r"level for (\S+): ([0-9.]+)", host.check_output("cat /run/exposures"))
+    # That of a build, and the one that all else has.
+    assert len({unit for unit, _ in found}) >= 2, found
+    print(sorted(set(found)))
+    assert all(float(points) <= 4 for _, points in found), found
     host.check_output("systemd-analyze security --no-pager --threshold=40 tiny.night.service")
     host.check_output("systemctl start tiny.night.service")
     said = host.check_output("journalctl --unit=tiny.night.service --output=cat --lines=20")
