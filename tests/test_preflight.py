@@ -95,6 +95,30 @@ def test_a_limit_that_the_app_itself_could_not_live_with(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("memory", ["75%", "100%", "2G", "800M", "1000000000"])
+def test_memory_that_systemd_understands(memory: str) -> None:
+    assert problems(app_build_memory=memory) == []
+
+
+@pytest.mark.parametrize("memory", ["0", "0%", "101%", "2 G", "2GB", "-1", "lots", "", "2G\n"])
+def test_memory_that_systemd_would_refuse(memory: str) -> None:
+    assert the_only(problems(app_build_memory=memory)).variable == "app_build_memory"
+
+
+@pytest.mark.parametrize(
+    ("own", "fine"),
+    [
+        *(({"PrivateDevices": x}, True) for x in ("no", False, "")),
+        ({"SystemCallFilter": "chroot mount"}, True),
+        *(({"SystemCallFilter": x}, False) for x in (["chroot"], {"a": 1}, "a\nExecStart=b")),
+        *(({x: "no"}, False) for x in ("private_devices", "Private Devices", "a", "A\n", "A=b")),
+    ],
+)
+def test_an_opened_sandbox_is_settings_of_a_unit(own: dict[str, object], fine: bool) -> None:
+    found = problems(app_sandbox=own)
+    assert found == [] if fine else the_only(found).variable == "app_sandbox"
+
+
 @pytest.mark.parametrize(
     "name",
     ["", "Guestbook", "1up", "-x", "a b", "café", "a" * 32, "a/b", "../etc", "a.b", "a;id", "a\n"],

@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from testinfra.host import Host
@@ -53,3 +54,31 @@ def test_what_is_not_in_the_lists_any_more_is_gone(host: Host, site: Callable[..
     site(app_schedules=[{"name": "tock", "command": "true", "when": "Tue 03:00"}])
     assert "Tue " in host.check_output("systemctl list-timers --all ledger.tock.timer")
     assert "RUNNING" in host.check_output("supervisorctl status ledger.jobs:*")
+
+
+# Asks the database who it is, by each way there is to it, and notes in which slice it runs.
+ASK = """
+for where in /run/postgresql /var/run/postgresql /tmp localhost ::1; do
+  psql --no-password -XAtc 'SELECT session_user' -h $where ledger || true
+done >/srv/ledger/cache/%s 2>&1
+cat /proc/self/cgroup >>/srv/ledger/cache/%s
+"""
+
+
+def test_a_build_reaches_no_database_and_a_hook_beside_the_migration_does(
+    playbook: Callable[..., subprocess.CompletedProcess[str]],
+    code: Callable[[str], Path],
+    host: Host,
+) -> None:
+    run = playbook(
+        "deploy",
+        ledger_path=str(code("asking")),
+        app_build_commands=[ASK % ("build", "build")],
+        app_hooks={"before_migrate": [ASK % ("hook", "hook")]},
+    )
+    assert run.returncode == 0, run.stdout
+    said = {x: host.check_output("cat /srv/ledger/cache/%s", x) for x in ("build", "hook")}
+    assert said["hook"].count("ledger-deploy") == 2, said["hook"]
+    assert said["build"].count("connection to server") == 5, said["build"]
+    assert "ledger-deploy" not in said["build"]
+    assert all("/carafe-ledger.slice/" in text for text in said.values()), said

@@ -32,6 +32,8 @@ RANGES = {
 }
 TASKS_MIN = 64
 SECRET_LENGTH = 32  # characters; itsdangerous signs with SHA-1, and 16 bytes in hex are 32
+MEMORY = re.compile(r"(100|[1-9][0-9]?)%|[1-9][0-9]*[KMGT]?")
+SETTING, SETTING_VALUE = re.compile(r"[A-Z][A-Za-z]+"), re.compile(r"[^\[{\n][^\n]*|")
 LINUX_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,30}")  # stricter than useradd's own rule
 
 # Users and groups of Debian's base-passwd and of packages that share a server with an app.
@@ -111,6 +113,22 @@ def check_tasks(server: Server) -> Iterator[Problem]:
         )
 
 
+def check_sandbox(server: Server) -> Iterator[Problem]:
+    """systemd would refuse each step of a release, in words of its own."""
+    memory = str(server.values.get("app_build_memory", "75%"))
+    if not MEMORY.fullmatch(memory):
+        yield Problem(
+            "app_build_memory", f"is {memory!r}, and must be a part, 75%, or bytes, 800M or 2G"
+        )
+    for name, value in (server.values.get("app_sandbox") or {}).items():
+        if not SETTING.fullmatch(str(name)) or not SETTING_VALUE.fullmatch(str(value)):
+            yield Problem(
+                "app_sandbox",
+                f"has {name}: {value!r}, and must have settings of systemd.exec(5) with a text"
+                " each, such as PrivateDevices: 'no'",
+            )
+
+
 def check_owner(server: Server) -> Iterator[Problem]:
     """Two environments that deploy an app of one name would overwrite each other's releases."""
     app, ours = server.values.get("app_name"), server.values.get("app_environment_name")
@@ -167,5 +185,6 @@ CHECKS = (
     check_environments,
     check_owner,
     check_tasks,
+    check_sandbox,
     check_hooks,
 )
