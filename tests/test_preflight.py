@@ -277,7 +277,78 @@ def test_a_header_that_no_site_can_have(option: str, name: str, what: str) -> No
 def test_headers_that_a_site_can_have() -> None:
     site = {"name": "a", "listen": 80, "server_names": ["one.test"]}
     headers = {"pass_headers": ["Remote-User"], "cache_headers": ["X-Forwarded-For", "Accept"]}
-    assert not problems(nginx_sites=[site | headers])
+    own = {
+        "request_headers": {"X-Protocol": "$ssl_protocol", "Remote-User": "nobody", "X-Host": ""}
+    }
+    service = {"path": "/b/", "proxy_pass": "http://b/", "request_headers": {"Host": "b.test"}}
+    assert not problems(nginx_sites=[site | headers | own | {"locations": [service]}])
+
+
+@pytest.mark.parametrize(
+    ("headers", "what"),
+    [
+        ({"Host": "a"}, "which nginx sets itself"),
+        ({"x-forwarded-for": "a"}, "nginx_real_ip_from"),
+        ({"Connection": "a"}, "which nginx reads itself"),
+        ({"X_A": "a"}, "letters, digits, '-'"),
+        ({"X-A": "a\nb"}, "a line end"),
+    ],
+)
+@pytest.mark.parametrize("of_path", [True, False])
+def test_a_request_header_that_no_app_can_be_given(headers: dict, what: str, of_path: bool) -> None:
+    site = {"name": "a", "listen": 80, "server_names": ["one.test"]}
+    wrong = {"request_headers": headers}
+    more = {"locations": [{"path": "/b/", **wrong}]} if of_path else wrong
+    problem = the_only(problems(nginx_sites=[site | more]))
+    assert problem.variable == "nginx_sites"
+    assert what in problem.what
+
+
+NESTED = [
+    "%s",
+    "# a comment; {\n%s",
+    "location /x { %s }",
+    "location /x {\n  # }\n  if ($a) { %s }\n}",
+    'return 200 "}; {"; location ~ "x{2}" { set $a \'#\'; %s }',
+    "set $a ${b}c#d; location /x { limit_except GET { } %s }",
+]
+
+
+@pytest.mark.parametrize("around", NESTED)
+@pytest.mark.parametrize(
+    "directive",
+    ["proxy_set_header X-A b;", "proxy_set_header\n  Host\t$host ;", "'proxy_set_header' a b;",
+     "set_real_ip_from 0.0.0.0/0;", "add_header X-A b always;"],
+)  # fmt: skip
+def test_free_text_that_would_drop_what_protects(around: str, directive: str) -> None:
+    site = {"name": "a", "server_names": ["one.test"], "extra": around.replace("%s", directive)}
+    beside = "add_header" in directive and "location" not in around
+    found = problems(nginx_sites=[site])
+    assert [x.variable for x in found] == ([] if beside else ["nginx_sites"])
+    found = problems(nginx_extra_http=site["extra"])
+    assert [x.variable for x in found] == ["nginx_extra_http"]
+
+
+@pytest.mark.parametrize("around", NESTED)
+@pytest.mark.parametrize(
+    "text",
+    ["# proxy_set_header A b;", "", "return 200 'proxy_set_header A b;';", "proxy_hide_header X-A;",
+     "set $proxy_set_header a;", 'log_format x "a; proxy_set_header A b;";',
+     r'set $a "\\"; add_trailer a b;'],
+)  # fmt: skip
+def test_free_text_that_only_looks_like_it(around: str, text: str) -> None:
+    extra = around.replace("%s", text + "\n")
+    site = {"name": "a", "server_names": ["one.test"], "extra": extra}
+    assert not problems(nginx_sites=[site], nginx_extra_http=extra)
+
+
+def test_names_that_are_sent_to_the_first() -> None:
+    site = {"name": "a", "server_names": ["one.test"], "redirect_names": ["www.one.test"]}
+    assert not problems(nginx_sites=[site])
+    other = {"name": "b", "server_names": ["www.one.test"]}
+    assert "twice, in 'a' and 'b'" in the_only(problems(nginx_sites=[site, other])).what
+    wrong = the_only(problems(nginx_sites=[site | {"server_names": ["*.one.test"]}]))
+    assert "no plain first name" in wrong.what
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ _value:
   description: The headers, each a name and a value as nginx.conf has it.
   type: dict
   contains:
-    passed:
-      description: Whether the site's app is told something that others are not.
+    own:
+      description: Whether this app is told something that others are not.
       type: bool
     told:
       description: What the app is told.
@@ -73,6 +73,7 @@ _value:
       type: list
 """
 
+import json
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -87,6 +88,13 @@ def of_visitor(header: str) -> str:
 def lowered(headers: Iterable[str], without: Collection[str]) -> list[str]:
     """Return headers in small letters, each once and in their order."""
     return list(dict.fromkeys(x.lower() for x in headers if x.lower() not in without))
+
+
+def replaced(headers: dict[str, str], by: dict[str, str]) -> dict[str, str]:
+    """Return the headers with others added, or in the place of those of the same name."""
+    names = {x.lower() for x in by}
+    kept = {x: y for x, y in headers.items() if x.lower() not in names}
+    return kept | {x: json.dumps(str(y)) for x, y in by.items()}
 
 
 def nginx_request_headers(
@@ -115,10 +123,10 @@ def nginx_request_headers(
         said |= dict(zip(names, believed, strict=True))
 
     place = {
-        "Host": "$host",
+        "Host": "$host$named_port",
         "X-Forwarded-Proto": scheme,
-        "X-Forwarded-Host": "$host",
-        "X-Forwarded-Port": "$server_port",
+        "X-Forwarded-Host": "$host$named_port",
+        "X-Forwarded-Port": "$visitor_port",
     }
     told = place | {
         "X-Real-IP": "$remote_addr",
@@ -129,17 +137,19 @@ def nginx_request_headers(
     told |= dict.fromkeys(held_back, '""')
     # Where no proxy is believed, what a visitor says goes through as it is.
     told |= {x: said[x] for x in passed if said[x] in believed}
+    told, place = (replaced(x, site.get("request_headers", {})) for x in (told, place))
 
     # An app with no address to go by would take the server's own for the visitor's.
     same_for_all = {"X-Real-IP": "0.0.0.0", "X-Forwarded-For": "0.0.0.0", "User-Agent": "nginx"}
     cached = place | {x: said[x] for x in kept_by}
     cached |= {x: y for x, y in same_for_all.items() if x.lower() not in kept_by}
+    key = [*place.values(), "$request_uri", *(said[x] for x in kept_by)]
     return {
-        "passed": bool(passed),
+        "own": bool(passed or site.get("request_headers")),
         "told": list(told.items()),
         "believed": believed,
         "cached": list((cached | {"Connection": "close"}).items()),
-        "key": [scheme, "$host", "$server_port", "$request_uri", *(said[x] for x in kept_by)],
+        "key": list(dict.fromkeys(x.strip('"') for x in key)),
         "personal": [
             "$http_" + x.replace("-", "_") for x in [*personal, *passed] if x not in kept_by
         ],

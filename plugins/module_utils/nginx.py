@@ -79,7 +79,7 @@ def claim(
         "settings": stated(settings, defaults),
         "sites": {
             site["name"]: {
-                "server_names": site["server_names"],
+                "server_names": [*site["server_names"], *site["redirect_names"]],
                 "ports": [
                     int(site["listen"]),
                     *[int(site["listen_tls"])] * bool(site["certificate"]),

@@ -1,6 +1,7 @@
 """A web app whose responses the request's query shapes: upstream.py PORT.
 
-``status``, ``header`` (``Name:value``, repeatable) and ``size`` say what the response is. The body
+``status``, ``header`` (``Name:value``, repeatable) and ``size`` say what the response is, and
+``delay`` how many seconds it takes. The body
 is JSON: what the app saw of the request, and how many requests it has had. With ``stream`` it
 sends ``first``, waits until another request asks for ``/go``, and sends ``last``, or ``too late``
 after ten seconds.
@@ -10,6 +11,7 @@ import http.server
 import json
 import sys
 import threading
+import time
 import urllib.parse
 
 requests = 0
@@ -25,6 +27,7 @@ class App(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         url = urllib.parse.urlsplit(self.path)
         wish = urllib.parse.parse_qs(url.query)
+        time.sleep(int(wish.get("delay", [0])[0]))
         self.send_response(int(wish.get("status", [200])[0]))
         for name, _, value in (header.partition(":") for header in wish.get("header", [])):
             self.send_header(name, value)

@@ -100,6 +100,10 @@ def test_static_files_are_served_as_ever(ask, maintained):
     assert ask("app.test", "/static/release.txt", "--data", "x").status == 503
 
 
+def test_a_path_that_is_to_answer_all_the_same_does(ask, maintained):
+    assert ask("app.test", "/quick").status == 200
+
+
 def test_a_websocket_gets_the_page_too(ask, maintained):
     upgrade = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
     headers = [word for header in upgrade for word in ("--header", header)]

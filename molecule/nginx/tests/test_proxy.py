@@ -82,6 +82,55 @@ def test_no_header_that_is_for_proxies_reaches_the_app_unless_the_site_asks(
     assert seen == asked
 
 
+# A router, or the lab, sends visitors on to a port that they do not know.
+@pytest.mark.parametrize("port", ["8443", "80", "65535"])
+@pytest.mark.parametrize("path", ["/", "/static/missing", "/quick"])
+def test_the_app_sees_the_port_by_which_visitors_come(ask, port, path):
+    answer = ask(f"app.test:{port}", path)
+    for header in ("Host", "X-Forwarded-Host"):
+        assert answer.seen_header(header) == [f"app.test:{port}"]
+    assert answer.seen_header("X-Forwarded-Port") == [port]
+
+
+@pytest.mark.parametrize(
+    "name", ["app.test:", "app.test:a", "app.test:1 x", "app.test:8443@evil.test", "app.test:666"]
+)
+def test_a_port_that_is_none_or_not_the_site_s_never_reaches_the_app(ask, name):
+    answer = ask(name)
+    assert answer.status in (0, 400) or answer.seen_header("Host") == ["app.test"]
+
+
+def test_behind_a_proxy_the_port_follows_the_scheme_that_visitors_use(ask, as_proxy):
+    answer = ask("app.test", "/", "--header", "X-Forwarded-Proto: https", *as_proxy)
+    assert answer.seen_header("X-Forwarded-Port") == ["443"]
+    answer = ask("app.test:8443", "/", "--header", "X-Forwarded-Proto: https", *as_proxy)
+    assert answer.seen_header("X-Forwarded-Port") == ["8443"]
+
+
+@pytest.mark.parametrize("path", ["/", "/static/missing", "/quick", "/other/page"])
+def test_a_site_s_own_request_headers_take_nothing_away(ask, path):
+    forged = ["X-Site: forged", "X-Path: forged", "Accept-Charset: x", "Remote-User: root"]
+    seen = ask("app.test", path, *(x for header in forged for x in ("--header", header)))
+    assert seen.seen_header("X-Site") == ['app.test "of" this']
+    assert seen.seen_header("X-Path") == ["quick" if path == "/quick" else "forged"]
+    assert seen.seen_header("Host") == ["other.test" if path.startswith("/other") else "app.test"]
+    assert seen.seen_header("X-Forwarded-Host") == ["app.test"]
+    assert seen.seen_header("X-Real-IP") == ["127.0.0.1"]
+    assert not seen.seen_header("Accept-Charset")
+    assert not seen.seen_header("Remote-User")
+
+
+def test_a_path_of_the_app_has_a_time_limit_of_its_own(ask):
+    assert ask("app.test", "/quick/page?delay=2").status == 504
+    assert ask("app.test", "/?delay=2").status == 200
+
+
+def test_visitors_of_another_name_are_sent_to_the_first(ask):
+    answer = ask("old.app.test:8443", "/page?a=b", "--data", "x")
+    assert (answer.status, answer.header("Location")) == (308, "http://app.test:8443/page?a=b")
+    assert answer.header("X-Content-Type-Options") == "nosniff"
+
+
 def test_other_headers_reach_the_app(ask):
     answer = ask("app.test", "/", "--header", "X-Own: kept", "--user", "me:secret")
     assert answer.seen_header("X-Own") == ["kept"]
@@ -131,6 +180,7 @@ def test_a_websocket_stays_open_in_both_directions(host):
     [
         ("app.test", "/?stream=1&header=X-Accel-Buffering:no"),
         ("unbuffered.test", "/?stream=1"),
+        ("app.test", "/events?stream=1"),
     ],
 )
 def test_the_first_part_of_a_streamed_response_arrives_before_the_last_is_sent(host, name, path):

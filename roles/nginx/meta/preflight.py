@@ -22,6 +22,7 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
 RANGES = {
     "nginx_cache_size_mb": (1, None),
     "nginx_client_timeout": (1, None),
+    "nginx_send_timeout": (1, None),
     "nginx_sites.connect_timeout": (1, None),
     "nginx_sites.listen": PORT,
     "nginx_sites.listen_tls": PORT,
@@ -43,6 +44,23 @@ NGINX_SETS = ["host", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto
 PERSONAL = ["authorization", "cookie", "proxy-authorization", "x-api-key", "x-auth-token"]
 OF_NGINX = dict.fromkeys(NGINX_READS, READ) | dict.fromkeys(NGINX_SETS, SET)
 OWN_HEADERS = OF_NGINX | dict.fromkeys(["x-forwarded-for", "x-real-ip"], SET)
+# Directives of which one takes the place of all those of the levels above it, what these hold here,
+# and what to use instead.
+REPLACING = {
+    "add_header": (
+        "the headers that protect visitors, and what keeps others from saying them",
+        "headers of the site, which holds for all of its answers,",
+    ),
+    "proxy_set_header": (
+        "Host, the visitor's address, and what keeps visitors from making such headers up",
+        "request_headers of the site or of one of its locations",
+    ),
+    "set_real_ip_from": ("the proxies that are believed", "nginx_real_ip_from"),
+}
+TOKEN = re.compile(
+    r"""(\#[^\n]*)|("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|([{};])|((?:\\.|\$\{|[^\s{};\\"'#]|(?<=\S)[#"'])+)""",
+    re.S,
+)
 KEPT_HEADERS = OF_NGINX | dict.fromkeys(
     PERSONAL, "and whoever sends that gets an answer of their own, which is not kept"
 )
@@ -66,7 +84,14 @@ def check_server_names(server: Server) -> Iterator[Problem]:
                 "nginx_sites",
                 f"has the site {site['name']!r} with no server_names, so no request could reach it",
             )
-        for name in names:
+        others = site.get("redirect_names") or []
+        if others and (not names or names[0].startswith(("~", "*", "."))):
+            yield Problem(
+                "nginx_sites",
+                f"has in the site {site['name']!r} redirect_names, and no plain first name among"
+                " server_names to send their visitors to",
+            )
+        for name in [*names, *others]:
             # nginx takes a regular expression after a tilde.
             if name not in domains and not name.startswith("~") and not is_host_name(name, True):
                 yield Problem(
@@ -85,7 +110,7 @@ def check_places(server: Server) -> Iterator[Problem]:
     """Of two sites with one name on one port, nginx serves the first, and hardly says so."""
     places: dict[tuple[Any, str], list[str]] = defaultdict(list)
     for site in present_sites(server):
-        for name in site.get("server_names") or []:
+        for name in [*(site.get("server_names") or []), *(site.get("redirect_names") or [])]:
             places[site.get("listen", 80), name.lower()].append(site["name"])
     for (port, name), sites in places.items():
         if len(sites) > 1:
@@ -108,6 +133,69 @@ def check_headers(server: Server) -> Iterator[Problem]:
                     yield Problem("nginx_sites", f"{what}; a name is of letters, digits, '-'")
                 elif name.lower() in own:
                     yield Problem("nginx_sites", f"{what}, {own[name.lower()]}")
+        yield from check_request_headers(site, f"of {site['name']!r}", OWN_HEADERS)
+        for location in site.get("locations") or []:
+            # The app goes by the Host that visitors ask for; a service need not know that name.
+            spared = ["host"] if location.get("proxy_pass") else []
+            own = {x: y for x, y in OWN_HEADERS.items() if x not in spared}
+            where = f"of the path {location.get('path')!r} of {site['name']!r}"
+            yield from check_request_headers(location, where, own)
+
+
+def check_request_headers(
+    entry: Mapping[str, Any], where: str, own: Mapping[str, str]
+) -> Iterator[Problem]:
+    headers = entry.get("request_headers")
+    for name, value in (headers if isinstance(headers, dict) else {}).items():
+        what = f"has in request_headers {where} the header {name!r}"
+        if not HEADER.fullmatch(str(name)):
+            yield Problem("nginx_sites", f"{what}; a name is of letters, digits, '-'")
+        elif name.lower() in own:
+            yield Problem("nginx_sites", f"{what}, {own[name.lower()]}")
+        elif not str(value).isprintable():
+            yield Problem("nginx_sites", f"{what}, whose value has a line end or the like")
+
+
+def directives(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield each directive of nginx's syntax: its name, its arguments, the blocks around it."""
+    words: list[str] = []
+    blocks: list[str] = []
+    for comment, quoted, mark, bare in TOKEN.findall(text):
+        if comment:
+            continue
+        if mark != "}" and not mark:
+            words.append(quoted[1:-1] if quoted else bare)
+            continue
+        if words:
+            yield words[0], words[1:], list(blocks)
+        if mark == "{":
+            blocks.append(" ".join(words))
+        elif mark == "}" and blocks:
+            blocks.pop()
+        words = []
+
+
+def check_free_text(server: Server) -> Iterator[Problem]:
+    """Where nginx finds one of these, it leaves out all those of the levels above."""
+    for variable, text, where in free_texts(server):
+        for name, arguments, blocks in directives(text):
+            inner = f" in {blocks[-1]!r}" if blocks else ""
+            replaced = REPLACING.get(name)
+            if name == "add_header" and not blocks and where:
+                # Beside those of the site, and not in their place.
+                continue
+            if replaced:
+                yield Problem(
+                    variable,
+                    f"has {' '.join([name, *arguments[:1]])!r}{where}{inner}: nginx would leave out"
+                    f" {replaced[0]} there. Take {replaced[1]} instead",
+                )
+
+
+def free_texts(server: Server) -> Iterator[tuple[str, str, str]]:
+    yield "nginx_extra_http", str(server.values.get("nginx_extra_http") or ""), ""
+    for site in present_sites(server):
+        yield "nginx_sites", str(site.get("extra") or ""), f" in extra of {site['name']!r}"
 
 
 def check_static(server: Server) -> Iterator[Problem]:
@@ -129,5 +217,6 @@ CHECKS = (
     check_places,
     check_proxies,
     check_headers,
+    check_free_text,
     check_static,
 )
