@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import claims as claims_of
 from ansible_collections.carafe.stack.plugins.module_utils import postgresql_config as config
-from conftest import ROOT, Role
+from conftest import FACTS, ROOT, Role
 
 MEASURED = {"memory_mb": 1024, "cores": 2}
 PEER = {"type": "local", "database": "all", "user": "all", "method": "peer"}
@@ -365,3 +365,26 @@ def test_what_systemd_reads_of_it_is_the_role_s_files() -> None:
             file = ROOT / "plugins/files/fit-sandbox"
         assert text == file.read_text()
     assert len(files) == 3
+
+
+@pytest.mark.parametrize("release", ["12", "13"])
+def test_an_extension_brings_its_package(release: str) -> None:
+    version = {"12": "15", "13": "17"}[release]
+
+    def packages(extensions: list[str], **more: object) -> list[str]:
+        databases = [{"name": "a"}, {"name": "b", "extensions": extensions}]
+        facts = FACTS | {"distribution_major_version": release}
+        return Role("postgres").value(
+            "postgres_packages", postgres_databases=databases, ansible_facts=facts, **more
+        )[2:]
+
+    assert packages(["pg_trgm", "uuid-ossp", "citext"]) == []
+    found = packages(["vector", "postgis", "postgis_raster", "pg_stat_kcache", "plpython3u"])
+    assert sorted(found) == [
+        f"postgresql-{version}-pg-stat-kcache",
+        f"postgresql-{version}-pgvector",
+        f"postgresql-{version}-postgis-3",
+        f"postgresql-plpython3-{version}",
+    ]
+    others = {"timescaledb": "timescaledb-2-postgresql-17", "own": ""}
+    assert packages([*others], postgres_extension_packages=others) == [others["timescaledb"]]

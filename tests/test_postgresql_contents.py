@@ -7,6 +7,7 @@ import hmac
 
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import postgresql_contents as contents
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
 
 # RFC 7677, section 3: the exchange of the user "user" with the password "pencil".
 SALT = "W22ZaJ0SNY7soEsUEjb6gQ=="
@@ -61,3 +62,16 @@ def test_what_is_no_verifier_matches_no_password(stored: str | None) -> None:
 )
 def test_a_password_is_prepared_as_postgres_does(password: str, prepared: str) -> None:
     assert contents.saslprep(password) == prepared
+
+
+def test_a_locale_that_the_server_lacks_is_told_with_a_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(contents, "run", lambda *_: "C\nC.utf8\nde_AT.utf8\nPOSIX\nfr_FR\n")
+
+    def wanted(*locales: str) -> list[dict[str, str]]:
+        return [{"name": f"shop{n}", "locale": x} for n, x in enumerate(locales)]
+
+    contents.refuse_locales(wanted("C.UTF-8", "de_AT.UTF-8", "fr_FR", "POSIX"))
+    with pytest.raises(Failure, match=r"'de_DE\.UTF-8'.*'shop1'.*icu_locale: de-DE"):
+        contents.refuse_locales(wanted("C", "de_DE.UTF-8"))

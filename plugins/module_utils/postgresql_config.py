@@ -24,7 +24,7 @@ def claim(parameters: Mapping[str, Any]) -> dict[str, Any]:
     names = ("connections", "max_connections", "listen_addresses", "client_addresses", "settings")
     stated = {name: parameters[name] for name in names}
     stated["databases"] = [
-        {"name": x["name"], "roles": list(dict.fromkeys([x["owner"], *(x["writers"] or [])]))}
+        {"name": x["name"], "roles": list(dict.fromkeys([x["owner"], *users(x)]))}
         for x in parameters["databases"]
         if x["owner"]  # without one it is refused where the databases are made
     ]
@@ -34,6 +34,10 @@ def claim(parameters: Mapping[str, Any]) -> dict[str, Any]:
         if parameters[name] != parameters["measured"][name]:
             stated[name] = parameters[name]
     return stated
+
+
+def users(database: Mapping[str, Any]) -> list[str]:
+    return [*(database.get("writers") or []), *(database.get("readers") or [])]
 
 
 def unproven(mine: dict[str, Any], stored: dict[str, Any] | None) -> dict[str, Any]:

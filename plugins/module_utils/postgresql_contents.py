@@ -14,7 +14,7 @@ import stringprep
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-from .commands import Failure
+from .commands import Failure, run
 from .module import entries, options, without_default
 from .postgresql_server import Session, one_line, psycopg2, sql
 
@@ -27,8 +27,11 @@ ROLE = {
 DATABASE = {
     "name": {"type": "str", "required": True},
     **without_default("owner"),
-    **options(writers=[], extensions=[], locale="C.UTF-8"),
+    **options(writers=[], readers=[], extensions=[], locale="C.UTF-8"),
+    **without_default("icu_locale"),
 }
+# glibc's own.
+ALWAYS_THERE = {"C", "POSIX", "C.UTF-8"}
 ARGUMENTS = {"roles": entries(ROLE), "databases": entries(DATABASE)}
 PROHIBITED = (
     stringprep.in_table_a1,  # not assigned when RFC 3454 was written; emoji, for one
@@ -163,18 +166,46 @@ def ensure_memberships(session, role):
         session.change(f"end membership of {who} in {group}", "REVOKE {g} FROM {r}", g=group, r=who)
 
 
+def provider(icu_locale):
+    if not icu_locale:
+        return sql.SQL("")
+    return sql.SQL("LOCALE_PROVIDER icu ICU_LOCALE {}").format(sql.Literal(icu_locale))
+
+
+def refuse_locales(databases: Iterable[Mapping]) -> None:
+    """PostgreSQL would say of a locale that the server lacks no more than that it is invalid."""
+    wanted = {x["locale"]: x["name"] for x in databases}
+    if wanted.keys() <= ALWAYS_THERE:
+        return
+
+    def plain(name: str) -> str:
+        return name.lower().replace("-", "")
+
+    has = {plain(x) for x in run("/usr/bin/locale", "-a").split()}
+    for locale, name in wanted.items():
+        if locale not in ALWAYS_THERE and plain(locale) not in has:
+            language = locale.partition(".")[0].replace("_", "-")
+            raise Failure(
+                f"This server has no locale {locale!r}, which postgres_databases states for"
+                f" {name!r}. State icu_locale: {language} in its place, for which PostgreSQL"
+                " needs nothing of the server; or make it: the package locales, its line in"
+                " /etc/locale.gen, locale-gen."
+            )
+
+
 def ensure_database(session, database):
-    """Make a database, and keep everybody out of it but its owner and writers."""
+    """Make a database, and keep everybody out of it but its owner, writers and readers."""
     what, owner = database["name"], database["owner"]
     found = session.rows("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s", what)
     if not found:
         session.change(
             f"create database {what}",
             "CREATE DATABASE {d} OWNER {o} TEMPLATE template0 ENCODING 'UTF8'"
-            " LC_COLLATE {l} LC_CTYPE {l}",
+            " LC_COLLATE {l} LC_CTYPE {l} {p}",
             d=what,
             o=owner,
             l=sql.Literal(database["locale"]),
+            p=provider(database["icu_locale"]),
         )
         if session.check:
             return
@@ -182,7 +213,8 @@ def ensure_database(session, database):
         session.change(
             f"give database {what} to {owner}", "ALTER DATABASE {d} OWNER TO {o}", d=what, o=owner
         )
-    writers = database["writers"] or []
+    users = {x: ("CONNECT",) for x in database["readers"] or []}
+    users |= {x: ("CONNECT", "TEMPORARY") for x in database["writers"] or []}
     grants = session.rows(
         "SELECT CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(x.grantee) END,"
         " x.grantee = 0, x.privilege_type"
@@ -191,20 +223,21 @@ def ensure_database(session, database):
         what,
     )
     for grantee, public in sorted({grant[:2] for grant in grants}):
-        if public or grantee not in (owner, *writers):
+        if public or grantee not in (owner, *users):
             session.change(
                 f"close database {what} to {grantee}",
                 "REVOKE ALL ON DATABASE {d} FROM {r}",
                 d=what,
                 r=sql.SQL("PUBLIC") if public else grantee,
             )
-    for writer in writers:
-        if not {(writer, False, "CONNECT"), (writer, False, "TEMPORARY")} <= set(grants):
+    for user, privileges in users.items():
+        if not {(user, False, privilege) for privilege in privileges} <= set(grants):
             session.change(
-                f"open database {what} to {writer}",
-                "GRANT CONNECT, TEMPORARY ON DATABASE {d} TO {r}",
+                f"open database {what} to {user}",
+                "GRANT {p} ON DATABASE {d} TO {r}",
+                p=sql.SQL(", ".join(privileges)),
                 d=what,
-                r=writer,
+                r=user,
             )
 
 
@@ -213,24 +246,26 @@ RELATIONS = (
     " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE pg_get_userbyid(c.relowner) = %s"
     " AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relkind "
 )
-# What the writers may use: the word in SQL, the letter in pg_default_acl, the privileges, and a
-# query for those that the owner has made, since a writer may join later than they.
+# What writers and readers may use: the word in SQL, the letter in pg_default_acl, and a query for
+# those that the owner has made, since a writer may join later than they.
 KINDS = (
     (
         "SCHEMA",
         "n",
-        ("USAGE",),
         "SELECT oid, ARRAY[nspname]::text[] FROM pg_namespace WHERE pg_get_userbyid(nspowner) = %s"
         " AND nspname !~ '^pg_' AND nspname <> 'information_schema'",
     ),
-    (
-        "TABLE",
-        "r",
-        ("SELECT", "INSERT", "UPDATE", "DELETE"),
-        RELATIONS + "IN ('r', 'p', 'v', 'm', 'f')",
-    ),
-    ("SEQUENCE", "S", ("USAGE", "SELECT"), RELATIONS + "= 'S'"),
+    ("TABLE", "r", RELATIONS + "IN ('r', 'p', 'v', 'm', 'f')"),
+    ("SEQUENCE", "S", RELATIONS + "= 'S'"),
 )
+READING = {"SCHEMA": ("USAGE",), "TABLE": ("SELECT",), "SEQUENCE": ("SELECT",)}
+WRITING = {
+    "SCHEMA": ("USAGE",),
+    "TABLE": ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"),
+    "SEQUENCE": ("USAGE", "SELECT", "UPDATE"),
+}
+# REFRESH MATERIALIZED VIEW, VACUUM, ANALYZE, CLUSTER and REINDEX of what the owner has.
+MAINTAIN_SINCE = 170000
 
 
 def ensure_inside(session, database):
@@ -245,25 +280,30 @@ def ensure_inside(session, database):
                 "SET search_path TO public; CREATE EXTENSION {e} CASCADE; RESET search_path",
                 e=extension,
             )
-    for writer in database["writers"] or []:
-        for kind in KINDS:
-            ensure_writer(session, what, owner, writer, *kind)
+    maintains = session.connection.server_version >= MAINTAIN_SINCE
+    writing = WRITING | {"TABLE": (*WRITING["TABLE"], *["MAINTAIN"] * maintains)}
+    writers = database["writers"] or []
+    users = [(x, writing) for x in writers]
+    users += [(x, READING) for x in database["readers"] or [] if x not in writers]
+    for user, privileges in users:
+        for word, letter, query in KINDS:
+            ensure_user(session, what, owner, user, word, letter, privileges[word], query)
 
 
-def ensure_writer(session, what, owner, writer, word, letter, privileges, query):
+def ensure_user(session, what, owner, user, word, letter, privileges, query):
     granted = session.rows(
         "SELECT x.privilege_type FROM pg_default_acl d, aclexplode(d.defaclacl) x"
         " WHERE pg_get_userbyid(d.defaclrole) = %s AND d.defaclnamespace = 0"
         " AND d.defaclobjtype = %s AND pg_get_userbyid(x.grantee) = %s",
         owner,
         letter,
-        writer,
+        user,
     )
-    parts = {"p": sql.SQL(", ".join(privileges)), "w": writer}
+    parts = {"p": sql.SQL(", ".join(privileges)), "u": user}
     if not set(privileges) <= {row[0] for row in granted}:
         session.change(
-            f"let {writer} use each {word.lower()} that {owner} will make in {what}",
-            "ALTER DEFAULT PRIVILEGES FOR ROLE {o} GRANT {p} ON " + word + "S TO {w}",
+            f"let {user} use each {word.lower()} that {owner} will make in {what}",
+            "ALTER DEFAULT PRIVILEGES FOR ROLE {o} GRANT {p} ON " + word + "S TO {u}",
             o=owner,
             **parts,
         )
@@ -273,11 +313,11 @@ def ensure_writer(session, what, owner, writer, word, letter, privileges, query)
         f"WITH o (oid, path) AS MATERIALIZED ({query})"  # nosec B608
         f" SELECT o.path FROM o, pg_roles r WHERE r.rolname = %s AND NOT ({holds}) ORDER BY 1",
         owner,
-        writer,
+        user,
     ):
         session.change(
-            f"let {writer} use {word.lower()} {'.'.join(path)} in {what}",
-            "GRANT {p} ON " + word + " {t} TO {w}",
+            f"let {user} use {word.lower()} {'.'.join(path)} in {what}",
+            "GRANT {p} ON " + word + " {t} TO {u}",
             t=sql.Identifier(*path),
             **parts,
         )
@@ -321,6 +361,7 @@ def ensure(session: Session, roles: list[Mapping], databases: list[Mapping]) -> 
                 f"The database {database['name']!r} has no owner. Add one to its entry in"
                 " postgres_databases in group_vars and run the playbook again."
             )
+    refuse_locales(databases)
     try:
         ensure_borders(session)
         for role in roles:

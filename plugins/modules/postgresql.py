@@ -10,8 +10,8 @@ description:
   - V(configure) notes what one owner, an app for instance, claims of Debian's cluster C(main), in
     C(/etc/carafe/postgres.d/<owner>.json), and writes C(conf.d/carafe.conf) and C(pg_hba.conf) from
     the claims of all.
-  - Each database is for its owner, its writers and their members, by a line of C(pg_hba.conf). The
-    superuser C(postgres) comes in over the unix socket only.
+  - Each database is for its owner, its writers and readers and their members, by a line of
+    C(pg_hba.conf). The superuser C(postgres) comes in over the unix socket only.
   - The number of connections is the largest of O(max_connections), the sum of all claims, and what
     the server has already. The addresses and the lines of C(pg_hba.conf) are those of all owners.
     Settings that two owners state differently are refused, before anything is changed.
@@ -154,9 +154,9 @@ options:
         default: {}
   databases:
     description:
-      - Databases. Nobody but the owner, the writers and the members of these can connect to one. A
-        database that is not in the list is left alone. V(configure) needs their names and roles,
-        for C(pg_hba.conf).
+      - Databases. Nobody but the owner, the writers, the readers and the members of these can
+        connect to one. A database that is not in the list is left alone. V(configure) needs their
+        names and roles, for C(pg_hba.conf).
     type: list
     elements: dict
     default: []
@@ -173,6 +173,11 @@ options:
         type: list
         elements: str
         default: []
+      readers:
+        description: Roles that read them.
+        type: list
+        elements: str
+        default: []
       extensions:
         description: Extensions of the database.
         type: list
@@ -182,6 +187,9 @@ options:
         description: Collation and character type. It is fixed when the database is made.
         type: str
         default: C.UTF-8
+      icu_locale:
+        description: Language by which PostgreSQL itself sorts, with ICU, for instance V(de-DE).
+        type: str
 requirements: [psycopg2]
 author: [Carafe (@carafe)]
 """
@@ -382,6 +390,7 @@ def configure(module: Module) -> dict:
     given, check = module.params, module.check_mode
     folder, owner = postgresql_config.FOLDER, given["owner"]
     server = Server(given["version"])
+    postgresql_contents.refuse_locales(given["databases"])
     mine = postgresql_config.claim(given)
     with claims.locked(folder, check):
         everybody = claims.agreed(folder, owner, mine, postgresql_config.once)

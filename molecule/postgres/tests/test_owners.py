@@ -130,4 +130,4 @@ def test_an_owner_that_is_gone_leaves_no_line_behind(role, admin, host):
     changed, output = role()
     assert changed >= 1, output
     assert "blog" not in admin(lines)
-    assert "{shop}{+shop-owner,+shop,+nobody}" in admin(lines)
+    assert "{shop}{+shop-owner,+shop,+nobody,+report}" in admin(lines)
