@@ -150,7 +150,7 @@ def test_a_writer_reads_and_writes_the_rows_of_tables_made_later(query, name):
     "statement",
     [
         "TRUNCATE {}",
-        "LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE",
+        "BEGIN; LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE; COMMIT",
         "SELECT setval(pg_get_serial_sequence('{}', 'id'), 7), nextval('{}_id_seq')",
         "INSERT INTO {} (id) VALUES (1) ON CONFLICT (id) DO UPDATE SET name = 'x' RETURNING id",
         "SELECT * FROM {} FOR UPDATE SKIP LOCKED",
