@@ -15,7 +15,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import file_set, files, processes, programs, restarts, slots, supervisord, unix_http, words
+from . import (
+    commands,
+    database_restart,
+    file_set,
+    files,
+    processes,
+    programs,
+    restarts,
+    slots,
+    supervisord,
+    unix_http,
+    words,
+)
 from .claims import merged, stated
 from .commands import Failure, Refused, run, show
 from .file_set import Absent, File
@@ -33,7 +45,10 @@ UNITS = (
     "systemd-timesyncd.service",
 )
 # The program restart-upgraded is made of them, which therefore travel with this one.
-PARTS = (restarts, slots, supervisord, processes, unix_http, files, words)
+PARTS = (
+    *(restarts, database_restart, slots, supervisord, processes, unix_http),
+    *(commands, files, words),
+)
 RESTARTS = [x.__name__.rpartition(".")[2] for x in PARTS]
 JOURNALD = "systemd-journald.service"
 JOURNAL = Path("/etc/systemd/journald.conf.d/50-carafe.conf")

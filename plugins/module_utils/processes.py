@@ -41,14 +41,33 @@ def is_older(pid: int | str, paths: Iterable[str | Path]) -> bool:
     return any(path.exists() and path.stat().st_mtime > began for path in map(Path, paths))
 
 
-def family(pid: int | str) -> Iterator[str]:
-    """Yield the number of a process, and of all that descend from it."""
-    yield str(pid)
+def children(pid: int | str) -> Iterator[str]:
+    """Yield the number of each process that this one has started."""
     for path in Path("/proc", str(pid), "task").glob("*/children"):
         # They come and go.
         with contextlib.suppress(OSError):
-            for child in path.read_text().split():
-                yield from family(child)
+            yield from path.read_text().split()
+
+
+def family(pid: int | str) -> Iterator[str]:
+    """Yield the number of a process, and of all that descend from it."""
+    yield str(pid)
+    for child in children(pid):
+        yield from family(child)
+
+
+def status(pid: int | str) -> dict[str, str]:
+    """Return what proc_pid_status(5) says of a process by name; nothing when it is gone."""
+    try:
+        lines = Path("/proc", str(pid), "status").read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def lives(pid: int | str) -> bool:
+    """Tell whether a process is there, and not only a zombie that nobody has asked after."""
+    return status(pid).get("State", "Z")[0] not in "ZX"
 
 
 def upgraded(pid: int | str) -> str:

@@ -3,9 +3,9 @@
     restart-upgraded            restart it, and say what is left to be restarted by hand
     restart-upgraded --list     only say what is to be restarted
 
-Slots of gunicorn are rolled, other programs of supervisord end what they are at, and nginx gives
-its sockets to its successor. Whatever else runs goes on: what a restart of PostgreSQL costs, nobody
-but the operator knows.
+Slots of gunicorn are rolled, other programs of supervisord end what they are at, nginx gives its
+sockets to its successor, and PostgreSQL is restarted in a moment at which requests wait. Whatever
+else runs goes on, and is named.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import slots, supervisord
+from . import database_restart, slots, supervisord
+from .commands import Failure
 from .processes import units_upgraded, upgraded, upgraded_in
 
 PROGRAMS = Path("/etc/supervisor/conf.d")
 SUPERVISOR, NGINX = "supervisor.service", "nginx.service"
+CLUSTER = "postgresql@"
 SCOPES = "carafe-supervised-"  # of the programs of an app that has a slice
 
 
@@ -79,6 +81,21 @@ def upgrade_nginx(path: str, only_list: bool) -> str:
     return f"nginx gave way to a successor: {path} has been upgraded since it began"
 
 
+def restart_database(unit: str, path: str, only_list: bool) -> str:
+    """Restart PostgreSQL where that loses nothing, and say so, or why it waits."""
+    why = f"{path} has been upgraded since it began"
+    try:
+        if only_list:
+            database_restart.check()
+            return f"{unit} would be restarted while requests wait: {why}"
+        seconds = database_restart.restart(slot_files(PROGRAMS))
+        return f"{unit} restarted, while requests waited for {seconds:.1f} s: {why}"
+    except database_restart.Busy as busy:
+        return waits(unit, path, str(busy))
+    except (OSError, Failure, xmlrpc.client.Fault) as error:
+        return waits(unit, path, f"this failed: {error}")
+
+
 def restart(only_list: bool) -> Iterator[str]:
     """Restart what can be restarted unnoticed; yield a line for each, and for each that is left."""
     before = units_upgraded()
@@ -92,14 +109,17 @@ def restart(only_list: bool) -> Iterator[str]:
             yield f"supervisord does not answer: {error}"
     if NGINX in before:
         yield upgrade_nginx(before[NGINX], only_list)
+    for unit in sorted(x for x in left if x.startswith(CLUSTER)):
+        left.remove(unit)
+        yield restart_database(unit, before[unit], only_list)
     yield from (waits(unit, before[unit]) for unit in sorted(left) if unit.endswith(".service"))
 
 
-def waits(unit: str, path: str) -> str:
-    """Say that a unit is left to the operator, or to the next reboot."""
+def waits(unit: str, path: str, why: str = "") -> str:
+    """Say that a unit is left to the operator, to the next reboot, or to another night."""
     return (
-        f"{unit} runs {path} as it was before an upgrade. When it suits: systemctl restart"
-        f" {unit.removesuffix('.service')}"
+        f"{unit} runs {path} as it was before an upgrade{why and f'; {why}'}. When it suits:"
+        f" systemctl restart {unit.removesuffix('.service')}"
     )
 
 

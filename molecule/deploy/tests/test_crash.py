@@ -1,11 +1,15 @@
 """Under load, a process of the stack is killed or restarted; what is lost is known, and bounded."""
 
 import os
+import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 from conftest import Load
 from testinfra.host import Host
 
@@ -109,7 +113,7 @@ def test_an_upgraded_python_reaches_slots_and_workers(
     assert not [line for line in left if "ledger" in line]
 
 
-def test_an_upgraded_library_reaches_nginx_and_what_waits_is_named(
+def test_an_upgraded_library_reaches_nginx(
     lossy: Load, host: Host, restart: Callable[..., str]
 ) -> None:
     pid = "systemctl show --property=MainPID --value nginx"
@@ -120,10 +124,101 @@ def test_an_upgraded_library_reaches_nginx_and_what_waits_is_named(
     said = restart()
     ended = lossy.now
     assert "nginx gave way to a successor" in said
-    assert "systemctl restart postgresql@" in said
     lossy.go_on(600)
     assert host.check_output(pid) != before
     assert host.check_output("systemctl is-active nginx") == "active"
     # It closes connections that are idle, and who asks something at that moment asks again.
     print(f"a successor of nginx: {len(lossy.failures)} lost of {len(lossy.answers)}")
     assert all(x.due <= ended and x.due + x.seconds >= began for x in lossy.failures)
+
+
+STARTED = "SELECT extract(epoch FROM pg_postmaster_start_time())"
+
+
+@pytest.fixture
+def stale(host: Host) -> Callable[[], None]:
+    """Have PostgreSQL be upgraded, and not restarted."""
+    return lambda: upgrade(host, host.check_output("ls /usr/lib/postgresql/*/bin/postgres"))
+
+
+@pytest.fixture
+def started(host: Host) -> Callable[[], str]:
+    """Get the moment at which PostgreSQL was started."""
+    return lambda: host.check_output("runuser -u ledger -- psql -XAtc %s ledger", STARTED)
+
+
+@pytest.fixture
+def asked(url: str) -> Iterator[Callable[[int], Future[int]]]:
+    """Ask for what takes PostgreSQL some seconds, and get the status of the answer, later."""
+    with ThreadPoolExecutor() as pool:
+
+        def ask(seconds: int) -> Future[int]:
+            answer = pool.submit(requests.get, f"{url}/query/{seconds}", timeout=60)
+            time.sleep(0.5)
+            return pool.submit(lambda: answer.result().status_code)
+
+        yield ask
+
+
+def test_an_upgraded_postgresql_is_restarted_while_requests_wait(
+    heavy_load: Load,
+    host: Host,
+    restart: Callable[..., str],
+    stale: Callable[[], None],
+    started: Callable[[], str],
+    asked: Callable[[int], Future[int]],
+) -> None:
+    heavy_load.go_on(200)
+    for seconds in (0, 3, 1):
+        stale()
+        before = started()
+        assert "would be restarted while requests wait" in restart("--list")
+        answer = asked(seconds)
+        said = restart()
+        assert "restarted, while requests waited for " in said
+        print(said)
+        assert started() != before
+        assert answer.result() == 200
+        heavy_load.go_on(200)
+    assert "postgresql" not in restart("--list")
+    assert "RUNNING" in host.check_output("supervisorctl status ledger.jobs:ledger.jobs_0")
+    print(f"the longest wait: {heavy_load.stall():.1f} s")
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["in vain", "killed meanwhile"])
+def test_for_a_request_that_goes_on_postgresql_is_left_alone(
+    heavy_load: Load,
+    host: Host,
+    restart: Callable[..., str],
+    stale: Callable[[], None],
+    started: Callable[[], str],
+    asked: Callable[[int], Future[int]],
+    eventually: Callable[..., None],
+    killed: bool,
+) -> None:
+    stale()
+    before = started()
+    answer = asked(15)
+    if killed:
+        host.run("timeout --signal=KILL 4 python3 /usr/local/lib/carafe/restart-upgraded")
+    else:
+        said = restart()
+        assert "; a request takes longer than 10 s. When it suits: systemctl restart post" in said
+    masters = host.check_output("supervisorctl pid ledger:ledger_0 ledger:ledger_1").split()
+    eventually(lambda: "T" not in host.check_output(f"ps -o state= {' '.join(masters)}"))
+    assert answer.result() == 200
+    heavy_load.go_on(400)
+    assert started() == before
+    status = "supervisorctl status ledger.jobs:ledger.jobs_0"
+    eventually(lambda: "RUNNING" in host.run(status).stdout)
+
+
+def test_for_who_is_connected_postgresql_is_left_alone(
+    heavy_load: Load, host: Host, restart: Callable[..., str], stale: Callable[[], None]
+) -> None:
+    stale()
+    host.check_output(
+        "runuser -u ledger-deploy -- psql -c 'SELECT pg_sleep(10)' ledger &>/dev/null &"
+    )
+    heavy_load.go_on(100)
+    assert re.search(r"; psql \(\d+\)[^;]* may be using it\. When it suits", restart())

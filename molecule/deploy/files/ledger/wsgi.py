@@ -28,6 +28,13 @@ def slow():
     return "at last\n"
 
 
+@app.get("/query/<int:seconds>")
+def query(seconds):
+    with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
+        connection.execute("SELECT pg_sleep(%s)", (seconds,))
+    return "at last\n"
+
+
 @app.post("/rows")
 def write():
     row = request.get_json()
