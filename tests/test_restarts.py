@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.carafe.stack.plugins.module_utils import processes, restarts, supervisord
+from ansible_collections.carafe.stack.plugins.module_utils import (
+    database_restart,
+    processes,
+    restarts,
+    slots,
+    supervisord,
+)
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
 
 
 @pytest.fixture
@@ -87,8 +98,8 @@ def test_slots_are_known_by_what_supervisord_starts(tmp_path: Path) -> None:
         ({}, []),
         ({"session-1.scope": "/usr/bin/bash", "init.scope": "/usr/lib/systemd/systemd"}, []),
         (
-            {"postgresql@17-main.service": "/usr/lib/libssl.so.3"},
-            ["postgresql@17-main.service runs /usr/lib/libssl.so.3 as it was before an upgrade."],
+            {"ssh.service": "/usr/lib/libcrypto.so.3"},
+            ["ssh.service runs /usr/lib/libcrypto.so.3 as it was before an upgrade."],
         ),
     ],
 )
@@ -98,7 +109,7 @@ def test_what_is_left_is_named_with_what_restarts_it(
     monkeypatch.setattr(restarts, "units_upgraded", lambda: found)
     lines = list(restarts.restart(only_list=False))
     assert [line.partition(" When")[0] for line in lines] == said
-    assert all(line.endswith("systemctl restart postgresql@17-main") for line in lines)
+    assert all(line.endswith("systemctl restart ssh") for line in lines)
 
 
 @pytest.mark.parametrize("unit", ["supervisor.service", "carafe-supervised-7-8.scope"])
@@ -109,3 +120,119 @@ def test_a_supervisord_that_does_not_answer_is_said(
     monkeypatch.setattr(supervisord, "SOCKET", "/nowhere.sock")
     (line,) = restarts.restart(only_list=False)
     assert line.startswith("supervisord does not answer: ")
+
+
+UNIT = {"postgresql@17-main.service": "/usr/lib/libssl.so.3"}
+
+
+@pytest.mark.parametrize("only_list", [False, True])
+def test_a_database_for_other_servers_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, only_list: bool
+) -> None:
+    monkeypatch.setattr(restarts, "units_upgraded", lambda: UNIT)
+    monkeypatch.setattr(database_restart, "query", lambda text: ["127.0.0.1,10.0.0.3"])
+    (line,) = restarts.restart(only_list)
+    assert line == (
+        "postgresql@17-main.service runs /usr/lib/libssl.so.3 as it was before an upgrade; it"
+        " listens on the network, and who asks it from there cannot be told to wait. When it"
+        " suits: systemctl restart postgresql@17-main"
+    )
+
+
+def test_a_database_that_does_not_answer_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(text: str) -> list[str]:
+        raise Failure("psql: error: no such file")
+
+    monkeypatch.setattr(restarts, "units_upgraded", lambda: UNIT)
+    monkeypatch.setattr(database_restart, "query", fails)
+    (line,) = restarts.restart(only_list=False)
+    assert "; this failed: psql: error: no such file. When it suits" in line
+
+
+WORKER = """import signal, time
+signal.signal(signal.SIGTERM, signal.{heeds})
+print(flush=True)
+time.sleep(60)"""
+MASTER = """import subprocess, sys, time
+while True:
+    subprocess.run([sys.executable, "-c", sys.argv[1]])"""
+
+
+@pytest.fixture
+def master(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Return the number of a process that starts a worker whenever it has none."""
+    words = [sys.executable, "-c", MASTER, WORKER.format(heeds=request.param)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield process.pid
+        left = list(processes.children(process.pid))
+        process.kill()
+        subprocess.run(["kill", "-KILL", *left], check=False)
+
+
+@pytest.mark.parametrize("master", ["SIG_DFL"], indirect=True)
+def test_a_halted_master_has_no_workers_until_it_goes_on(master: int) -> None:
+    (worker,) = processes.children(master)
+    database_restart.halt(master)
+    assert not processes.lives(worker)
+    assert list(processes.children(master)) == [worker], "a zombie that waits for its master"
+    os.kill(master, signal.SIGCONT)
+    deadline = time.monotonic() + 10
+    while list(processes.children(master)) in ([worker], []):
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("master", ["SIG_IGN"], indirect=True)
+def test_a_worker_that_does_not_end_is_said(master: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_restart, "PATIENCE", 0.2)
+    with pytest.raises(database_restart.Busy, match=r"a request takes longer than 0\.2 s"):
+        database_restart.halt(master)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_the_end_comes_for_a_program_that_is_killed_too(tmp_path: Path, number: int) -> None:
+    done = tmp_path / "done"
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.setsid()
+        with database_restart.at_the_end(done.touch):
+            # All but the last come from a terminal, or from systemd: for what else it started, too.
+            (os.kill if number == signal.SIGKILL else os.killpg)(os.getpid(), number)
+            time.sleep(60)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -number
+    deadline = time.monotonic() + 10
+    while not done.exists():
+        assert time.monotonic() < deadline
+
+
+def test_a_lock_that_somebody_has_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(slots, "LOCKS", tmp_path)
+    with (
+        database_restart.locked(["shop"]),
+        pytest.raises(database_restart.Busy, match="slots of shop are being rolled"),
+        database_restart.locked(["forum", "shop"]),
+    ):
+        pass
+
+
+def test_one_of_two_clusters_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_restart, "query", lambda text: [""])
+    monkeypatch.setattr(database_restart, "run", lambda *words: "one\n")
+    database_restart.check()
+    monkeypatch.setattr(database_restart, "run", lambda *words: "one\nanother\n")
+    with pytest.raises(database_restart.Busy, match="another cluster"):
+        database_restart.check()
+
+
+def test_who_else_of_a_user_is_at_work_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_restart, "of", lambda uids: {7: "gunicorn", 9: "psql", 8: "sh"})
+    database_restart.see_only([7, 8, 9], {1000})
+    with pytest.raises(database_restart.Busy, match=r"^sh \(8\), psql \(9\) may be using it$"):
+        database_restart.see_only([7], {1000})
+
+
+def test_processes_are_found_by_their_user() -> None:
+    assert os.getpid() in database_restart.of({os.getuid()})
+    assert database_restart.of({2**31}) == {}

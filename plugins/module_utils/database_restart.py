@@ -16,17 +16,19 @@ import pwd
 import signal
 import time
 import xmlrpc.client  # nosec B411
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from . import slots, supervisord
 from .commands import run
-from .processes import children, lives, status
+from .processes import children, family, lives, status
 
 SERVICE = "postgresql.service"  # with it goes the cluster; schedules of apps start after it
+CLUSTERS = "postgresql@*.service"
 SESSIONS = """SELECT count(*) FROM pg_catalog.pg_stat_activity
     WHERE backend_type IN ('client backend', 'walsender') AND pid <> pg_catalog.pg_backend_pid()"""
 PATIENCE = 10  # seconds for the requests that a slot is at: the queue holds 4,096 others
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Busy(Exception):
@@ -62,17 +64,18 @@ def of(uids: set[int]) -> dict[int, str]:
 def at_the_end(act: Callable[[], None]) -> Iterator[None]:
     """Act at the end of a block, even when this process is killed: a child waits for that."""
     ends, held = os.pipe()
+    # What ends this one does not end the child.
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     child = os.fork()
     if not child:
         try:
             os.setsid()
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
             os.close(held)
             os.read(ends, 1)
             act()
         finally:
             os._exit(0)
+    signal.pthread_sigmask(signal.SIG_SETMASK, former)
     os.close(ends)
     try:
         yield
@@ -117,6 +120,17 @@ def check() -> None:
     """Say as Busy why it is never restarted here."""
     if query("SHOW listen_addresses") != [""]:
         raise Busy("it listens on the network, and who asks it from there cannot be told to wait")
+    if len(run("systemctl", "list-units", "--plain", "--no-legend", CLUSTERS).splitlines()) > 1:
+        raise Busy("another cluster would be restarted with it")
+
+
+def see_only(pids: Iterable[int], uids: set[int]) -> None:
+    """Say as Busy who else of these users is at work."""
+    spared = set(pids)
+    others = {pid: name for pid, name in of(uids).items() if pid not in spared}
+    if others:
+        names = ", ".join(f"{name} ({pid})" for pid, name in sorted(others.items()))
+        raise Busy(f"{names} may be using it")
 
 
 def restart(known: dict[str, str]) -> float:
@@ -134,6 +148,8 @@ def restart(known: dict[str, str]) -> float:
         serving.sort(key=lambda x: int(x["name"].rpartition("_")[2]))
         masters = [x["pid"] for x in serving]
         others = [f"{x['group']}:{x['name']}" for x in mine if x["group"] not in known]
+        # Before anybody is disturbed for it.
+        see_only((int(pid) for x in mine for pid in family(x["pid"])), uids)
         # So that it has little to write while requests wait.
         query("CHECKPOINT")
         with at_the_end(lambda: go_on(masters, others)):
@@ -143,12 +159,9 @@ def restart(known: dict[str, str]) -> float:
             for master in masters:
                 began = time.monotonic()
                 halt(master)
-            if left := {x: name for x, name in of(uids).items() if x not in masters}:
-                said = ", ".join(f"{name} ({pid})" for pid, name in sorted(left.items()))
-                raise Busy(f"{said} may be using it")
-            sessions = int(query(SESSIONS)[0])
-            if sessions:
-                raise Busy(f"{sessions} others are connected to it")
+            see_only(masters, uids)
+            if (sessions := query(SESSIONS)) != ["0"]:
+                raise Busy(f"sessions of others: {sessions[0]}")
             run("systemctl", "restart", SERVICE)
         return time.monotonic() - began
 

@@ -132,6 +132,7 @@ def test_an_upgraded_library_reaches_nginx(
     assert all(x.due <= ended and x.due + x.seconds >= began for x in lossy.failures)
 
 
+JOBS = "ledger.jobs:ledger.jobs_0"
 STARTED = "SELECT extract(epoch FROM pg_postmaster_start_time())"
 
 
@@ -145,6 +146,13 @@ def stale(host: Host) -> Callable[[], None]:
 def started(host: Host) -> Callable[[], str]:
     """Get the moment at which PostgreSQL was started."""
     return lambda: host.check_output("runuser -u ledger -- psql -XAtc %s ledger", STARTED)
+
+
+@pytest.fixture
+def running(host: Host, eventually: Callable[..., None]) -> Callable[[str], None]:
+    """Wait until supervisord runs a process."""
+    status = "supervisorctl status %s"
+    return lambda process: eventually(lambda: "RUNNING" in host.run(status, process).stdout)
 
 
 @pytest.fixture
@@ -162,11 +170,11 @@ def asked(url: str) -> Iterator[Callable[[int], Future[int]]]:
 
 def test_an_upgraded_postgresql_is_restarted_while_requests_wait(
     heavy_load: Load,
-    host: Host,
     restart: Callable[..., str],
     stale: Callable[[], None],
     started: Callable[[], str],
     asked: Callable[[int], Future[int]],
+    running: Callable[[str], None],
 ) -> None:
     heavy_load.go_on(200)
     for seconds in (0, 3, 1):
@@ -181,7 +189,7 @@ def test_an_upgraded_postgresql_is_restarted_while_requests_wait(
         assert answer.result() == 200
         heavy_load.go_on(200)
     assert "postgresql" not in restart("--list")
-    assert "RUNNING" in host.check_output("supervisorctl status ledger.jobs:ledger.jobs_0")
+    running(JOBS)
     print(f"the longest wait: {heavy_load.stall():.1f} s")
 
 
@@ -193,6 +201,7 @@ def test_for_a_request_that_goes_on_postgresql_is_left_alone(
     stale: Callable[[], None],
     started: Callable[[], str],
     asked: Callable[[int], Future[int]],
+    running: Callable[[str], None],
     eventually: Callable[..., None],
     killed: bool,
 ) -> None:
@@ -209,16 +218,14 @@ def test_for_a_request_that_goes_on_postgresql_is_left_alone(
     assert answer.result() == 200
     heavy_load.go_on(400)
     assert started() == before
-    status = "supervisorctl status ledger.jobs:ledger.jobs_0"
-    eventually(lambda: "RUNNING" in host.run(status).stdout)
+    running(JOBS)
 
 
 def test_for_who_is_connected_postgresql_is_left_alone(
     heavy_load: Load, host: Host, restart: Callable[..., str], stale: Callable[[], None]
 ) -> None:
     stale()
-    host.check_output(
-        "runuser -u ledger-deploy -- psql -c 'SELECT pg_sleep(10)' ledger &>/dev/null &"
-    )
+    query = "psql -c 'SELECT pg_sleep(5)' ledger"
+    host.check_output(f"runuser -u ledger-deploy -- {query} >/dev/null 2>&1 &")
     heavy_load.go_on(100)
     assert re.search(r"; psql \(\d+\)[^;]* may be using it\. When it suits", restart())
