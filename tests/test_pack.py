@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.secret_files import (
 APP = {
     **{"source": "local", "path": None, "repository": None, "package": None, "version": None},
     **{"subdirectory": ".", "exclude": [], "include": [], "files": [], "requirements": ""},
+    **{"installer": "uv"},
 }
 
 
@@ -333,6 +335,138 @@ def test_an_unknown_folder_names_the_variable(app: Path, tmp_path: Path) -> None
     assert "Correct app_path" in refusal(tmp_path / "nowhere")
     assert "Set app_path" in refusal(None)
     assert "Correct app_subdirectory" in refusal(app, subdirectory="nowhere")
+
+
+PROJECT = '[project]\nname = "shop"\nversion = "1"\ndependencies = ["flask"]\n'
+UV_LOCK = """\
+version = 1
+[[package]]
+name = "shop"
+source = { virtual = "." }
+[[package]]
+name = "flask"
+version = "3.1.0"
+source = { registry = "https://own.test/simple" }
+"""
+POETRY_LOCK = '[[package]]\nname = "flask"\nversion = "3.1.0"\nfiles = []\n[metadata]\n'
+PYLOCK = 'lock-version = "1.0"\n[[packages]]\nname = "flask"\nversion = "3.1.0"\n'
+PIPFILE = {"default": {"flask": {"version": "==3.1.0", "hashes": ["sha256:aa", "sha256:bb"]}}}
+LOCKS = {
+    "pylock.toml": PYLOCK,
+    "uv.lock": UV_LOCK,
+    "poetry.lock": POETRY_LOCK,
+    "Pipfile.lock": json.dumps(PIPFILE),
+}
+
+
+def test_of_several_files_a_lock_is_installed_and_the_order_is_said(app: Path) -> None:
+    (app / "pyproject.toml").write_text(PROJECT)
+    there = ["requirements.txt"]
+    for name in reversed(LOCKS):
+        (app / name).write_text(LOCKS[name])
+        there.insert(0, name)
+        packed = pack(app)
+        assert packed["lock"] == ("" if name == "Pipfile.lock" else name)
+        (said,) = packed["warnings"]
+        assert said.startswith(f"Of {', '.join(there)} in the app's folder, the first")
+        assert "app_requirements" in said
+    chosen = pack(app, requirements="requirements.txt")
+    assert (chosen["lock"], chosen["warnings"]) == ("", [])
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_another_lock_is_another_virtual_environment(app: Path, name: str) -> None:
+    (app / "pyproject.toml").write_text(PROJECT)
+    (app / name).write_text(LOCKS[name])
+    before = pack(app)["dependencies"]
+    (app / name).write_text(LOCKS[name].replace("3.1.0", "3.1.1"))
+    assert pack(app)["dependencies"] != before
+
+
+@pytest.mark.parametrize("name", ["uv.lock", "poetry.lock", "deploy/uv.lock"])
+def test_a_lock_without_its_project_is_refused(app: Path, name: str) -> None:
+    (app / "deploy").mkdir()
+    (app / name).write_text(LOCKS[Path(name).name])
+    beside = "deploy/pyproject.toml" if "/" in name else "pyproject.toml"
+    assert f"{name} is in the app's folder without {beside}" in refusal(app, requirements=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("uv.lock", b"[a", "is not TOML"),
+        ("poetry.lock", b"\xff", "is not UTF-8"),
+        ("pylock.toml", b"{", "is not TOML"),
+        ("Pipfile.lock", b"{", "is not JSON"),
+        ("Pipfile.lock", b"[]", "is no lock"),
+        ("Pipfile.lock", b"{}", "no section default"),
+    ],
+)
+def test_a_lock_that_is_none_is_refused(app: Path, name: str, text: bytes, told: str) -> None:
+    (app / "pyproject.toml").write_text(PROJECT)
+    (app / name).write_bytes(text)
+    said = refusal(app)
+    assert name in said
+    assert told in said
+
+
+@pytest.mark.parametrize("name", ["pylock.toml", "pylock.prod.toml", "uv.lock", "poetry.lock"])
+def test_pip_reads_no_lock(app: Path, name: str) -> None:
+    (app / "pyproject.toml").write_text(PROJECT)
+    (app / name).write_text(LOCKS.get(name, PYLOCK))
+    assert f"pip cannot install from {name}" in refusal(app, requirements=name, installer="pip")
+    assert pack(app, requirements=name)["lock"] == name.replace(".prod", "")
+
+
+def test_a_lock_of_pipenv_s_is_a_requirements_file_for_uv_and_pip(app: Path) -> None:
+    lock = {
+        "_meta": {
+            "sources": [{"name": "pypi", "url": "x"}, {"name": "own", "url": "https://own.test/x"}]
+        },
+        "default": {
+            "flask": {"version": "==3.1.0", "hashes": ["sha256:aa", "sha256:bb"], "index": "pypi"},
+            "psycopg": {
+                "version": "==3.2",
+                "extras": ["binary", "pool"],
+                "markers": "python_version >= '3.8'",
+            },
+            "own": {"git": "https://x.test/own.git", "ref": "abc", "subdirectory": "a"},
+            "here": {"path": "./here"},
+        },
+        "develop": {"pytest": {"version": "==8"}},
+    }
+    (app / "Pipfile.lock").write_text(json.dumps(lock))
+    packed = pack(app, requirements="Pipfile.lock", installer="pip")
+    with tarfile.open(packed["archive"]) as tar:
+        lines = tar.extractfile(packed["requirements"]).read().decode().splitlines()
+    assert lines == [
+        "--extra-index-url https://own.test/x",
+        "flask==3.1.0 --hash=sha256:aa --hash=sha256:bb",
+        "./here",
+        "own @ git+https://x.test/own.git@abc#subdirectory=a",
+        "psycopg[binary,pool]==3.2 ; python_version >= '3.8'",
+    ]
+    lock["default"]["flask"] = {}
+    (app / "Pipfile.lock").write_text(json.dumps(lock))
+    assert "no version of flask" in refusal(app, requirements="Pipfile.lock")
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("uv.lock", '[[package]]\nname = "own"\nsource = { git = "https://x.test/own?rev=a#b" }\n'),
+        ("uv.lock", '[[package]]\nname = "own"\nsource = { directory = "own" }\n'),
+        ("uv.lock", '[[package]]\nname = "own"\nsource = { editable = "own" }\n'),
+        ("poetry.lock", '[[package]]\nname = "own"\n[package.source]\ntype = "git"\n'),
+        ("pylock.toml", '[[packages]]\nname = "own"\nvcs = { type = "git" }\n'),
+    ],
+)
+def test_what_a_lock_has_that_is_built(app: Path, name: str, entry: str) -> None:
+    (app / "pyproject.toml").write_text(PROJECT)
+    (app / name).write_text(LOCKS[name])
+    assert pack(app, requirements=name)["built"] == ""
+    (app / name).write_text(LOCKS[name] + entry)
+    assert pack(app, requirements=name)["built"] == "own"
 
 
 def test_a_missing_requirements_file_names_the_variable(app: Path) -> None:

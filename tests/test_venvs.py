@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,26 @@ def test_wheels_only_is_said_to_uv_of_all_that_it_installs() -> None:
     assert len(installs) == 2
     assert all("--only-binary :all:" in line for line in installs)
     assert "--only-binary" not in venvs.script(WANTED, Path("/srv"))
+
+
+@pytest.mark.parametrize(
+    ("lock", "path", "export"),
+    [
+        ("uv.lock", "a b/uv.lock", "export --project 'a b' "),
+        ("poetry.lock", "poetry.lock", "poetry --project . export "),
+    ],
+)
+def test_a_lock_is_a_requirements_file_by_who_made_it(lock: str, path: str, export: str) -> None:
+    script = venvs.script(WANTED | {"lock": lock, "requirements": path}, Path("/srv/a"))
+    assert export in script
+    assert '--output-file "$exported"' in script or '--output "$exported"' in script
+    assert '--requirement "$exported"' in script
+    assert "--require-hashes" not in script
+    subprocess.run(["sh", "-n"], input=script.encode(), check=True)
+
+
+def test_uv_reads_a_lock_of_python_s_own_form_itself() -> None:
+    wanted = WANTED | {"lock": "pylock.toml", "requirements": "pylock.toml"}
+    script = venvs.script(wanted, Path("/srv/a"))
+    assert "--requirement pylock.toml" in script
+    assert "export " not in script.replace("export HOME", "")

@@ -395,6 +395,8 @@ def venv(app: Release) -> None:
                 " Name a release of it on the package index, or a .whl"
             )
         why = build_with_uv(app, folder) if app.app.get("uv") else ""
+        if why and app.app["uv"].get("lock"):
+            raise Failure(f"{app.app['uv']['requirements']} is for uv alone: {why}")
         if why or not app.app.get("uv"):
             clear(app, folder)
             app.build_shell(app.app["build_venv"], "build the virtual environment", folder)

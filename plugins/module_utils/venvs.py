@@ -9,7 +9,7 @@ from __future__ import annotations
 import configparser
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"  # which Debian's pip trusts
@@ -126,6 +126,22 @@ mv {folder}.part {folder}
 """
 
 
+# How to have a lock as a requirements file, from who made it. uv reads pylock.toml itself.
+EXPORTS = {
+    "uv.lock": """\
+exported=$(mktemp --suffix .txt)
+(unset UV_NO_SOURCES UV_NO_CONFIG; {uv} export --project {folder} --python /usr/bin/python3 \\
+  --frozen --no-default-groups --no-emit-workspace --emit-index-url \\
+  --output-file "$exported") >/dev/null
+""",
+    "poetry.lock": """\
+exported=$(mktemp --suffix .txt)
+{uv} tool run --python /usr/bin/python3 --from poetry==2.2.1 --with poetry-plugin-export==1.9.0 \\
+  poetry --project {folder} export --quiet --only main --output "$exported"
+""",
+}
+
+
 def script(wanted: Mapping[str, Any], root: Path) -> str:
     """Return what the deploy user runs in the release to build it."""
     cache, venv = root / "cache", shlex.quote(wanted["path"])
@@ -137,6 +153,11 @@ def script(wanted: Mapping[str, Any], root: Path) -> str:
     # As pip does it: where one has a hash, all must have one.
     hashes = "--require-hashes " if wanted.get("hashed") else ""
     wheels = "--only-binary :all: " if wanted.get("only_wheels") else ""
+    requirements = shlex.quote(wanted["requirements"])
+    folder = shlex.quote(str(PurePosixPath(wanted["requirements"]).parent))
+    export = EXPORTS.get(wanted.get("lock", ""), "").format(uv=command, folder=folder)
+    if export:
+        requirements = '"$exported"'
     # Commands of the app's may ask for pip.
     more = shlex.join(["pip", *wanted["extra"]])
     return f"""\
@@ -145,6 +166,6 @@ export HOME={root}
 # Of earlier versions of Carafe: uv itself, and what its virtual environments shared.
 rm -rf {cache}/uv {cache}/uv-*
 {command} venv --no-project --python /usr/bin/python3 {venv}
-{install} {wheels}{hashes}--requirement {shlex.quote(wanted["requirements"])}
+{export}{install} {wheels}{hashes}--requirement {requirements}
 {install} {wheels}{more}
 """

@@ -53,9 +53,15 @@ options:
     default: []
   requirements:
     description:
-      - File that names the Python dependencies. When empty, requirements.txt or pyproject.toml.
+      - File that says which Python packages are installed. When empty, the first that is there of
+        pylock.toml, uv.lock, poetry.lock, Pipfile.lock, requirements.txt and pyproject.toml.
     type: str
     default: ""
+  installer:
+    description: What installs them. V(pip) reads no lock, but one of pipenv's.
+    type: str
+    choices: [uv, pip]
+    default: uv
 author: [Carafe (@carafe)]
 """
 
@@ -87,6 +93,10 @@ dependencies:
   returned: success
 requirements:
   description: Path in the archive of the file that pip reads.
+  type: str
+  returned: success
+lock:
+  description: Which tool's lock it is, such as V(uv.lock), or nothing.
   type: str
   returned: success
 hashed:

@@ -12,6 +12,7 @@ import fnmatch
 import gzip
 import hashlib
 import io
+import json
 import os
 import re
 import stat
@@ -31,6 +32,9 @@ from .secret_files import folder_looks_secret, looks_secret
 from .urls import credential, without_credentials
 
 GENERATED = ".requirements.txt"
+# What says what is installed: the first that is there, and a lock before what it was made from.
+LOCKS = {x: x for x in ("uv.lock", "poetry.lock", "Pipfile.lock")}
+NAMES_OF_DEPENDENCIES = ["pylock.toml", *LOCKS, "requirements.txt", "pyproject.toml"]
 INCLUDE = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[\s=]*(\S+)")
 # A requirement that no index resolves: pip builds it, whatever it is told of wheels.
 DIRECT = re.compile(r"-e\b|--editable\b|[./]|[^-\s][^;]*(?:@|/|[.](?:zip|tgz|tar)\b)")
@@ -146,20 +150,32 @@ def warnings_of(source: str, noted: Mapping[str, list[str]]) -> list[str]:
 
 
 def requirements_of(found: Files, wanted: str) -> tuple[str, str]:
-    """Return the path that pip reads and the text that decides what it installs."""
-    candidates = [wanted] if wanted else ["requirements.txt", "pyproject.toml"]
+    """Return the path of what is installed, and the text that decides what that is."""
+    candidates = [wanted] if wanted else NAMES_OF_DEPENDENCIES
     path = next((x for x in candidates if x in found), None)
     if path is None:
         raise Failure(
             f"No {' or '.join(candidates)} in the app's folder. Add one, or set app_requirements to"
             " the file that names its Python dependencies."
         )
+    kind = lock_kind(path)
+    if kind == "Pipfile.lock":
+        text = of_pipfile(parsed(found, path, is_json=True), path)
+        found[GENERATED] = (0o644, text.encode())
+        return GENERATED, text
+    if kind:
+        # Of what is locked, these two say which part is the app's.
+        beside = str(PurePosixPath(path).parent / "pyproject.toml")
+        if kind != "pylock.toml" and beside not in found:
+            raise Failure(
+                f"{path} is in the app's folder without {beside}, which {kind} belongs to. Add it,"
+                " or set app_requirements to another file."
+            )
+        parsed(found, path)
+        return path, text_of(found, path) + (text_of(found, beside) if beside in found else "")
     if not path.endswith(".toml"):
         return path, included(found, path, set())
-    try:
-        project = tomllib.loads(text_of(found, path)).get("project", {})
-    except tomllib.TOMLDecodeError as error:
-        raise Failure(f"{path} in the app's folder is not TOML: {error}.") from None
+    project = parsed(found, path).get("project", {})
     if "dependencies" not in project:
         raise Failure(
             f"{path} in the app's folder has no dependencies in [project], so nothing would be"
@@ -168,6 +184,72 @@ def requirements_of(found: Files, wanted: str) -> tuple[str, str]:
     text = "".join(f"{line}\n" for line in project["dependencies"])
     found[GENERATED] = (0o644, text.encode())
     return GENERATED, text
+
+
+def lock_kind(path: str) -> str:
+    """Return which lock a file is, '' for a requirements file or a pyproject.toml."""
+    name = PurePosixPath(path).name
+    return "pylock.toml" if re.fullmatch(r"pylock([.][^.]+)?[.]toml", name) else LOCKS.get(name, "")
+
+
+def parsed(found: Files, path: str, *, is_json: bool = False) -> dict[str, Any]:
+    text = text_of(found, path)
+    try:
+        value = json.loads(text) if is_json else tomllib.loads(text)
+    except ValueError as error:
+        kind = "JSON" if is_json else "TOML"
+        raise Failure(f"{path} in the app's folder is not {kind}: {error}.") from None
+    if not isinstance(value, dict):
+        raise Failure(f"{path} in the app's folder is no lock: it is not a JSON object.")
+    return value
+
+
+def of_pipfile(lock: Mapping[str, Any], path: str) -> str:
+    """Return the requirements file that says what a Pipfile.lock does.
+
+    The format is pipenv's Pipfile.lock of version 6 (https://github.com/pypa/pipfile).
+    """
+    if "default" not in lock:
+        raise Failure(f"{path} in the app's folder has no section default. Run: pipenv lock")
+    lines = []
+    for number, source in enumerate(lock.get("_meta", {}).get("sources", [])):
+        # By this name pipenv calls everybody's index, for which the server may have another.
+        if source.get("name") != "pypi":
+            lines.append(f"{'--extra-index-url' if number else '--index-url'} {source['url']}")
+    for name, entry in sorted(lock["default"].items()):
+        extras = ",".join(entry.get("extras", []))
+        named = f"{name}[{extras}]" if extras else name
+        vcs = next((x for x in ("git", "hg", "svn", "bzr") if x in entry), "")
+        if vcs:
+            url, inside = entry[vcs].removeprefix(f"{vcs}+"), entry.get("subdirectory")
+            named += f" @ {vcs}+{url}@{entry.get('ref', 'HEAD')}"
+            named += f"#subdirectory={inside}" if inside else ""
+        elif "file" in entry:
+            named += f" @ {entry['file']}"
+        elif "path" in entry:
+            named = entry["path"] + (f"[{extras}]" if extras else "")
+        elif "version" in entry:
+            named += entry["version"]
+        else:
+            raise Failure(f"{path} in the app's folder has no version of {name}. Run: pipenv lock")
+        marker = f" ; {entry['markers']}" if entry.get("markers") else ""
+        known = [] if vcs or "path" in entry else entry.get("hashes", [])
+        hashes = "".join(f" --hash={x}" for x in known)
+        lines.append(f"{named}{marker}{hashes}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def built_of_lock(found: Files, path: str) -> str:
+    """Return a package of a lock that no index has as a wheel, so that it is built, or ''."""
+    lock = parsed(found, path)
+    for entry in lock.get("package", lock.get("packages", [])):
+        source = entry.get("source") or {}
+        places = {*source, source.get("type", ""), *entry}
+        # The app's own entry is not installed.
+        own = source.get("virtual") == "." or source.get("editable") == "."
+        if not own and places & {"git", "hg", "vcs", "directory", "editable", "path", "archive"}:
+            return entry.get("name", "")
+    return ""
 
 
 def text_of(found: Files, path: str) -> str:
@@ -266,8 +348,20 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
         text = "".join(f"{line}\n" for line in packages)
         found[GENERATED], requirements = (0o644, text.encode()), GENERATED
     else:
+        there = [x for x in NAMES_OF_DEPENDENCIES[:-1] if x in found]
         requirements, text = requirements_of(found, app["requirements"])
     warnings = warnings_of("app_repository" if app["source"] == "git" else "app_path", noted)
+    if not packages and not app["requirements"] and len(there) > 1:
+        warnings.append(
+            f"Of {', '.join(there)} in the app's folder, the first says what is installed. Set"
+            " app_requirements to the one that is meant."
+        )
+    lock = lock_kind(requirements)
+    if lock and app["installer"] != "uv":
+        raise Failure(
+            f"pip cannot install from {requirements}. Leave app_installer at uv, or set"
+            " app_requirements to a requirements file."
+        )
     if what := credential(text):
         warnings.append(
             f"{'app_package' if packages else requirements} has {what}, which whoever reads the"
@@ -288,8 +382,9 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
         "revision": revision,
         "requirements": requirements,
         # As pip takes it: where one has a hash, all must have one.
-        "hashed": "--hash=" in text,
-        "built": built_anyway(text),
+        "hashed": not lock and "--hash=" in text,
+        "built": built_of_lock(found, requirements) if lock else built_anyway(text),
+        "lock": lock,
         "dependencies": hashlib.sha256(text.encode()).hexdigest(),
         "archive": str(archive),
         "size": archive.stat().st_size,
