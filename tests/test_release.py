@@ -11,6 +11,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -1088,6 +1089,28 @@ def test_step_that_never_ends_is_ended(app: App) -> None:
     said = app.fail("b", commands={"load": "sleep 300 & sleep 300"}, limits={"step": 1})
     assert "it did not end within 1 s, app_step_timeout" in said
     assert app.serving == "a"
+
+
+def test_the_end_of_the_probed_server_does_not_hold_up_the_switch(app: App) -> None:
+    waits = f"until test -e {app.root}/switched; do sleep 0.05; done; touch {app.root}/ended; exit"
+    probe = f"trap '{waits}' TERM; {server(200).removeprefix('exec ')} & wait"
+    hooks = {"after_switch": [f"touch {app.root}/switched"]}
+    app.deploy("a", commands={"probe": probe}, hooks=hooks)
+    assert (app.root / "ended").exists()
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_nothing_of_the_probed_server_is_left(app: App, status: int) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("carafe-test-app-*"))
+    slowly = f"trap 'sleep 2; exit' TERM; {server(status).removeprefix('exec ')} & wait"
+    probe = f"echo $$ >{app.root}/probed; {slowly}"
+    changes = {"commands": {"probe": probe}, "health": {"timeout": 2}}
+    if status == 200:
+        app.deploy("a", **changes)
+    else:
+        app.fail("a", **changes)
+    assert not Path("/proc", (app.root / "probed").read_text().strip()).exists()
+    assert set(Path(tempfile.gettempdir()).glob("carafe-test-app-*")) <= before
 
 
 def test_what_a_step_leaves_running_does_not_hold_it_up(app: App) -> None:

@@ -52,6 +52,8 @@ class Release(State):
     def __init__(self, app: dict[str, Any], check: bool = False) -> None:
         super().__init__(app, check)
         self.output: dict[str, Any] = {}
+        # What a step has asked to end, and the next ones do not wait for.
+        self.ending = contextlib.ExitStack()
 
     # Commands.
 
@@ -268,10 +270,14 @@ def at(said: str) -> str:
     return next((line[1] for line in lines if line), "base")
 
 
-def end(process: subprocess.Popen[Any], unit: sandbox.Unit | None = None) -> None:
+def end(
+    process: subprocess.Popen[Any], unit: sandbox.Unit | None = None, asked: bool = False
+) -> None:
     """End a process, and whatever it has started in its unit, or its session."""
     for number, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        if unit:
+        if asked and number == signal.SIGTERM:
+            pass
+        elif unit:
             unit.kill(number.name)
         else:
             with contextlib.suppress(ProcessLookupError):
@@ -488,7 +494,8 @@ def downgrade(app: Release) -> None:
 def probe(app: Release) -> None:
     """Start the release on a private socket, and ask it for its health."""
     user, command = pwd.getpwnam(app.app["user"]), app.app["commands"]["probe"]
-    with files.scratch(f"{app.app['name']}-") as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(files.scratch(f"{app.app['name']}-"))
         os.chown(folder, user.pw_uid, user.pw_gid)
         path = Path(folder, "probe.sock")
         unit = app.unit("user", "step")
@@ -510,14 +517,20 @@ def probe(app: Release) -> None:
                 status = process.poll()
                 return "" if status is None else f"it ended with exit status {status}"
 
+            def finish() -> None:
+                end(process, unit, asked=True)
+                if process.returncode:
+                    unit.failed()
+
+            stack.callback(finish)
             try:
                 trouble, status = unix_http.wait(path, app.app["health"], ended)
             finally:
-                end(process, unit)
-                if process.returncode:
-                    unit.failed()
-    if trouble:
-        raise Failure(trouble)
+                unit.kill(signal.SIGTERM.name)
+        if trouble:
+            raise Failure(trouble)
+        # A server takes its time to end, and is of no use to anybody now.
+        app.ending.push(stack.pop_all())
     if not app.app["health"]["path"]:
         # Said at the end, with what each step took.
         app.lock["health"] = (
@@ -823,16 +836,17 @@ STEPS = {x.__name__: x for x in (venv, build, load, migrate, downgrade, probe, s
 
 def take(app: Release, names: list[str]) -> None:
     """Take steps of the gate, one after the other; the first that fails ends the run."""
-    for name in names:
-        # One at a time: that of a run which was killed may still be at work.
-        with files.locked(app.state / "step"):
-            app.step(name)
-            try:
-                STEPS[name](app)
-            except Failure as failure:
-                raise Failure(app.fail(name, str(failure))) from None
-            except OSError as error:
-                raise Failure(app.fail(name, describe(error))) from None
+    with app.ending:
+        for name in names:
+            # One at a time: that of a run which was killed may still be at work.
+            with files.locked(app.state / "step"):
+                app.step(name)
+                try:
+                    STEPS[name](app)
+                except Failure as failure:
+                    raise Failure(app.fail(name, str(failure))) from None
+                except OSError as error:
+                    raise Failure(app.fail(name, describe(error))) from None
 
 
 def describe(error: OSError) -> str:
