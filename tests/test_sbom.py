@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.carafe.stack.plugins.filter.cyclonedx import cyclonedx
+from ansible_collections.carafe.stack.plugins.module_utils import sandbox
 from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
 from ansible_collections.carafe.stack.plugins.modules import sbom_info
 from cyclonedx.schema import SchemaVersion
@@ -112,7 +113,14 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     (tmp_path / "state").mkdir()
     (tmp_path / "state/releases.json").write_text(json.dumps({"a1-b2": {"revision": "v1"}}))
     (tmp_path / "serving").symlink_to("settings/a1-b2")
-    return {"name": "shop", "root": tmp_path, "run_command": str(tmp_path / "run"), "timeout": 2}
+    monkeypatch.setattr(sandbox, "RUN", tmp_path)
+    # Stands in for systemd, of which it notes what it was asked for.
+    script = 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"'
+    (tmp_path / "systemd-run").write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/asked\n{script}\n')
+    (tmp_path / "systemd-run").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    place = {"root": tmp_path, "run_command": str(tmp_path / "run")}
+    return {"name": "shop", "user": "shop", **place, "timeout": 2}
 
 
 def says(shop: dict[str, Any], script: str) -> None:
@@ -126,6 +134,12 @@ def test_what_serves_is_asked(shop: dict[str, Any]) -> None:
     found = sbom_info.look(shop)
     assert (found["release"], found["revision"]) == ("a1-b2", "v1")
     assert [x["name"] for x in found["python"]] == ["Flask-WTF", "flask", "itsdangerous"]
+    # What it has installed is its code as well.
+    asked = (shop["root"] / "asked").read_text().split()
+    wanted = {
+        f"--property={x}" for x in ("User=shop", "NoNewPrivileges=yes", "LockPersonality=yes")
+    }
+    assert wanted <= set(asked)
 
 
 def test_where_nothing_serves_nobody_is_asked(shop: dict[str, Any]) -> None:

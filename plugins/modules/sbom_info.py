@@ -10,7 +10,9 @@ description:
   - >-
     Returns Debian's packages, and the Python packages of the release that serves, as
     P(carafe.stack.cyclonedx#filter) takes them.
-  - The latter are asked of the release's own pip, as the user that runs the app.
+  - >-
+    The latter are asked of the release's own pip, as the user that runs the app, and in the sandbox
+    that the app has.
 options:
   name:
     description: The app's name.
@@ -23,6 +25,10 @@ options:
   run_command:
     description: Command that runs another one in the serving release.
     type: path
+    required: true
+  user:
+    description: The user that runs the app.
+    type: str
     required: true
   timeout:
     description: Seconds that pip may take.
@@ -41,6 +47,7 @@ EXAMPLES = r"""
     name: shop
     root: /srv/shop
     run_command: /srv/shop/bin/run
+    user: shop
 """
 
 RETURN = r"""
@@ -72,11 +79,13 @@ python:
 """
 
 import json
+import os
 import platform
 import re
 import subprocess
 from typing import Any
 
+from ansible_collections.carafe.stack.plugins.module_utils import release_settings, sandbox
 from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure, run
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module
 from ansible_collections.carafe.stack.plugins.module_utils.release_state import State
@@ -135,18 +144,24 @@ def look(params: dict[str, Any]) -> dict[str, Any]:
         return found
     found["revision"] = app.releases.get(app.serving, {}).get("revision") or ""
     words = [params["run_command"], "python", "-m", "pip", "--no-input", "inspect", "--local"]
+    where, lines = release_settings.slice_of(params["user"]), sandbox.for_app()
+    unit = sandbox.Unit(params["name"], params["user"], where, lines, params["timeout"])
     try:
-        said = subprocess.run(
-            words,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=True,
-            timeout=params["timeout"],
-        )
+        with unit.command(words, os.environ) as argv:
+            said = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=True,
+                timeout=params["timeout"],
+            )
         return {**found, "python": python(said.stdout.decode())}
     except subprocess.TimeoutExpired:
+        unit.kill("SIGKILL")
+        unit.failed()
         why = f"it took longer than {params['timeout']} s"
     except subprocess.CalledProcessError as error:
+        unit.failed()
         why = " ".join(error.stderr.decode(errors="replace").split())[-500:]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
@@ -162,6 +177,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "root": {"type": "path", "required": True},
             "run_command": {"type": "path", "required": True},
+            "user": {"type": "str", "required": True},
             "timeout": {"type": "int", "default": 120},
         }
     )
