@@ -65,6 +65,17 @@ def test_facts_are_gathered_only_where_a_playbook_says_so() -> None:
     assert "strategy" not in config["defaults"]
 
 
+@pytest.mark.parametrize("text", [None, "all:\n\thosts:\n", "all: [\n"])
+def test_an_inventory_that_is_none_is_an_error(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "hosts.yml").write_text(text)
+    inventory = tmp_path / "hosts.yml" if text is not None else tmp_path / "prodd"
+    command = ["ansible-playbook", "playbooks/sbom.yml", "-i", str(inventory)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert str(inventory) in done.stderr
+
+
 def test_ansible_knows_every_setting_of_its_configuration(
     ansible_environment: dict[str, str],
 ) -> None:
