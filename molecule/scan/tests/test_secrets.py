@@ -1,6 +1,6 @@
 """Secrets stay where they belong: whatever else a run leaves behind is searched for them.
 
-The last module, since it brings a second app to the servers.
+It brings a second app to the servers, so that only test_shared.py comes after it.
 """
 
 import json
@@ -14,18 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
+from conftest import NAMES, stack
 from testinfra.host import Host
 
 SCENARIO = Path(__file__).parents[1]
 REPOSITORY = SCENARIO.parents[1]
 FINDER = (SCENARIO / "files/find_secrets.py").read_text()
-VARIABLES = yaml.safe_load((SCENARIO / "converge.yml").read_text())[0]["vars"]
-NAMES = (
-    *("app_secret_key", "app_secret_key_fallbacks", "app_environment", "app_config"),
-    *("app_migrate_environment", "app_install_environment"),
-    *("database_password", "database_migrate_password"),
-)
 BROKEN = "\nraise RuntimeError('no such luck')\n"
 
 
@@ -74,77 +68,6 @@ class Finder:
 def finder(docker_name: str, tmp_path: Path) -> Finder:
     """What looks for secrets on the server, and in this test's own folder."""
     return Finder(docker_name, tmp_path / "left")
-
-
-@pytest.fixture
-def playbook(host: Host, tmp_path: Path) -> Callable[..., int]:
-    """Run a playbook with all that may be told, kept and logged; returns the exit status."""
-    left = tmp_path / "left"
-    left.mkdir()
-    values = tmp_path / "variables.json"
-
-    def run(name: str, *options: str, **variables: object) -> int:
-        values.write_text(json.dumps(VARIABLES | variables))
-        with (left / "output").open("a") as output:
-            done = subprocess.run(
-                [
-                    *("ansible-playbook", REPOSITORY / f"{name}.yml", "-vvv", "--diff", *options),
-                    *("--inventory", Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent),
-                    *("--limit", host.check_output("hostname"), "--extra-vars", f"@{values}"),
-                ],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                check=False,
-                env=os.environ
-                | {
-                    "ANSIBLE_STRATEGY": "linear",
-                    "ANSIBLE_LOG_PATH": str(left / "log"),
-                    "ANSIBLE_CACHE_PLUGIN": "jsonfile",
-                    "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(left / "facts"),
-                    "ANSIBLE_RETRY_FILES_ENABLED": "true",
-                    "ANSIBLE_RETRY_FILES_SAVE_PATH": str(left / "retry"),
-                },
-            )
-        return done.returncode
-
-    return run
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> str:
-    """The CA that servers of a stack know each other by, with its key."""
-    file = tmp_path / "authority.pem"
-    content = "content=\"{{ lookup('carafe.stack.internal_ca') }}\""
-    copy = ["--module-name=ansible.builtin.copy", f"--args=dest={file} mode=600 {content}"]
-    subprocess.run(["ansible", "localhost", *copy], check=True)
-    return file.read_text()
-
-
-def stack(host: Host, values: dict[str, str], authority: str) -> dict[str, object]:
-    """A second app, to which the server is bare, and the database as if on another one."""
-    return {
-        "app_name": "canary",
-        "app_domains": ["canary.test"],
-        "stack_is_one_server": False,
-        # No secret of the app comes near them.
-        "stack_server_roles": [],
-        "private_address": host.check_output("hostname -I").split()[0],
-        "app_secret_key": values["app_secret_key"],
-        "app_secret_key_fallbacks": [values["app_secret_key_fallbacks"]],
-        "app_environment": {
-            "DATABASE_URL": "{{ stack_database_url }}",
-            "TOKEN": values["app_environment"],
-        },
-        "app_config": {"MAIL_PASSWORD": values["app_config"]},
-        "app_migrate_environment": {
-            "DATABASE_URL": "{{ stack_database_migrate_url }}",
-            "TOKEN": values["app_migrate_environment"],
-        },
-        "app_install_environment": {"TOKEN": values["app_install_environment"]},
-        "database_password": values["database_password"],
-        "database_migrate_password": values["database_migrate_password"],
-        "internal_tls_ca_key": authority,
-    }
 
 
 # What a run leaves behind does not depend on the release.
