@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,17 @@ NAMES = (
     *("app_migrate_environment", "app_install_environment"),
     *("database_password", "database_migrate_password"),
 )
+
+# What a dependency of the second app tries while it is built, what it leaves behind, and where it
+# writes down what it got.
+OWN = "/srv/canary/settings/*/migrate.*"
+BUILD_TRIES = {
+    "read a secret of its own app": f"grep -hoE 'canary-deploy:[0-9a-f]{{48}}@' {OWN}",
+    "enter the database of its own app": "psql -X -c 'SELECT 1' canary",
+    "see what others run": "cat /proc/1/cmdline",
+}
+BUILD_LEAVES = "setsid sleep 73312 >/dev/null 2>&1 & touch /tmp/left-by-a-build"
+BUILD_WROTE = "/srv/canary/cache/tried-%s"
 
 
 @pytest.fixture
@@ -111,6 +123,16 @@ def stack(host: Host, values: dict[str, str], authority: str) -> dict[str, objec
         # No secret of the app comes near them.
         "stack_server_roles": [],
         "private_address": host.check_output("hostname -I").split()[0],
+        "app_hooks": {
+            "after_build": [
+                *(
+                    f"(sh -c {shlex.quote(tried)} && echo got it || echo got nothing)"
+                    f" >{BUILD_WROTE % number} 2>&1"
+                    for number, tried in enumerate(BUILD_TRIES.values())
+                ),
+                BUILD_LEAVES,
+            ]
+        },
         "app_secret_key": values["app_secret_key"],
         "app_secret_key_fallbacks": [values["app_secret_key_fallbacks"]],
         "app_environment": {

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
-from conftest import NAMES, stack
+from conftest import BUILD_LEAVES, BUILD_TRIES, BUILD_WROTE, NAMES, stack
 from testinfra.host import Host
 
 # What either release lets users do is the same.
@@ -137,7 +137,7 @@ ATTEMPTS = [
     Attempt(
         BOTH,
         "enter the neighbour's database over the network with its own password",
-        "cd /srv/canary/serving; eval $(cat environment || cat migrate.environment);"
+        'cd /srv/canary/serving; eval "$(cat environment secrets || cat migrate.*)";'
         """ psql -X -c 'SELECT 1' "$(echo "$DATABASE_URL" | sed s:/canary?:/guestbook?:)" """,
         "no pg_hba.conf entry",
         OPEN,
@@ -298,3 +298,24 @@ def test_an_app_gets_nothing_of_its_neighbour(
         assert succeeded, said
     finally:
         host.check_output(f"{places}\n{tried.again}")
+
+
+@pytest.mark.parametrize(("number", "tried"), enumerate(BUILD_TRIES.values()), ids=BUILD_TRIES)
+def test_a_build_gets_nothing_of_its_own_app(
+    host: Host, attempt: Callable[..., tuple[bool, str]], number: int, tried: str
+) -> None:
+    said = host.file(BUILD_WROTE % number).content_string
+    assert said.endswith("got nothing\n"), said
+    # The same user does outside of the sandbox.
+    succeeded, said = attempt(tried, *WHO[DEPLOY])
+    assert succeeded, said
+
+
+def test_nothing_of_a_build_is_left(host: Host, attempt: Callable[..., tuple[bool, str]]) -> None:
+    look = "pgrep -u canary-deploy -x sleep; ls /tmp/left-by-a-build"
+    assert host.run(look).stdout == ""
+    try:
+        attempt(BUILD_LEAVES, *WHO[DEPLOY])
+        assert len(host.run(look).stdout.splitlines()) == 2
+    finally:
+        host.run("pkill -u canary-deploy -x sleep; rm -f /tmp/left-by-a-build")
