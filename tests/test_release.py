@@ -567,9 +567,9 @@ def test_guessed_health_path_is_told(app: App) -> None:
 
 
 def test_probe_has_its_users_home(app: App) -> None:
-    probe = f"echo $HOME >{app.root}/home; {app.facts('')['commands']['probe']}"
+    probe = f"echo $HOME >{app.root}/said; {app.facts('')['commands']['probe']}"
     app.deploy("a", commands={"probe": probe})
-    assert (app.root / "home").read_text().strip() == pwd.getpwnam(getpass.getuser()).pw_dir
+    assert (app.root / "said").read_text().strip() == pwd.getpwnam(getpass.getuser()).pw_dir
 
 
 # The lock.

@@ -229,6 +229,24 @@ def test_values_arrive_in_the_process_exactly_as_given(tmp_path: Path) -> None:
     assert {name: arrived[name] for name in NASTY} == {**NASTY, "NUMBER": "8000"}
 
 
+def test_a_process_has_a_home_of_its_own_and_knows_the_folder_of_its_release(
+    tmp_path: Path,
+) -> None:
+    arrived = environment_of(tmp_path, {"CONFIG": "it's @release@/a b:@release@"})
+    release = tmp_path / "releases/1"
+    assert arrived["CONFIG"] == f"it's {release}/a b:{release}"
+    assert arrived["HOME"] == str(tmp_path / "home")
+    assert (tmp_path / "home").is_dir()
+    assert arrived["PYTHONUNBUFFERED"] == "1"
+    assert arrived["USER"] == arrived["LOGNAME"] == "1000"  # what id says here
+
+
+def test_what_the_app_states_of_its_surroundings_wins(tmp_path: Path) -> None:
+    stated = {"HOME": "/elsewhere", "PYTHONUNBUFFERED": "", "SHELL": "/bin/bash"}
+    arrived = environment_of(tmp_path, stated)
+    assert {name: arrived[name] for name in stated} == stated
+
+
 def test_flask_settings_arrive_as_json(tmp_path: Path) -> None:
     config = {"MAX_CONTENT_LENGTH": 1000, "GREETING": 'say "ünï" $x', "DEEP__KEY": {"a": [True]}}
     arrived = environment_of(tmp_path, {}, app_config=config, app_domains=["a.test", "b.test"])

@@ -74,16 +74,25 @@ STAND_IN = "a-secret-that-no-build-of-a-release-is-told"
 SECRET = ("FLASK_SECRET_KEY", "FLASK_SECRET_KEY_FALLBACKS")  # whatever their value is
 
 
+# What stands in a variable for the folder of the release, and what the shell makes it from, between
+# two parts in single quotes.
+RELEASE, QUOTED_RELEASE = "@release@", "'\"$release\"'"
+
+
 def to_text(variables: dict[str, Any]) -> str:
     """Return variables in the shell's syntax, where single quotes keep every character as it is."""
+    # shlex.quote() quotes what needs it only.
+    quoted = {x: shlex.quote(f"{y} ")[:-2] + "'" for x, y in variables.items()}
     return "".join(
-        f"{name}={shlex.quote(str(value))}\n" for name, value in sorted(variables.items())
+        f"{name}={value.replace(RELEASE, QUOTED_RELEASE)}\n"
+        for name, value in sorted(quoted.items())
     )
 
 
 def from_text(text: str) -> dict[str, str]:
     """Return the variables of a file that to_text() has made."""
-    return dict(word.split("=", 1) for word in shlex.split(text))
+    plain = text.replace(QUOTED_RELEASE, RELEASE)
+    return dict(word.split("=", 1) for word in shlex.split(plain))
 
 
 def written(secrets: list[str]) -> set[str]:
@@ -302,6 +311,7 @@ def folders(app: dict[str, Any]) -> dict[str, tuple[int, str, str]]:
         "settings": (0o755, "root", "root"),
         "logs": (0o750, "root", "root"),
         "shared": (0o755, "root", "root"),
+        "home": (0o700, user, user),
         "archives": (0o750, "root", deploy),
         "cache": (0o750, deploy, deploy),
         "uv": (0o755, deploy, deploy),

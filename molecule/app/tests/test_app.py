@@ -33,6 +33,32 @@ def test_flask_setting_arrives(host: Host, setting: str, value: object) -> None:
     assert json.loads(answer.stdout) == value
 
 
+SURROUNDINGS = """
+echo "$(id -un) $HOME $USER $LOGNAME $SHELL $PYTHONUNBUFFERED"
+mkdir -p ~/.cache/x && ls -d ~/.cache
+"""
+
+
+@pytest.mark.parametrize(
+    ("user", "home"), [("isso", "/srv/isso/home"), ("isso-deploy", "/srv/isso/cache/home")]
+)
+def test_each_user_of_the_app_has_a_home_that_it_may_write(
+    host: Host, user: str, home: str
+) -> None:
+    said = as_user(host, user, f"/srv/isso/bin/run sh -euc '{SURROUNDINGS}'")
+    assert said.stdout.splitlines() == [f"{user} {home} {user} {user} /bin/sh 1", f"{home}/.cache"]
+    # Nobody else looks into it.
+    assert as_user(host, "www-data", f"ls {home}").rc != 0
+
+
+def test_a_slot_has_the_surroundings_of_its_user(host: Host) -> None:
+    pid = host.check_output("supervisorctl pid isso:isso_0")
+    environment = host.check_output("tr '\\0' '\\n' </proc/%s/environ", pid).splitlines()
+    assert {"HOME=/srv/isso/home", "USER=isso", "LOGNAME=isso"} <= {*environment}
+    release = host.check_output("readlink -e /srv/isso/serving/code")
+    assert f"ISSO_SETTINGS={release}/isso.cfg" in environment
+
+
 @pytest.mark.parametrize("user", ["www-data", "tagged", "tagged-deploy"])
 @pytest.mark.parametrize("name", ["environment", "secrets", "migrate.environment"])
 def test_stranger_cannot_read_the_environment(host: Host, user: str, name: str) -> None:

@@ -78,7 +78,7 @@ def test_the_app_types_nothing_into_the_terminal_of_root(
 
 def test_the_command_runs_as_the_app_at_a_terminal(operate: Callable[[str], str]) -> None:
     shown = operate("""tiny sh -c 'id -un; echo "$HOME"; test -t 0 && tty; exit 3'""")
-    assert "tiny\r\n/srv/tiny\r\n/dev/pts/" in shown
+    assert "tiny\r\n/srv/tiny/home\r\n/dev/pts/" in shown
     assert "over 0" in shown
     assert "failed 3" in operate("tiny sh -c 'exit 3' || echo failed $?")
 
@@ -86,4 +86,4 @@ def test_the_command_runs_as_the_app_at_a_terminal(operate: Callable[[str], str]
 def test_without_a_terminal_it_is_as_it_was(host: Host) -> None:
     script = 'test ! -t 0; id -un; echo "$HOME"; cat; exit 3'
     done = host.run("echo x | tiny sh -c %s", script)
-    assert (done.rc, done.stdout) == (3, "tiny\n/srv/tiny\nx\n")
+    assert (done.rc, done.stdout) == (3, "tiny\n/srv/tiny/home\nx\n")

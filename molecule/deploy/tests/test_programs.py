@@ -13,7 +13,7 @@ def test_schedule_runs_in_the_release_that_serves(host: Host, serving: Callable[
     said = host.check_output(
         "journalctl --unit ledger.tick --identifier ledger.tick --lines 1 --output cat"
     )
-    assert said == f'tick of {serving()}: 100% "quoted" back\\slash /srv/ledger'
+    assert said == f'tick of {serving()}: 100% "quoted" back\\slash /srv/ledger/home'
     timer = host.check_output("systemctl list-timers --all ledger.tick.timer")
     assert "-01-01 00:00:00" in timer
     assert host.service("ledger.tick.timer").is_enabled
