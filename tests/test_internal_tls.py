@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -326,14 +327,14 @@ STACK = {
 def stack(tmp_path: Path) -> Callable[..., Looked]:
     """What the preflight makes of two servers, one of which is the database."""
 
-    def look(**variables: Any) -> Looked:
+    def look(limit: str | None = None, **variables: Any) -> Looked:
         place = tmp_path / "inventory/prod"
         (place / "group_vars/prod").mkdir(parents=True)
         (place / "group_vars/guestbook").symlink_to(ROOT / "group_vars/guestbook")
         (place / "hosts.yml").write_text(yaml.safe_dump(STACK))
         values = {"app_domains": ["example.com"], **variables}
         (place / "group_vars/prod/main.yml").write_text(yaml.safe_dump(values))
-        return Looked(place)
+        return Looked(place, limit=limit)
 
     return look
 
@@ -396,3 +397,137 @@ def test_a_ca_that_cannot_sign_is_refused_beforehand(
     said = stack(**SECRETS | {"vault_internal_ca_key": text()}).said
     assert re.search(f"internal_tls_ca_key {what}", said), said
     assert "hush-hush;" not in said
+
+
+@pytest.mark.parametrize(
+    ("encrypted", "upstream", "socket", "asks"),
+    [
+        (True, "10.0.0.11:8443", "unix:///run/guestbook.sock", "app.guestbook.internal"),
+        (False, "10.0.0.11:8000", "tcp://10.0.0.11:8000", None),
+    ],
+)
+def test_nginx_asks_the_app_over_tls_unless_told(
+    stack: Callable[..., Looked], encrypted: bool, upstream: str, socket: str, asks: str | None
+) -> None:
+    looked = stack("one", **SECRETS, stack_internal_tls=encrypted)
+    assert looked.said == ""
+    (site,) = looked.value("nginx_default_sites")
+    assert site["upstreams"] == [upstream]
+    assert site["upstreams_tls"].get("name") == asks
+    assert looked.value("gunicorn_socket") == socket
+    assert [x["listen"] for x in looked.value("internal_tls_tunnels")] == [upstream][:encrypted]
+    (rule,) = looked.value("stack_firewall_app")
+    assert rule["ports"] == [upstream.partition(":")[2]]
+
+
+TUNNEL = {
+    "name": "shop",
+    "listen": "10.0.0.11:8443",
+    "connect": "unix:///run/shop.sock",
+    "clients": ["web.shop.internal", "other.web"],
+}
+
+
+def test_who_is_let_in_is_known_by_a_whole_name(authority: Authority) -> None:
+    text = Role("internal_tls").render("haproxy.cfg.j2", internal_tls_tunnels=[TUNNEL])
+    assert "server it unix@/run/shop.sock check" in text
+    (pattern,) = re.findall(r"ssl_c_s_dn -m reg (\S+) }", text)
+    for names, let_in in (
+        (["front", "10.0.0.2", "web.shop.internal"], True),
+        (["front", "app.shop.internal", "other.web"], True),
+        (["web.shop.internal"], False),
+        (["front", "web.shop.internal.example", "a-web.shop.internal", "webxshop.internal"], False),
+        (["front", "db.shop.internal"], False),
+    ):
+        assert bool(re.search(pattern, subject(authority, names))) is let_in
+
+
+def subject(authority: Authority, names: list[str]) -> str:
+    """Return the subject of a certificate for these names, as HAProxy writes it."""
+    request = internal_tls.openssl(
+        *("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+        *("-keyout", "/dev/null", "-subj", "/CN=x"),
+    )
+    signed = x509.load_pem_x509_certificate(authority.sign(request, names).encode())
+    short = {"commonName": "CN", "organizationalUnitName": "OU"}
+    return "".join(f"/{short[x.oid._name]}={x.value}" for x in signed.subject)
+
+
+class Units:
+    """What systemd would do, and whether the service runs."""
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+        self.state = {"ActiveState": "inactive", "UnitFileState": "", "NeedDaemonReload": "no"}
+
+    def act(self, unit: str, verbs: Iterable[str]) -> None:
+        self.did += [f"{verb} {unit}" for verb in verbs]
+        self.state |= {"ActiveState": "active", "UnitFileState": "enabled"}
+        (internal_tls.RUN / "internal-tls-shop.loaded").touch()
+
+
+@pytest.fixture
+def units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Units:
+    found = Units()
+    monkeypatch.setattr(internal_tls, "UNITS", tmp_path)
+    monkeypatch.setattr(internal_tls, "RUN", tmp_path)
+    monkeypatch.setattr(internal_tls, "quiet_package", lambda: found.did.append("quiet"))
+    monkeypatch.setattr(module.services, "state", lambda unit: found.state)
+    monkeypatch.setattr(module.services, "act", found.act)
+    monkeypatch.setattr(module, "run", lambda *words: found.did.append(" ".join(words[1:])))
+    (internal_tls.FOLDER / "shop").mkdir(parents=True)
+    (internal_tls.FOLDER / "shop/ca.pem").touch()
+    return found
+
+
+SERVED = {"owner": "shop", "program": "a", "unit": "b"}
+NAME = "internal-tls-shop.service"
+
+
+def test_a_tunnel_runs_and_loads_what_is_new(units: Units, folder: Path) -> None:
+    # With no server.pem, so that there is nothing to check it by.
+    (folder / "server.pem").unlink(missing_ok=True)
+    first = module.serve(SERVED, False)
+    assert first["changes"][-2:] == [f"enable {NAME}", f"start {NAME}"]
+    assert units.did[0] == "quiet"
+    (folder / "server.pem").touch()
+    loaded = internal_tls.RUN / "internal-tls-shop.loaded"
+    assert not module.serve(SERVED, True)["changed"]
+    os.utime(loaded, (1, 1))
+    units.did.clear()
+    assert module.serve(SERVED, False)["changes"] == [f"reload {NAME}"]
+    assert units.did == [f"daemon-reload {NAME}", f"reload {NAME}"]
+    assert not module.serve(SERVED, False)["changed"]
+
+
+def test_a_dry_run_starts_no_tunnel(units: Units, folder: Path) -> None:
+    assert module.serve(SERVED, True)["changed"]
+    assert units.did == []
+    assert not (folder / "haproxy.cfg").exists()
+
+
+def test_a_tunnel_that_is_not_wanted_is_stopped(units: Units, folder: Path) -> None:
+    module.serve(SERVED, False)
+    units.did.clear()
+    gone = SERVED | {"program": "", "unit": ""}
+    assert module.serve(gone, True)["changed"]
+    assert units.did == []
+    assert module.serve(gone, False)["changed"]
+    assert units.did == [f"disable --now {NAME}", "daemon-reload"]
+    assert not (folder / "haproxy.cfg").exists()
+    assert not module.serve(gone, False)["changed"]
+
+
+@pytest.mark.parametrize("tls", [{"name": "x"}, {"name": "x", "trusted": "a", "certificate": ""}])
+def test_a_site_with_half_of_what_tls_takes_is_refused(
+    stack: Callable[..., Looked], tls: dict[str, str]
+) -> None:
+    other = {"name": "other", "server_names": ["x.test"], "certificate": "", "upstreams_tls": tls}
+    said = stack("one", **SECRETS, nginx_sites=[other]).said
+    assert "has upstreams_tls of 'other' with " in said
+    assert "it is to have certificate, name, trusted" in said
+
+
+def test_a_tunnel_for_nobody_is_refused(stack: Callable[..., Looked]) -> None:
+    said = stack("one", **SECRETS, internal_tls_tunnels=[TUNNEL | {"clients": []}]).said
+    assert "internal_tls_tunnels has the service 'shop' for no clients" in said

@@ -58,6 +58,11 @@ SITES = {
         "redirect_port": 9443,
         "hsts_seconds": 31536000,
         "ocsp_stapling": True,
+        "upstreams_tls": {
+            "name": "app.test",
+            "certificate": "/etc/a.pem",
+            "trusted": "/etc/ca.pem",
+        },
         "headers": {"Content-Security-Policy": "default-src 'self'; img-src \"x\" $host"},
     },
 }

@@ -7,8 +7,12 @@ from pathlib import Path
 from .certificates import is_pair, openssl, read_certificate
 from .commands import Failure, ask
 from .files import read
+from .services import state
 
 FOLDER = Path("/etc/internal-tls")
+UNITS = Path("/etc/systemd/system")
+RUN = Path("/run")
+PACKAGE = "haproxy.service"
 
 
 def why_due(pair: Path, authority: str, names: list[str]) -> str:
@@ -43,3 +47,12 @@ def pair_of(certificate: str, key: str) -> str:
     if not is_pair(text):
         raise Failure("The certificate that was signed is not for this server's key. Run it again.")
     return text
+
+
+def quiet_package() -> None:
+    """Keep Debian's own service, which would do nothing, from starting at boot.
+
+    One that runs is somebody's own.
+    """
+    if state(PACKAGE)["ActiveState"] == "inactive":
+        ask("systemctl", "disable", "--quiet", PACKAGE)

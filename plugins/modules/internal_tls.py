@@ -40,6 +40,16 @@ options:
     type: list
     elements: str
     default: []
+  program:
+    description:
+      - Configuration of HAProxy, which passes on to local services what comes over TLS. It is
+        loaded anew when it, or what it shows and trusts, is younger than what it has loaded.
+    type: str
+    default: ""
+  unit:
+    description: Unit of systemd that runs it. Without one, it is stopped and removed.
+    type: str
+    default: ""
   authority:
     description: The CA's certificate, which this action takes out of O(ca_key) by itself.
     type: str
@@ -75,18 +85,21 @@ changes:
   sample: ["make a key", "have a certificate signed: there is none"]
 """
 
+from pathlib import Path
+
 from ansible_collections.carafe.stack.plugins.module_utils.module import (
     Module,
     options,
     without_default,
 )
 
-from ..module_utils import internal_tls
-from ..module_utils.file_set import File, FileSet, Folder
+from ..module_utils import internal_tls, services
+from ..module_utils.commands import run
+from ..module_utils.file_set import Absent, File, FileSet, Folder
 from ..module_utils.files import read
 
 ARGUMENTS = {
-    **options(owner="default", group="root"),
+    **options(owner="default", group="root", program="", unit=""),
     "names": {"type": "list", "elements": "str", "required": True},
     **without_default("ca_key", no_log=True),
     # Certificates, which are no secret.
@@ -131,9 +144,64 @@ def keep(given: dict, check: bool) -> dict:
     return result
 
 
+def serve(given: dict, check: bool) -> dict:
+    """Have what passes on to local services run, with what lies there now."""
+    owner = given["owner"]
+    folder, unit = internal_tls.FOLDER / owner, internal_tls.UNITS / f"internal-tls-{owner}.service"
+    configuration, loaded = (
+        folder / "haproxy.cfg",
+        internal_tls.RUN / f"internal-tls-{owner}.loaded",
+    )
+    if not given["unit"]:
+        return stop(unit, configuration, check)
+    validate = "/usr/sbin/haproxy -c -q -f %s" if (folder / "server.pem").exists() else None
+    files = FileSet(
+        [
+            File(configuration, content=given["program"].encode(), validate=validate),
+            File(unit, content=given["unit"].encode()),
+        ],
+        check,
+    )
+    changes = [f"write {x.path}" for x in files.due]
+    files.write()
+    newer = services.is_newer([configuration, folder / "server.pem", folder / "ca.pem"], loaded)
+    restart = any(x.path == unit for x in files.due)
+    state = services.state(unit.name)
+    verbs = services.due(state, "restart" if restart else "reload" if newer else "")
+    changes += [f"{verb} {unit.name}" for verb in verbs if verb != "daemon-reload"]
+    if verbs and not check:
+        if "start" in verbs:
+            internal_tls.quiet_package()
+        services.act(unit.name, verbs)
+    return {"changed": bool(changes), "changes": changes, "diff": files.diff}
+
+
+def stop(unit: Path, configuration: Path, check: bool) -> dict:
+    if not (unit.exists() or configuration.exists()):
+        return {"changed": False, "changes": [], "diff": []}
+    files = FileSet([Absent(unit), Absent(configuration)], check)
+    if unit.exists() and not check:
+        run("systemctl", "disable", "--now", unit.name)
+    files.write()
+    if not check:
+        run("systemctl", "daemon-reload")
+    return {"changed": True, "changes": [f"stop {unit.name}"], "diff": files.diff}
+
+
+def work(given: dict, check: bool) -> dict:
+    kept = keep(given, check)
+    if "request" in kept:
+        return kept
+    served = serve(given, check)
+    return {
+        "changed": kept["changed"] or served["changed"],
+        **{name: kept[name] + served[name] for name in ("changes", "diff")},
+    }
+
+
 def main() -> None:
     module = Module(ARGUMENTS)
-    module.answer(keep, module.params, module.check_mode)
+    module.answer(work, module.params, module.check_mode)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,14 @@ class Authority:
         if not asked.is_signature_valid:
             raise InvalidSignature("the request is not signed by its own key")
         names = list(names)
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
+        # What it is for is said once more where programs look that know a client by its subject.
+        units = [x for x in names[1:] if isinstance(general_name(x), x509.DNSName) and len(x) <= 64]
+        subject = x509.Name(
+            [
+                x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64]),
+                *(x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, x) for x in units),
+            ]
+        )
         builder = build(
             *(subject, self.certificate.subject, asked.public_key(), self.key.public_key()),
             *(now(), days, self.certificate.not_valid_after_utc),

@@ -44,7 +44,7 @@ def between(host: Host, whom: str, kind: str, port: int, certificate: str) -> It
 
 def heard(host: Host) -> str:
     assert host.file(f"{FOLDER}/came").exists, "nobody has come by, so that this proves nothing"
-    return host.run(f"cat {FOLDER}/heard").stdout
+    return host.run(f"tr -cd '[:print:]' <{FOLDER}/heard").stdout
 
 
 CONNECT = "import os, psycopg; psycopg.connect(os.environ['DATABASE_URL'], connect_timeout=9)"
@@ -77,3 +77,110 @@ def test_who_stands_in_for_the_database_would_understand_a_password(
     with between(app, database, "postgresql", 5432, CERTIFICATES["made by itself"]):
         app.run(f'/srv/guestbook/bin/run python -c "{careless}"')
         assert "p@ss/word" in heard(app)
+
+
+ASK = (
+    "import http.client; c = http.client.HTTPConnection('127.0.0.1', 80, timeout=20);"
+    " c.request('{}', '/readyz', b'', {{'Host': 'localhost', 'Cookie': 'session=sweet-secret'}});"
+    " print(c.getresponse().status)"
+)
+
+
+def ask(web: Host, eventually: Callable[..., None]) -> None:
+    """Be visitors until nginx has asked who stands there, and a few more; all get an answer."""
+
+    def visit() -> bool:
+        for method in ("GET", "POST"):
+            answer = web.check_output(f'python3 -c "{ASK.format(method)}"')
+            assert int(answer) < 500, answer
+        return web.file(f"{FOLDER}/came").exists
+
+    # nginx leaves out for a while what has not answered.
+    eventually(visit, seconds=30)
+    visit()
+
+
+@pytest.mark.parametrize("shows", CERTIFICATES)
+def test_who_stands_in_for_an_app_server_gets_no_request(
+    server: Callable[[str], Host], eventually: Callable[..., None], shows: str
+) -> None:
+    """The other app server answers all of them."""
+    web, app = server("web"), address(server("app-1"))
+    with between(web, app, "http", 8443, CERTIFICATES[shows]):
+        ask(web, eventually)
+        # Without TLS it hears how nginx asks for it, and no more.
+        said = heard(web)
+        assert said == "" or shows == "none"
+        assert not [word for word in ("GET", "POST", "readyz", "sweet-secret") if word in said]
+
+
+def test_who_stands_in_for_an_app_server_would_understand_a_request(
+    server: Callable[[str], Host], eventually: Callable[..., None]
+) -> None:
+    """What the test above goes without: the way of an nginx that asks for no certificate."""
+    web, app = server("web"), address(server("app-1"))
+    site = "/etc/nginx/sites-enabled/guestbook.conf"
+    web.check_output(f"cp -p {site} /run/site && sed -i s/verify.on/verify\\ off/ {site}")
+    try:
+        web.check_output("systemctl reload nginx")
+        with between(web, app, "http", 8443, CERTIFICATES["made by itself"]):
+            ask(web, eventually)
+            assert "sweet-secret" in heard(web)
+    finally:
+        web.check_output(f"mv /run/site {site} && systemctl reload nginx")
+
+
+# As a client with the certificate of a server: prints what the app's server says.
+COME = """
+import socket, ssl, sys
+context = ssl.create_default_context(cafile="/etc/internal-tls/guestbook/ca.pem")
+if sys.argv[2]:
+    context.load_cert_chain(sys.argv[2])
+try:
+    with socket.create_connection((sys.argv[1], 8443), 10) as plain:
+        with context.wrap_socket(plain, server_hostname="app.guestbook.internal") as connection:
+            connection.sendall(b"GET /healthz HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n")
+            print(connection.recv(100).decode())
+except OSError:
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("who", "certificate", "gets_in"),
+    [
+        ("web", OWN, True),
+        ("web", "", False),
+        ("web", "made", False),
+        # From itself, where no firewall is between.
+        ("app-1", OWN, False),
+    ],
+)
+def test_only_a_web_server_reaches_the_app(
+    server: Callable[[str], Host], who: str, certificate: str, gets_in: bool
+) -> None:
+    host, app = server(who), address(server("app-1"))
+    if certificate == "made":
+        host.check_output(f"mkdir -p {FOLDER}")
+        host.check_output(MADE.replace("app.guestbook", "web.guestbook"), app)
+        certificate = f"{FOLDER}/made"
+    answer = host.run("python3 -c %s %s %s", COME, app, certificate).stdout
+    host.run(f"rm -rf {FOLDER}")
+    assert answer.startswith("HTTP/1.0 200") is gets_in
+
+
+def test_a_stopped_app_lets_no_request_in(
+    server: Callable[[str], Host], eventually: Callable[..., None]
+) -> None:
+    """So nginx asks another server, with a POST too: no word of TLS is said, and no request."""
+    app = server("app-1")
+    app.check_output("supervisorctl stop guestbook:*")
+    try:
+        ready = "python3 -c %s %s %s"
+        gone = (server("web"), ready, COME, address(app), OWN)
+        eventually(lambda: not gone[0].run(*gone[1:]).stdout)
+        for _ in range(6):
+            assert server("web").check_output(f'python3 -c "{ASK.format("POST")}"') != "502"
+    finally:
+        app.check_output("supervisorctl start guestbook:*")
+    eventually(lambda: server("web").run(*gone[1:]).stdout.startswith("HTTP/1.0 200"))

@@ -93,10 +93,10 @@ def test_requests_go_to_the_other_while_an_app_server_is_stopped(
     eventually(lambda: sum(visitor.count for visitor in visitors) > before + 100)
     start_again()
     back = address(server("app-1"))
-    eventually(lambda: server("web").run(CONNECT.format(back, 8000)).rc == 0)
+    eventually(lambda: server("web").run(CONNECT.format(back, 8443)).rc == 0)
     # A comma follows a server that did not answer.
     log = "tail -n 50 /var/log/nginx/access.log"
-    eventually(lambda: f" {back}:8000 " in server("web").check_output(log))
+    eventually(lambda: f" {back}:8443 " in server("web").check_output(log))
     assert [visitor.failures for visitor in visitors] == [{"GET": [], "POST": []}] * 4
 
 
@@ -115,7 +115,7 @@ def test_code_is_only_where_it_runs(server: Callable[[str], Host], role: str) ->
 
 
 @pytest.mark.parametrize(
-    ("role", "ports"), [("db", {"22", "5432"}), ("app-2", {"22", "8000"}), ("web", {"22", "80"})]
+    ("role", "ports"), [("db", {"22", "5432"}), ("app-2", {"22", "8443"}), ("web", {"22", "80"})]
 )
 def test_server_listens_only_for_what_it_is_for(
     server: Callable[[str], Host], role: str, ports: set[str]
@@ -131,11 +131,11 @@ CONNECT = "timeout 5 python3 -c 'import socket, sys; socket.create_connection(sy
 @pytest.mark.parametrize(
     ("who", "whom", "port", "reaches"),
     [
-        ("web", "app-1", 8000, True),
+        ("web", "app-1", 8443, True),
         ("app-1", "db", 5432, True),
         ("web", "db", 5432, False),
-        ("db", "app-1", 8000, False),
-        ("app-1", "app-2", 8000, False),
+        ("db", "app-1", 8443, False),
+        ("app-1", "app-2", 8443, False),
         ("app-1", "web", 80, True),
         ("web", "db", 22, True),
     ],

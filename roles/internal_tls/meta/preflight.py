@@ -12,6 +12,9 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
     FILE_NAME,
     Problem,
     Server,
+    check_file_names,
+    check_twins,
+    entries,
 )
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
@@ -59,4 +62,15 @@ def check_owner(server: Server) -> Iterator[Problem]:
         yield Problem("internal_tls_owner", f"is {owner!r}, and it names a folder")
 
 
-CHECKS = (check_authority, check_names, check_owner)
+def check_tunnels(server: Server) -> Iterator[Problem]:
+    """Nobody is let in by a list of nobody, and HAProxy would say the rest in its own words."""
+    yield from check_twins(server, "internal_tls_tunnels", "services")
+    yield from check_file_names(server, "internal_tls_tunnels", "a service")
+    for entry in entries(server, "internal_tls_tunnels"):
+        if entry.get("clients") == []:
+            yield Problem(
+                "internal_tls_tunnels", f"has the service {entry.get('name')!r} for no clients"
+            )
+
+
+CHECKS = (check_authority, check_names, check_owner, check_tunnels)

@@ -211,6 +211,18 @@ def check_static(server: Server) -> Iterator[Problem]:
                 )
 
 
+def check_upstreams_tls(server: Server) -> Iterator[Problem]:
+    """One of them missing would be told of by nginx, in its own words."""
+    for site in present_sites(server):
+        has, wanted = site.get("upstreams_tls") or {}, ("certificate", "name", "trusted")
+        if has and (set(has) != set(wanted) or not all(has.values())):
+            yield Problem(
+                "nginx_sites",
+                f"has upstreams_tls of {site['name']!r} with {', '.join(map(str, has))}; it is to"
+                f" have {', '.join(wanted)}",
+            )
+
+
 CHECKS = (
     check_server_names,
     check_names,
@@ -219,4 +231,5 @@ CHECKS = (
     check_headers,
     check_free_text,
     check_static,
+    check_upstreams_tls,
 )
