@@ -263,6 +263,17 @@ def test_nothing_outlives_its_ca(run: Callable[..., dict[str, Any]], folder: Pat
     assert signed.not_valid_after_utc == short.certificate.not_valid_after_utc
 
 
+def test_what_was_signed_with_no_word_of_what_it_is_for_is_signed_again(
+    run: Callable[..., dict[str, Any]], authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HAProxy knows a web server by that word."""
+    with monkeypatch.context() as patch:
+        patch.setattr(authorities, "units", lambda names: [])
+        run(authority)
+    assert run(authority)["changes"][0].endswith("its names are others")
+    assert not run(authority)["changed"]
+
+
 def test_names_are_those_of_the_playbook_and_not_of_the_request(authority: Authority) -> None:
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from .certificates import is_pair, openssl, read_certificate
@@ -13,6 +14,12 @@ FOLDER = Path("/etc/internal-tls")
 UNITS = Path("/etc/systemd/system")
 RUN = Path("/run")
 PACKAGE = "haproxy.service"
+ADDRESS = re.compile(r"[\d.]+|.*:.*")
+
+
+def units(names: list[str]) -> list[str]:
+    """Return what the subject says of a server, for programs that know a client by that alone."""
+    return [x for x in names[1:] if not ADDRESS.fullmatch(x) and len(x) <= 64]
 
 
 def why_due(pair: Path, authority: str, names: list[str]) -> str:
@@ -20,7 +27,8 @@ def why_due(pair: Path, authority: str, names: list[str]) -> str:
     has = read_certificate(pair)
     if has is None or not is_pair(read(pair) or ""):
         return "there is none"
-    if has.names != {name.lower() for name in names}:
+    told = re.findall(r"\bOU ?= ?([^,\s]+)", has.subject)
+    if has.names != {name.lower() for name in names} or told != units(names):
         return "its names are others"
     signed = ask("openssl", "verify", "-no-CApath", "-CAfile", "/dev/stdin", pair, text=authority)
     if signed.returncode:

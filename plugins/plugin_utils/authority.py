@@ -10,6 +10,8 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ansible_collections.carafe.stack.plugins.module_utils.internal_tls import units
+
 # ansible-core brings it; the sanity tests import this without.
 with contextlib.suppress(ImportError):
     from cryptography import x509
@@ -110,12 +112,11 @@ class Authority:
         if not asked.is_signature_valid:
             raise InvalidSignature("the request is not signed by its own key")
         names = list(names)
-        # What it is for is said once more where programs look that know a client by its subject.
-        units = [x for x in names[1:] if isinstance(general_name(x), x509.DNSName) and len(x) <= 64]
+        # What it is for is said once more where HAProxy looks.
         subject = x509.Name(
             [
                 x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64]),
-                *(x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, x) for x in units),
+                *(x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, x) for x in units(names)),
             ]
         )
         builder = build(

@@ -100,6 +100,18 @@ def test_requests_go_to_the_other_while_an_app_server_is_stopped(
     assert [visitor.failures for visitor in visitors] == [{"GET": [], "POST": []}] * 4
 
 
+def test_no_request_is_lost_while_supervisord_starts_again(
+    server: Callable[[str], Host], visitors: list[Visitors], eventually: Callable[..., None]
+) -> None:
+    """As an update of its package has it: nginx is sent to the other server before."""
+    eventually(lambda: all(visitor.count > 20 for visitor in visitors))
+    server("app-1").check_output("systemctl restart supervisor")
+    back = address(server("app-1"))
+    log = "tail -n 20 /var/log/nginx/access.log"
+    eventually(lambda: f" {back}:8443 " in server("web").check_output(log))
+    assert [visitor.failures for visitor in visitors] == [{"GET": [], "POST": []}] * 4
+
+
 def test_database_takes_no_password_in_the_clear(server: Callable[[str], Host]) -> None:
     answer = server("app-1").run(
         '/srv/guestbook/bin/run python -c "import os, psycopg; '
