@@ -3,10 +3,12 @@
 import json
 import os
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import requests
 import testinfra
 import yaml
 from testinfra.host import Host
@@ -48,6 +50,39 @@ def address(host: Host) -> str:
     return host.check_output("hostname -I").split()[0]
 
 
+class Visitors(threading.Thread):
+    """Requests one after another, a POST for each GET, and what went wrong with them."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url, self.done, self.count = url, threading.Event(), 0
+        self.failures: dict[str, list[object]] = {"GET": [], "POST": []}
+
+    def run(self) -> None:
+        while not self.done.is_set():
+            # A POST is refused by the app for its missing token: an answer all the same.
+            for method, path in (("GET", "/readyz"), ("POST", "/api/posts")):
+                try:
+                    answer = requests.request(method, self.url + path, json={}, timeout=30)
+                    if answer.status_code >= 500:
+                        self.failures[method].append(answer.status_code)
+                except requests.RequestException as error:
+                    self.failures[method].append(error)
+                self.count += 1
+
+
+@pytest.fixture
+def visitors(url: str) -> Iterator[Visitors]:
+    """Four visitors at a time, as long as the test runs."""
+    threads = [Visitors(url) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    yield threads
+    for thread in threads:
+        thread.done.set()
+        thread.join()
+
+
 @pytest.fixture(scope="session")
 def inventories(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options that name the servers, and the address by which the others reach each."""
@@ -65,12 +100,13 @@ def inventories(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def playbook(inventories: list[str], release: str) -> Callable[..., tuple[int, str]]:
     """Run a playbook on the stack, with variables; returns the exit status, and the output."""
 
-    def run(name: str, **variables: object) -> tuple[int, str]:
+    def run(name: str, *options: str, **variables: object) -> tuple[int, str]:
         folder = REPOSITORY / ("" if name == "site" else "playbooks")
         done = subprocess.run(
             [
                 *("ansible-playbook", folder / f"{name}.yml", *inventories),
                 f"--limit=split-{release}-*",
+                *options,
                 *("--extra-vars", json.dumps(VARIABLES | variables)),
             ],
             capture_output=True,

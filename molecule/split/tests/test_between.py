@@ -1,12 +1,14 @@
 """Who stands between two servers, with whatever certificate, gets nothing of what they say."""
 
+import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import address
+from conftest import Visitors, address
 from testinfra.host import Host
 
 PROGRAM = (Path(__file__).parents[1] / "files/between.py").read_text()
@@ -184,3 +186,44 @@ def test_a_stopped_app_lets_no_request_in(
     finally:
         app.check_output("supervisorctl start guestbook:*")
     eventually(lambda: server("web").run(*gone[1:]).stdout.startswith("HTTP/1.0 200"))
+
+
+# As docs/how-to/several-servers.md has it: who signs, who is trusted, and whether a certificate of
+# before lets in.
+ANOTHER_CA = (("old", ["old", "new"], True), ("new", ["old", "new"], True), ("new", ["new"], False))
+
+
+def test_no_request_is_lost_while_another_ca_takes_over(
+    server: Callable[[str], Host],
+    playbook: Callable[..., tuple[int, str]],
+    url: str,
+) -> None:
+    """With a release in the midst of it."""
+    visitor = Visitors(url)
+    visitor.start()
+    place = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "internal-ca.pem")
+    texts = {"old": place.read_text()}
+    content = "content=\"{{ lookup('carafe.stack.internal_ca') }}\""
+    # The tests after this one go by it.
+    words = ["-m", "ansible.builtin.copy", "-a", f"dest={place} {content}"]
+    subprocess.run(["ansible", "localhost", *words], check=True, capture_output=True)
+    texts["new"] = place.read_text()
+    web, app, before = server("web"), address(server("app-1")), "/root/before.pem"
+    web.check_output(f"cp {OWN} {before}")
+    for signs, trusted, let_in in ANOTHER_CA:
+        given = {
+            "internal_tls_ca_key": texts[signs],
+            "internal_tls_trusted": [texts[name] for name in trusted],
+        }
+        status, said = playbook("site", "--tags=internal_tls,nginx,postgres", **given)
+        assert status == 0, said
+        for certificate, comes_in in ((OWN, True), (before, let_in)):
+            answer = web.run("python3 -c %s %s %s", COME, app, certificate).stdout
+            assert answer.startswith("HTTP/1.0 200") is comes_in
+        if signs != "old" and let_in:
+            status, said = playbook("deploy", app_environment={"CA": "another"})
+            assert status == 0, said
+    visitor.done.set()
+    visitor.join()
+    assert visitor.count > 100
+    assert visitor.failures == {"GET": [], "POST": []}

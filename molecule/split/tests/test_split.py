@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 import testinfra
-from conftest import CONTAINERS, REPOSITORY, address
+from conftest import CONTAINERS, REPOSITORY, Visitors, address
 from testinfra.host import Host
 
 
@@ -38,39 +37,6 @@ def test_requests_are_spread(
         assert requests.get(f"{url}/healthz", timeout=30).status_code == 200
     log = "tail -n 40 /var/log/nginx/access.log"
     eventually(lambda: all(app in server("web").check_output(log) for app in apps))
-
-
-class Visitors(threading.Thread):
-    """Requests one after another, a POST for each GET, and what went wrong with them."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__()
-        self.url, self.done, self.count = url, threading.Event(), 0
-        self.failures: dict[str, list[object]] = {"GET": [], "POST": []}
-
-    def run(self) -> None:
-        while not self.done.is_set():
-            # A POST is refused by the app for its missing token: an answer all the same.
-            for method, path in (("GET", "/readyz"), ("POST", "/api/posts")):
-                try:
-                    answer = requests.request(method, self.url + path, json={}, timeout=30)
-                    if answer.status_code >= 500:
-                        self.failures[method].append(answer.status_code)
-                except requests.RequestException as error:
-                    self.failures[method].append(error)
-                self.count += 1
-
-
-@pytest.fixture
-def visitors(url: str) -> Iterator[Visitors]:
-    """Four visitors at a time, as long as the test runs."""
-    threads = [Visitors(url) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    yield threads
-    for thread in threads:
-        thread.done.set()
-        thread.join()
 
 
 @pytest.fixture
