@@ -56,6 +56,17 @@ def test_certificate_has_its_names_and_its_key(host: Host, name: str) -> None:
     assert host.check_output(f"openssl pkey -in {path} -pubout") == public
 
 
+def test_only_root_reads_what_certbot_logs(host: Host) -> None:
+    assert host.check_output("ls /var/log/certificates")
+    as_nobody = "setpriv --reuid=nobody --regid=nogroup --clear-groups"
+    for folder in ("certificates", "letsencrypt"):
+        assert int(host.check_output(f"stat -c %a /var/log/{folder}"), 8) & 0o027 == 0
+        assert host.run(f"{as_nobody} ls /var/log/{folder}").rc == 2
+    assert (
+        host.run("find /var/log/certificates /var/log/letsencrypt -type f -perm /037").stdout == ""
+    )
+
+
 @pytest.mark.parametrize("path", ["site.pem", "internal.pem", "own.pem", "ca.key"])
 def test_only_root_reads_a_key(host: Host, path: str) -> None:
     assert host.run(f"runuser -u www-data -- cat {FOLDER}/{path}").rc != 0
