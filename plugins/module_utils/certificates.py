@@ -37,8 +37,6 @@ CONFIGURATIONS = Path("/etc/carafe/certificates.d")
 LOCK = Path("/run/certificates.lock")
 FOLDER = Path("/var/lib/certificates")
 LOGS = Path("/var/log/certificates")
-# Of whoever runs it by hand; its package leaves it open.
-CERTBOT_LOGS = Path("/var/log/letsencrypt")
 CHALLENGES = ".well-known/acme-challenge"
 # Let's Encrypt allows five failed validations of a name in an hour.
 FIRST_PAUSE = datetime.timedelta(minutes=15)
@@ -134,11 +132,6 @@ class Keeper:
             self.tell(f"{FOLDER}: made")
             if not self.check:
                 FOLDER.mkdir(mode=0o755, parents=True)
-        for folder in (LOGS, CERTBOT_LOGS):
-            if folder.exists() and folder.stat().st_mode & 0o027:
-                self.tell(f"{folder}: closed to others")
-                if not self.check:
-                    folder.chmod(0o750)
         self.keep_renewing()
         for item in self.of("ca"):
             self.sign(item)
