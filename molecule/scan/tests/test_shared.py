@@ -163,8 +163,8 @@ ATTEMPTS = [
     reads("its code", "/srv/guestbook/current/wsgi.py"),
     reads("what its release printed", "$log", "/srv/guestbook/logs"),
     reads("what its slots print", "/var/log/supervisor/guestbook_0.log", "/var/log/supervisor"),
-    reads("who visits it", "/var/log/nginx/access.log"),
-    reads("what the database logs", "$postgres"),
+    reads("who visits it", "/var/log/nginx/access.log", "/var/log/nginx"),
+    reads("what the database logs", "$postgres", "/var/log/postgresql"),
     Attempt(
         BOTH,
         "read the journal",
