@@ -329,7 +329,9 @@ class Keeper:
         Path(self.wanted["webroot"]).mkdir(parents=True, exist_ok=True)
         known = True
         for _ in range(ATTEMPTS):
-            done = ask(*command, **environment)
+            # Its logs are for root. What the web server reads, it makes readable by itself.
+            with umask(0o027):
+                done = ask(*command, **environment)
             if done.returncode == 0:
                 return
             said = " ".join(reason(done.stderr))
@@ -414,15 +416,20 @@ def problems(certificates: Iterable[Item]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Keep the timer and a run of the role from ordering the same twice."""
     # The web server reads the challenges; what is secret is made for root alone.
-    before = os.umask(0o022)
-    try:
-        with files.locked(LOCK):
-            yield
-    finally:
-        os.umask(before)
+    with umask(0o022), files.locked(LOCK):
+        yield
 
 
 def run(keeper: Keeper, *steps: Callable[[], None]) -> list[str]:
