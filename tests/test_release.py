@@ -22,6 +22,7 @@ from unittest import mock
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import (
     files,
+    migrations,
     programs,
     release_settings,
     release_steps,
@@ -127,7 +128,7 @@ class App:
         venv = self.root / "venvs" / changes.get("venv", "venv-1")
         alembic = f"{self.root}/bin/alembic"
         probe = server(200)
-        commands = {"load": "true", "migrate": f"{alembic} upgrade", "probe": probe}
+        commands = {"load": "true", "migrate": f"{alembic} upgrade", "probe": probe, "setup": ""}
         return {
             "name": "carafe-test-app",
             "root": str(self.root),
@@ -155,6 +156,9 @@ class App:
             " find static -type f >.static",
             "commands": commands | changes.pop("commands", {}),
             "migrate_enabled": True,
+            "user_migrates": False,
+            "setup_again": False,
+            "database": "",
             "servers": 1,
             "alembic": alembic,
             "migrations": "",
@@ -926,6 +930,62 @@ def test_several_servers_wait_for_the_migration_and_then_for_all_probes(app: App
             ["probe"],
             ["switch"],
         ]
+
+
+def test_hooks_around_a_migration_run_without_one(app: App) -> None:
+    hooks = {f"{when}_migrate": [f"echo {when} >>{app.root}/hooks"] for when in ("before", "after")}
+    app.deploy("a", hooks=hooks, commands={"migrate": ""})
+    assert (app.root / "hooks").read_text() == "before\nafter\n"
+
+
+def test_without_any_of_it_there_is_no_such_step(app: App) -> None:
+    (trip,) = app.step("begin", "a", commands={"migrate": ""})["plan"]
+    assert "migrate" not in trip["steps"]
+
+
+def test_an_app_is_set_up_once_before_it_is_loaded_and_again_when_asked(app: App) -> None:
+    said = app.root / "said"
+    commands = {"setup": f"echo set up >>{said}", "load": f"echo load >>{said}"}
+    for name in "ab":
+        app.deploy(name, commands=dict(commands))
+    app.deploy("c", commands=dict(commands), setup_again=True)
+    assert said.read_text().splitlines() == ["set up", "load", "load", "set up", "load"]
+
+
+def test_a_set_up_that_fails_is_run_again(app: App) -> None:
+    said = app.root / "said"
+    commands = {"setup": f"echo x >>{said}; test -e {app.root}/well"}
+    assert "failed at the step migrate" in app.fail("a", commands=dict(commands))
+    (app.root / "well").touch()
+    for name in "bc":
+        app.deploy(name, commands=dict(commands))
+    assert said.read_text() == "x\nx\n"
+
+
+def test_the_app_s_user_migrates_before_the_app_is_loaded_where_that_is_said(app: App) -> None:
+    (trip,) = app.step("begin", "a", user_migrates=True)["plan"]
+    assert trip["steps"] == ["build", "migrate", "load", "probe", "switch"]
+
+
+def test_a_migration_that_waits_for_a_lock_is_tried_again_and_names_who_has_it(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "PAUSE", 0)
+    monkeypatch.setattr(migrations, "in_the_way", lambda database: f"7 is in the way of {database}")
+    monkeypatch.setattr(migrations, "left_behind", lambda database: "")
+    tries, locked = app.root / "tries", "echo canceling statement due to lock timeout >&2; exit 1"
+    count = f'echo "$PGOPTIONS" >>{tries}'
+    thrice = f"{count}; [ $(wc -l <{tries}) = 3 ] || {{ {locked}; }}"
+    app.deploy("a", commands={"migrate": thrice})
+    assert tries.read_text() == " -c lock_timeout=3s\n" * 3
+    tries.unlink()
+    said = app.fail("b", commands={"migrate": f"{count}; {locked}"}, database="shop")
+    assert "have a lock, 5 times; a serves.\n7 is in the way of shop" in said
+    assert len(tries.read_text().splitlines()) == 5
+    # Any other reason is told at once.
+    tries.unlink()
+    assert "exit status 1" in app.fail("c", commands={"migrate": f"{count}; exit 1"})
+    assert len(tries.read_text().splitlines()) == 1
 
 
 def test_commands_beside_task_files_are_left_to_the_tasks(app: App) -> None:

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from . import files, processes, sandbox, supervisord, unix_http, venvs
+from . import files, migrations, processes, sandbox, supervisord, unix_http, venvs
 from . import release_settings as settings
 from .commands import CommandFailed, Failure, Refused
 from .release_state import State, clock
@@ -190,11 +190,23 @@ class Release(State):
 
     # Migrations.
 
+    def as_migrator(self, command: str, release: str = "", shown: str = "") -> str:
+        """Run a command as whoever migrates, who does not wait for a lock for long."""
+        patience = f"-c lock_timeout={migrations.LOCK_TIMEOUT}"
+        limit = f'PGOPTIONS="${{PGOPTIONS:-}} {patience}"\nexport PGOPTIONS\n'
+        user, options = ("user", ()) if self.app["user_migrates"] else ("deploy_user", ("-m",))
+        return self.inside(
+            user,
+            f"{limit}{command}",
+            *options,
+            release=release,
+            limit="migrate",
+            shown=shown or command,
+        )
+
     def alembic(self, words: str, release: str = "") -> str:
         """Ask Alembic, as whoever migrates."""
-        return self.inside(
-            "deploy_user", f"{self.app['alembic']} {words}", "-m", release=release, limit="migrate"
-        )
+        return self.as_migrator(f"{self.app['alembic']} {words}", release)
 
     def head(self, release: str = "") -> str | None:
         """Return the migration that the database is at, as the code of this release knows it."""
@@ -206,11 +218,30 @@ class Release(State):
         """Migrate, and return the migration that the database is at then: one unit does both."""
         command, alembic = self.app["commands"]["migrate"], self.app["alembic"]
         if not alembic:
-            self.inside("deploy_user", command, "-m", limit="migrate")
+            self.patiently(command)
             return None
         # What the migration says goes to the log alone.
         script = f"( {command}\n) >&2\n{alembic} current"
-        return at(self.inside("deploy_user", script, "-m", limit="migrate", shown=command))
+        return at(self.patiently(script, command))
+
+    def patiently(self, script: str, shown: str = "") -> str:
+        """Migrate, and again where it had to wait for a lock; then say who holds one."""
+        for number in range(migrations.TRIES):
+            began = self.log_path.stat().st_size if self.log_path.exists() else 0
+            try:
+                return self.as_migrator(script, shown=shown)
+            except Failure as failure:
+                log = files.tail(self.log_path, self.log_path.stat().st_size - began)
+                more, why = "", str(failure)
+                if migrations.waited(log):
+                    if number + 1 < migrations.TRIES:
+                        time.sleep(migrations.PAUSE)
+                        continue
+                    why = f"the database did not let it have a lock, {number + 1} times"
+                    more = migrations.in_the_way(self.app["database"])
+                left = migrations.left_behind(self.app["database"])
+                raise Failure("\n".join(filter(None, [why, more, left]))) from None
+        raise AssertionError
 
     def between(self, older: str, newer: str, code: str) -> list[str]:
         """Return a line for each migration from one to another, told by the newer code."""
@@ -233,8 +264,7 @@ class Release(State):
         """Bring the database back to what the serving release knows, after a downgrade in vain."""
         if self.lock.pop("downgraded", False):
             release = self.lock["from"]
-            command = self.app["commands"]["migrate"]
-            self.inside("deploy_user", command, "-m", release=release, limit="migrate")
+            self.as_migrator(self.app["commands"]["migrate"], release)
             self.note(release, head=self.head(release))
 
     # How it ends.
@@ -254,14 +284,17 @@ class Release(State):
             with contextlib.suppress(Failure, OSError):
                 self.note(self.id, broken=one_line(f"{step}: {why}"))
                 ahead = self.ahead()
-        log = ""
+        log, helps = "", ""
         if self.log_path.exists():
+            helps = migrations.hint(step, files.tail(self.log_path, LOG_TAIL))
             log = f"The end of {self.log_path}:\n{escaped(files.tail(self.log_path, LOG_TAIL))}"
         if mine:
             self.end(f"failed at {step}: {why}")
         serves = f"{self.serving} serves" if self.serving else "nothing serves yet"
         ahead += f"{theirs}\n" if theirs else ""
-        return escaped(f"{self.id} failed at the step {step}: {why}; {serves}.\n{ahead}{log}")
+        # Last, where one looks first.
+        end = f"\n{helps}" if helps else ""
+        return escaped(f"{self.id} failed at the step {step}: {why}; {serves}.\n{ahead}{log}{end}")
 
 
 def at(said: str) -> str:
@@ -340,7 +373,10 @@ def begin(app: Release) -> None:
         if app.mine:
             app.lock_path.unlink()
         raise
-    app.output["plan"] = plan(app, ("build", "load", "migrate", "probe", "switch"))
+    # An app that finds nothing of its own yet, or migrates itself, cannot be loaded before.
+    early = app.app["user_migrates"] or set_up_is_due(app)
+    middle = ("migrate", "load") if early else ("load", "migrate")
+    app.output["plan"] = plan(app, ("build", *middle, "probe", "switch"))
 
 
 def plan(app: Release, steps: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -356,7 +392,7 @@ def plan(app: Release, steps: tuple[str, ...]) -> list[dict[str, Any]]:
             trip = []
         if step in ("load", "probe") and not commands[step]:
             continue
-        if step == "migrate" and not (commands["migrate"] and app.app["migrate_enabled"]):
+        if step == "migrate" and not (app.app["migrate_enabled"] and has_migration(app)):
             continue
         hooked = step in ("migrate", "switch") or (step == "build" and not app.built(app.id))
         if hooked and app.has_task_files(f"before_{step}"):
@@ -369,6 +405,17 @@ def plan(app: Release, steps: tuple[str, ...]) -> list[dict[str, Any]]:
             found.append({"steps": trip, "point": f"after_{step}"})
             trip = []
     return [*found, {"steps": trip, "point": ""}] if trip else found
+
+
+def has_migration(app: Release) -> bool:
+    """Tell whether there is anything to do around a migration: hooks may be all there is."""
+    hooks = app.app["hooks"]
+    return bool(
+        app.app["commands"]["migrate"]
+        or set_up_is_due(app)
+        or hooks.get("before_migrate")
+        or hooks.get("after_migrate")
+    )
 
 
 # The steps of the gate.
@@ -478,8 +525,24 @@ def load(app: Release) -> None:
 def migrate(app: Release) -> None:
     """Migrate the database, and note where it is then."""
     app.hooks("before_migrate")
-    app.note(app.id, head=app.migrated())
+    if app.app["commands"]["migrate"]:
+        app.note(app.id, head=app.migrated())
+    set_up(app)
     app.hooks("after_migrate")
+
+
+def set_up(app: Release) -> None:
+    """Run what is to be run once in the app's life, and note that it was."""
+    if is_due := set_up_is_due(app):
+        app.as_migrator(is_due)
+        line = f"{clock(time.time())} {app.id}\n"
+        files.write(app.state / "setup", line, owner=os.geteuid(), group=os.getegid())
+
+
+def set_up_is_due(app: Release) -> str:
+    """Return the command that sets the app up, where it has not been run yet; else ''."""
+    done = files.read(app.state / "setup") is not None and not app.app["setup_again"]
+    return "" if done else app.app["commands"]["setup"]
 
 
 def downgrade(app: Release) -> None:

@@ -58,6 +58,16 @@ def check_secrets(server: Server) -> Iterator[Problem]:
         )
 
 
+def check_migrations(server: Server) -> Iterator[Problem]:
+    """Who runs the app reads nothing that is for migrations alone."""
+    if server.values.get("app_user_migrates") and server.values.get("app_migrate_environment"):
+        yield Problem(
+            "app_migrate_environment",
+            "is not seen by the user that migrates with app_user_migrates",
+            "move it to app_environment",
+        )
+
+
 def check_linux_names(server: Server) -> Iterator[Problem]:
     """Unix users, and with them folders and files, are named after the app."""
     app = server.values.get("app_name")
@@ -178,6 +188,7 @@ def unreadable(path: Path, variables: Mapping[str, Any]) -> str:
 
 
 CHECKS = (
+    check_migrations,
     check_secrets,
     check_linux_names,
     check_domains,

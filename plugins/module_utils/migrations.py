@@ -1,0 +1,95 @@
+"""What there is to say of a migration, or of an app that is loaded, that failed."""
+
+from __future__ import annotations
+
+import re
+
+from .commands import CommandFailed, run
+
+# How often a migration is tried that waits for a lock, and with which pauses between. Meanwhile the
+# site goes on: a lock that is waited for is waited for by whoever comes after, too.
+TRIES, PAUSE = 5, 10
+LOCK_TIMEOUT = "3s"
+WAITED = re.compile(r"due to lock timeout|\bLockNotAvailable\b|\b55P03\b")
+# Transactions that were begun before the migration last waited, the oldest first.
+OTHERS = """SELECT format('%s of %s, %s for %s s: %s', pid, usename, state,
+    extract(epoch FROM now() - xact_start)::int, left(regexp_replace(query, '\\s+', ' ', 'g'), 200))
+    FROM pg_catalog.pg_stat_activity
+    WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()
+    AND xact_start < pg_catalog.now() - interval '3 seconds' ORDER BY xact_start LIMIT 3"""
+INVALID = """SELECT format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_index i
+    JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE NOT i.indisvalid ORDER BY 1 LIMIT 10"""
+
+# What the end of a log means, and what to do about it. The first that is found is told.
+HINTS = (
+    (
+        {"load", "probe", "switch", "slots"},
+        r"permission denied for (?:schema|database)|must be owner of|InsufficientPrivilege",
+        "Whoever runs the app may not change its tables. If the app makes or migrates them itself"
+        " when it is loaded, set app_user_migrates: true. docs/how-to/an-app-of-your-own.md says"
+        " what that gives away.",
+    ),
+    (
+        {"migrate", "setup"},
+        r"attempt to write a readonly database|unable to open database file",
+        "What is in app_shared belongs to the user that runs the app. For a database in there, set"
+        " app_user_migrates: true.",
+    ),
+    (
+        {"build"},
+        r"[Uu]nknown compiler"
+        r"|\b(?:gcc|g\+\+|cc|c\+\+|clang|rustc|cargo|gfortran)'?:? (?:failed|not found)"
+        r"|No such file or directory: '[^']*(?:gcc|g\+\+|cc|clang|cargo)'"
+        r"|can't find Rust compiler|[Cc]ompiler .{0,60}(?:not found|cannot be found)",
+        "{package} has no wheel for this server's Python, and no compiler is here to build it. Pin"
+        " a version of it that has one, or install what builds it: app_extra_packages, for"
+        " instance [gcc, libc6-dev, python3-dev].",
+    ),
+)
+PACKAGE = re.compile(
+    r"Failed (?:to build|building wheel for|to build wheel for) [`'\"]?"
+    r"([A-Za-z0-9._-]+(?:==[^\s`'\"]+)?)"
+)
+
+
+def hint(step: str, output: bytes) -> str:
+    """Return what to do about a step that ended with this output, or ''."""
+    log = output.decode(errors="replace")
+    for steps, pattern, text in HINTS:
+        if step in steps and re.search(pattern, log):
+            found = PACKAGE.findall(log)
+            return text.format(package=found[-1] if found else "One of the packages")
+    return ""
+
+
+def waited(output: bytes) -> bool:
+    """Tell whether a migration has ended since it waited too long for a lock."""
+    return bool(WAITED.search(output.decode(errors="replace")))
+
+
+def ask(database: str, text: str) -> list[str]:
+    """Ask PostgreSQL on this server as its superuser, by the catalogs' own names alone."""
+    words = ["psql", "-XAtqd", database, "-v", "ON_ERROR_STOP=1", "-c", text]
+    try:
+        return run("runuser", "-u", "postgres", "--", *words).splitlines()
+    except CommandFailed:
+        # It is what helps, and no reason of its own.
+        return []
+
+
+def in_the_way(database: str) -> str:
+    """Return who holds locks for long in a database of this server, a line for each."""
+    lines = ask(database, OTHERS) if database else []
+    return "\n".join(["In the way may be:", *(f"  {line}" for line in lines)]) if lines else ""
+
+
+def left_behind(database: str) -> str:
+    """Return what a migration that is no transaction has left, and how it is removed."""
+    names = ask(database, INVALID) if database else []
+    if not names:
+        return ""
+    lines = [f"  DROP INDEX CONCURRENTLY {name};" for name in names]
+    first = "A migration that ended half-way has left indexes, which are not valid. Remove them:"
+    return "\n".join([first, *lines])

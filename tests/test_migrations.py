@@ -1,0 +1,70 @@
+"""What is said of a migration, or of an app, that failed, from what its log has."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.carafe.stack.plugins.module_utils import migrations
+from ansible_collections.carafe.stack.plugins.module_utils.commands import CommandFailed
+
+GCC = """error: command 'x86_64-linux-gnu-gcc' failed: No such file or directory
+ERROR: Failed building wheel for lxml"""
+UV = "Failed to build `uwsgi==2.0.28`\n[Errno 2] No such file or directory: 'gcc'"
+MESON = "../meson.build:1:0: ERROR: Unknown compiler(s): [['cc'], ['gcc']]"
+
+
+@pytest.mark.parametrize(
+    ("step", "log", "told"),
+    [
+        ("load", "InsufficientPrivilege: permission denied for schema public", "user_migrates"),
+        ("probe", "InsufficientPrivilegeError: must be owner of table a", "user_migrates"),
+        ("migrate", "OperationalError: attempt to write a readonly database", "app_shared"),
+        ("migrate", "(sqlite3.OperationalError) unable to open database file", "app_shared"),
+        ("build", GCC, "lxml has no wheel"),
+        ("build", UV, "uwsgi==2.0.28 has no wheel"),
+        ("build", MESON, "One of the packages has no"),
+        ("build", "error: can't find Rust compiler", "app_extra_packages"),
+    ],
+)
+def test_what_a_log_means_is_said_with_a_way_out(step: str, log: str, told: str) -> None:
+    assert told in migrations.hint(step, f"before\n{log}\nafter".encode())
+
+
+@pytest.mark.parametrize(
+    ("step", "log"),
+    [
+        ("load", "ModuleNotFoundError: No module named 'shop'"),
+        ("build", "permission denied for schema public"),
+        ("load", "attempt to write a readonly database"),
+        ("build", "Successfully installed gcc-python"),
+    ],
+)
+def test_what_it_does_not_mean_is_not_said(step: str, log: str) -> None:
+    assert migrations.hint(step, log.encode()) == ""
+
+
+def test_a_lock_that_did_not_come_is_known() -> None:
+    assert migrations.waited(b"ERROR:  canceling statement due to lock timeout")
+    assert migrations.waited(b"psycopg.errors.LockNotAvailable: x")
+    assert not migrations.waited(b"canceling statement due to statement timeout")
+
+
+def test_who_is_in_the_way_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def answer(*words: str) -> str:
+        asked.append(words)
+        return "7 of report: SELECT 1\n" if "activity" in words[-1] else "public.ix\n"
+
+    monkeypatch.setattr(migrations, "run", answer)
+    assert "7 of report" in migrations.in_the_way("shop")
+    assert "DROP INDEX CONCURRENTLY public.ix;" in migrations.left_behind("shop")
+    assert all("shop" in words and words[2] == "postgres" for words in asked)
+    assert (migrations.in_the_way(""), migrations.left_behind("")) == ("", "")
+
+
+def test_a_database_that_does_not_answer_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*words: str) -> str:
+        raise CommandFailed("no")
+
+    monkeypatch.setattr(migrations, "run", fail)
+    assert migrations.in_the_way("shop") == ""
