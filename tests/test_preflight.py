@@ -274,6 +274,16 @@ def test_a_header_that_no_site_can_have(option: str, name: str, what: str) -> No
     assert what in problem.what
 
 
+@pytest.mark.parametrize("asked", ["3.1", "2.7", "3.8", "python3.12", "3", "3.12; rm", "latest"])
+def test_a_python_that_there_is_none_of(asked: str) -> None:
+    assert the_only(problems(app_python=asked)).variable == "app_python"
+
+
+@pytest.mark.parametrize("asked", ["", "3.11", "3.12.7", "3.14", "/opt/python/bin/python3"])
+def test_a_python_that_an_app_can_have(asked: str) -> None:
+    assert not problems(app_python=asked)
+
+
 def test_headers_that_a_site_can_have() -> None:
     site = {"name": "a", "listen": 80, "server_names": ["one.test"]}
     headers = {"pass_headers": ["Remote-User"], "cache_headers": ["X-Forwarded-For", "Accept"]}

@@ -150,6 +150,7 @@ class App:
             "tasks_max": 200,
             "build_memory": "75%",
             "only_wheels": False,
+            "python": "",
             "built": "",
             "build_venv": f"mkdir -p {venv}/bin; cp /bin/true {venv}/bin/python",
             "finish": f"echo {release} >static/app.{release:0>8}.css; echo x >static/{release}.txt;"

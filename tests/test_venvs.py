@@ -117,3 +117,21 @@ def test_uv_reads_a_lock_of_python_s_own_form_itself() -> None:
     script = venvs.script(wanted, Path("/srv/a"))
     assert "--requirement pylock.toml" in script
     assert "export " not in script.replace("export HOME", "")
+
+
+def test_python_is_debian_s_a_path_or_the_latest_of_uv_s_that_is_there(tmp_path: Path) -> None:
+    assert venvs.python("", tmp_path) == "/usr/bin/python3"
+    assert venvs.python("/opt/py/bin/python", tmp_path) == "/opt/py/bin/python"
+    assert venvs.python("3.99", tmp_path) == ""
+    for version in ("3.99.2", "3.99.10", "3.9.1"):
+        folder = tmp_path / f"python/cpython-{version}-linux-x86_64-gnu/bin"
+        folder.mkdir(parents=True)
+        (folder / "python3").touch()
+    assert "3.99.10" in venvs.python("3.99", tmp_path)
+    assert "3.99.2" in venvs.python("3.99.2", tmp_path)
+    assert "3.9.1" in venvs.python("3.9", tmp_path)
+
+
+def test_a_virtual_environment_has_the_python_that_was_asked_for() -> None:
+    script = venvs.script(WANTED | {"python": "/a b/python3"}, Path("/srv/a"))
+    assert "venv --no-project --python '/a b/python3' /srv/a/venvs/k" in script

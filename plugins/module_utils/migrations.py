@@ -39,6 +39,12 @@ HINTS = (
     ),
     (
         {"build"},
+        r"[Rr]equires-[Pp]ython|requires a different Python|requires Python [<>=!~]"
+        r"|current Python version|does not satisfy Python",
+        "The app is for another Python than this server's own. Name it: app_python: '3.12'",
+    ),
+    (
+        {"build"},
         r"[Uu]nknown compiler"
         r"|\b(?:gcc|g\+\+|cc|c\+\+|clang|rustc|cargo|gfortran)'?:? (?:failed|not found)"
         r"|No such file or directory: '[^']*(?:gcc|g\+\+|cc|clang|cargo)'"

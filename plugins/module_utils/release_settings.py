@@ -315,6 +315,7 @@ def folders(app: dict[str, Any]) -> dict[str, tuple[int, str, str]]:
         "archives": (0o750, "root", deploy),
         "cache": (0o750, deploy, deploy),
         "uv": (0o755, deploy, deploy),
+        "python": (0o755, deploy, deploy),
         "releases": (0o755, deploy, deploy),
         "venvs": (0o755, deploy, deploy),
         **{f"shared/{name}": (0o750, user, user) for name in app["shared"]},

@@ -451,8 +451,15 @@ def venv(app: Release) -> None:
         if why and app.app["uv"].get("lock"):
             raise Failure(f"{app.app['uv']['requirements']} is for uv alone: {why}")
         if why or not app.app.get("uv"):
+            python = venvs.python(app.app["python"], app.root)
+            if not python:
+                raise Failure(
+                    f"app_python: this server has no Python {app.app['python']}, and uv alone gets"
+                    f" one{': ' * bool(why)}{why}. Leave app_installer at uv, or name a path"
+                )
             clear(app, folder)
-            app.build_shell(app.app["build_venv"], "build the virtual environment", folder)
+            with environment({"CARAFE_PYTHON": python}):
+                app.build_shell(app.app["build_venv"], "build the virtual environment", folder)
         files.write(mark, f"{files.count_files(folder)}\n", owner=os.geteuid(), group=os.getegid())
         # For the end of the run: this may be the job that runs beside it.
         line = f"{app.app['run']['id']} pip has built the virtual environment: {why}" if why else ""
@@ -476,7 +483,11 @@ def build_with_uv(app: Release, folder: Path) -> str:
                 # By itself: once packages have run code of theirs, it is not theirs to change.
                 place = venvs.folder_of_uv(app.root)
                 app.build_shell(venvs.get_uv(uv, app.root), "get uv", place)
-            script = venvs.script(uv, app.root)
+            asked = app.app["python"]
+            if not venvs.python(asked, app.root):
+                place = venvs.folder_of_pythons(app.root)
+                app.build_shell(venvs.get_python(uv, asked, app.root), f"get Python {asked}", place)
+            script = venvs.script(uv | {"python": venvs.python(asked, app.root)}, app.root)
             app.build_shell(script, "build the virtual environment with uv", folder)
     except venvs.NoCounterpart as setting:
         return f"uv has no counterpart of pip's setting {setting}"

@@ -7,6 +7,7 @@ and where uv fails: then pip's message is the one that people know.
 from __future__ import annotations
 
 import configparser
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -126,11 +127,42 @@ mv {folder}.part {folder}
 """
 
 
+def folder_of_pythons(root: Path) -> Path:
+    """Return where those of uv's are: no build writes there either."""
+    return root / "python"
+
+
+def python(asked: str, root: Path) -> str:
+    """Return the Python of a version, or of a path; '' where it is still to be had."""
+    if not asked or asked.startswith("/"):
+        return asked or "/usr/bin/python3"
+    debian = Path(f"/usr/bin/python{asked}")
+    if debian.exists():
+        return str(debian)
+    found = folder_of_pythons(root).glob(f"cpython-{asked}[.-]*/bin/python3")
+    # Of two, the later: uv names them by all three numbers.
+    return max(map(str, found), key=numbers, default="")
+
+
+def numbers(text: str) -> list[int]:
+    return [int(x) for x in re.findall(r"\d+", text)]
+
+
+def get_python(wanted: Mapping[str, Any], asked: str, root: Path) -> str:
+    """Return what the deploy user runs to have a Python of uv's."""
+    return f"""\
+umask 022
+export HOME={root} UV_PYTHON_DOWNLOADS=automatic
+{shlex.quote(str(uv(wanted, root)))} --quiet --no-cache python install --no-bin \\
+  --install-dir {folder_of_pythons(root)} {shlex.quote(asked)}
+"""
+
+
 # How to have a lock as a requirements file, from who made it. uv reads pylock.toml itself.
 EXPORTS = {
     "uv.lock": """\
 exported=$(mktemp --suffix .txt)
-(unset UV_NO_SOURCES UV_NO_CONFIG; {uv} export --project {folder} --python /usr/bin/python3 \\
+(unset UV_NO_SOURCES UV_NO_CONFIG; {uv} export --project {folder} --python {python} \\
   --frozen --no-default-groups --no-emit-workspace --emit-index-url \\
   --output-file "$exported") >/dev/null
 """,
@@ -153,9 +185,12 @@ def script(wanted: Mapping[str, Any], root: Path) -> str:
     # As pip does it: where one has a hash, all must have one.
     hashes = "--require-hashes " if wanted.get("hashed") else ""
     wheels = "--only-binary :all: " if wanted.get("only_wheels") else ""
+    interpreter = shlex.quote(wanted.get("python") or "/usr/bin/python3")
     requirements = shlex.quote(wanted["requirements"])
     folder = shlex.quote(str(PurePosixPath(wanted["requirements"]).parent))
-    export = EXPORTS.get(wanted.get("lock", ""), "").format(uv=command, folder=folder)
+    export = EXPORTS.get(wanted.get("lock", ""), "").format(
+        uv=command, folder=folder, python=python
+    )
     if export:
         requirements = '"$exported"'
     # Commands of the app's may ask for pip.
@@ -165,7 +200,7 @@ umask 022
 export HOME={root}
 # Of earlier versions of Carafe: uv itself, and what its virtual environments shared.
 rm -rf {cache}/uv {cache}/uv-*
-{command} venv --no-project --python /usr/bin/python3 {venv}
+{command} venv --no-project --python {interpreter} {venv}
 {export}{install} {wheels}{hashes}--requirement {requirements}
 {install} {wheels}{more}
 """

@@ -31,6 +31,7 @@ RANGES = {
     "app_workers.numprocs": (1, None),
 }
 TASKS_MIN = 64
+PYTHON_MIN = 9  # Flask 3's
 SECRET_LENGTH = 32  # characters; itsdangerous signs with SHA-1, and 16 bytes in hex are 32
 MEMORY = re.compile(r"(100|[1-9][0-9]?)%|[1-9][0-9]*[KMGT]?")
 SETTING, SETTING_VALUE = re.compile(r"[A-Z][A-Za-z]+"), re.compile(r"[^\[{\n][^\n]*|")
@@ -55,6 +56,18 @@ def check_secrets(server: Server) -> Iterator[Problem]:
             "app_secret_key",
             f"has {len(str(secret))} characters, and needs at least {SECRET_LENGTH} of chance",
             'make one: python3 -c "import secrets; print(secrets.token_hex(32))"',
+        )
+
+
+def check_python(server: Server) -> Iterator[Problem]:
+    """YAML takes 3.10 for a number, and a number of 3.1."""
+    asked = str(server.values.get("app_python") or "")
+    version = re.fullmatch(r"3[.](\d{1,2})([.]\d{1,2})?", asked)
+    if asked and not asked.startswith("/") and not (version and int(version[1]) >= PYTHON_MIN):
+        yield Problem(
+            "app_python",
+            f"is {asked!r}, and neither a version from 3.{PYTHON_MIN} on nor a path",
+            "write it in quotes: app_python: '3.12'",
         )
 
 
@@ -188,6 +201,7 @@ def unreadable(path: Path, variables: Mapping[str, Any]) -> str:
 
 
 CHECKS = (
+    check_python,
     check_migrations,
     check_secrets,
     check_linux_names,
