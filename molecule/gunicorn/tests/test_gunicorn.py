@@ -87,7 +87,7 @@ def test_a_release_that_cannot_be_imported_gets_one_slot_only(load, slots, ask, 
     assert {ask(slot=slot)["release"] for slot in (0, 1)} == {"two"}
 
 
-@pytest.mark.parametrize("trouble", ["touch /srv/front/sick-two", "echo 60 >/srv/front/delay-two"])
+@pytest.mark.parametrize("trouble", ["touch /srv/front/sick-two", "echo 20 >/srv/front/delay-two"])
 def test_a_release_that_does_not_become_healthy_gets_one_slot_only(host, load, slots, ask, trouble):
     before = slots()
     host.check_output(trouble)

@@ -281,8 +281,7 @@ def test_dry_run_says_what_it_would_do(
 
 
 @pytest.mark.either_release
-@pytest.mark.parametrize("writes", [1, 2])
-@pytest.mark.parametrize("name", ["app_secret_key", "database_password"])
+@pytest.mark.parametrize(("name", "writes"), [("app_secret_key", 1), ("database_password", 2)])
 def test_rotation_that_was_killed_is_finished_by_the_next(
     rotate: Callable[..., tuple[int, str]],
     command: Callable[..., list[str]],
