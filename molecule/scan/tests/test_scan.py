@@ -166,7 +166,6 @@ def test_openscap(
 
 
 # What nginx does about them is the same on both releases.
-# What nginx does about them is the same on both releases.
 @pytest.mark.either_release
 @pytest.mark.parametrize("mode", ["headers", "body"])
 def test_slow_clients(scanner: Host, release: str, mode: str, show: Callable[..., None]) -> None:
