@@ -1026,3 +1026,132 @@ def test_an_inventory_with_no_group_of_its_own(tmp_path: Path) -> None:
 )
 def test_the_command_to_run_again_has_no_secret(word: str, said: str) -> None:
     assert hide(word) == said
+
+
+# What the server has that Carafe did not bring.
+
+
+PERSON = {"uid": 1000, "gecos": "Anna Smith", "home": "/home/guestbook", "shell": "/bin/bash"}
+OF_THE_APP = {"uid": 998, "gecos": "", "home": "/srv/guestbook", "shell": "/usr/sbin/nologin"}
+SERVICE = {"uid": 120, "gecos": "", "home": "/var/lib/gitea", "shell": "/usr/sbin/nologin"}
+
+
+def beside(known: bool = False, /, **found: Any) -> list[Any]:
+    facts = {"found": found, "ansible_local": {"guestbook": {}} if known else {}}
+    # What is not set is not there in these tests.
+    return problems(facts=facts, app_root="/srv/guestbook")
+
+
+@pytest.mark.parametrize("name", ["guestbook", "guestbook-deploy"])
+@pytest.mark.parametrize("user", [PERSON, SERVICE, {**OF_THE_APP, "shell": "/bin/sh"}])
+def test_a_user_that_was_there_before(name: str, user: dict[str, Any]) -> None:
+    problem = the_only(beside(users={name: user, "root": PERSON}))
+    assert problem.variable == "app_name"
+    assert f"uid {user['uid']}" in problem.what
+    assert user["home"] in problem.what
+    assert f"sudo deluser {name}" in problem.command
+    # The same app, put there by an earlier run.
+    assert beside(True, users={name: user}) == []
+
+
+def test_a_user_that_an_earlier_run_has_made() -> None:
+    group = {"gid": 998, "members": ["guestbook-deploy"]}
+    assert beside(users={"guestbook": OF_THE_APP}, groups={"guestbook": group}) == []
+    assert beside(users={"anna": PERSON}, groups={"anna": {"gid": 1000, "members": []}}) == []
+
+
+def test_a_user_of_another_name_is_told_as_what_names_it() -> None:
+    facts = {"found": {"users": {"anna": PERSON}}}
+    problem = the_only(problems(facts=facts, app_user="anna", app_root="/srv/guestbook"))
+    assert problem.variable == "app_user"
+    assert "'Anna Smith'" in problem.what
+
+
+@pytest.mark.parametrize(
+    ("group", "free"),
+    [
+        ({"gid": 998, "members": []}, True),
+        ({"gid": 1001, "members": []}, False),
+        ({"gid": 998, "members": ["anna"]}, False),
+    ],
+)
+def test_a_group_that_was_there_before(group: dict[str, Any], free: bool) -> None:
+    found = beside(groups={"guestbook": group})
+    assert found == [] if free else "the group 'guestbook'" in the_only(found).what
+
+
+@pytest.mark.parametrize(
+    ("folders", "free"),
+    [
+        ({}, True),
+        ({"other": ["index.html"]}, True),
+        ({"guestbook": ["archives", "bin", "cache"]}, True),
+        ({"guestbook": ["app.py", "bin"]}, False),
+        ({"guestbook": ["(a file)"]}, False),
+    ],
+)
+def test_a_folder_that_was_there_before(folders: dict[str, list[str]], free: bool) -> None:
+    found = beside(folders=folders)
+    assert found == [] if free else "/srv/guestbook" in the_only(found).what
+    assert beside(True, folders=folders) == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "free"),
+    [
+        ("guestbook.service", False),
+        ("guestbook.nightly.timer", False),
+        ("guestbook-old.service", True),
+        ("guestbookx.service", True),
+        ("old.guestbook.service", True),
+    ],
+)
+def test_a_unit_that_was_there_before(unit: str, free: bool) -> None:
+    found = beside(units=[unit])
+    assert found == [] if free else unit in the_only(found).what
+
+
+@pytest.mark.parametrize(
+    ("port", "name", "unit", "says"),
+    [
+        (80, "apache2", "apache2.service", "sudo systemctl disable --now apache2.service"),
+        (8080, "caddy", "caddy.service", "sudo systemctl disable --now caddy.service"),
+        (80, "docker-proxy", "docker.service", "sudo docker ps"),
+        (80, "nginx", "docker-abc.scope", "stop it, or"),
+        (80, "", "", "stop it, or"),
+        (80, "nginx", "nginx.service", ""),
+        (80, "nginx", "", ""),
+        (443, "caddy", "caddy.service", ""),
+        (3306, "mariadbd", "mariadb.service", ""),
+    ],
+)
+def test_a_port_that_another_server_holds(port: int, name: str, unit: str, says: str) -> None:
+    both = [
+        {"host": x, "port": port, "name": name, "pid": 612 if name else 0, "unit": unit}
+        for x in ("0.0.0.0", "[::]")
+    ]
+    found = beside(listeners=both)
+    if not says:
+        assert found == []
+        return
+    problem = the_only(found)
+    assert f"needs port {port}, which {name or 'another program'}" in problem.what
+    assert "web1" in problem.what
+    assert says in problem.command
+    assert not name or "pid 612" in problem.what
+
+
+def test_a_port_for_tls_where_a_site_has_a_certificate() -> None:
+    caddy = {"host": "*", "port": 443, "name": "caddy", "pid": 9, "unit": "caddy.service"}
+    sites = [{"name": "a", "server_names": ["example.com"], "certificate": "/x.pem"}]
+    found = problems(facts={"found": {"listeners": [caddy]}}, nginx_sites=sites)
+    assert "needs port 443" in the_only(found).what
+
+
+def test_a_site_and_a_program_that_were_there_before() -> None:
+    site = the_only(beside(nginx={"sites": ["a.conf", "blog", "z.conf"]}))
+    assert site.variable == "nginx_sites"
+    assert "/etc/nginx/sites-enabled/a.conf" in site.what
+    program = the_only(beside(supervisor={"programs": ["guestbook.conf", "other.conf"]}))
+    assert program.variable == "app_name"
+    assert "/etc/supervisor/conf.d/guestbook.conf" in program.what

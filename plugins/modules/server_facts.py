@@ -10,6 +10,10 @@ description:
   - >-
     Returns facts by the names and with the values of M(ansible.builtin.setup), whose subset
     C(hardware) also asks for disks, mounts and firmware, which takes twice as long.
+  - >-
+    Tells as well what the server has that Carafe did not bring, so that nothing of somebody else's
+    is taken for the app's: users, groups, folders, units, ports, and what was configured by hand of
+    nginx, supervisord and PostgreSQL.
 author: [Carafe (@carafe)]
 attributes:
   check_mode:
@@ -25,8 +29,9 @@ EXAMPLES = r"""
 RETURN = r"""
 ansible_facts:
   description: >-
-    The distribution's name, major version and release, the memory in MiB, the processors, and under
-    C(ansible_local) what each app has in C(/etc/carafe), by its name.
+    The distribution's name, major version and release, the memory in MiB, the processors, under
+    C(ansible_local) what each app has in C(/etc/carafe), by its name, and under C(ansible_found)
+    what others have on the server.
   type: dict
   returned: success
   sample:
@@ -36,6 +41,8 @@ ansible_facts:
     ansible_memtotal_mb: 2048
     ansible_processor_vcpus: 2
     ansible_local: {shop: {environment: prod, memory_mb: 512, connections: 42}}
+    ansible_found:
+      listeners: [{host: 0.0.0.0, port: 80, name: apache2, pid: 612, unit: apache2.service}]
 """
 
 import json
@@ -45,6 +52,8 @@ import re
 from pathlib import Path
 
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module
+
+from ..module_utils import found
 
 APPS = Path("/etc/carafe")
 PROC = Path("/proc")
@@ -73,6 +82,7 @@ def look() -> dict:
         "ansible_memtotal_mb": int(memory[1]) // 1024,
         "ansible_processor_vcpus": len(re.findall(r"^processor\s*:", cpus, re.M)) or os.cpu_count(),
         "ansible_local": {x.stem: kept(x) for x in sorted(APPS.glob("*.fact"))},
+        "ansible_found": found.look(),
     }
 
 

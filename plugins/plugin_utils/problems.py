@@ -58,6 +58,11 @@ class Server:
     def failed(self, name: str) -> bool:
         return any(name in names for names in self.failures.values())
 
+    @property
+    def found(self) -> Mapping[str, Any]:
+        """What the server has that Carafe did not bring; nothing where it has not been asked."""
+        return self.facts.get("found") or {}
+
     def other_apps(self) -> dict[str, Mapping[str, Any]]:
         """Return what the other apps of this server keep of themselves, by name."""
         kept = self.facts.get("ansible_local") or {}
@@ -133,3 +138,23 @@ def is_host_name(name: str, wildcard: bool = False) -> bool:
         except ValueError:
             return False
     return 0 < len(name) <= 253 and all(HOST_LABEL.fullmatch(label) for label in name.split("."))
+
+
+def described(holder: Mapping[str, Any]) -> str:
+    """Return who holds a port."""
+    name = holder["name"] or "another program"
+    more = [f"pid {holder['pid']}"] if holder["pid"] else []
+    more += [f"unit {holder['unit']}"] if holder["unit"] else []
+    return f"{name} ({', '.join(more)})" if more else name
+
+
+def free(holder: Mapping[str, Any], otherwise: str) -> str:
+    """Return how a port that somebody holds is freed."""
+    if holder["name"] == "docker-proxy":
+        return (
+            "it is a container's, published there: see which by sudo docker ps, and publish it on"
+            f" another port, or {otherwise}"
+        )
+    if holder["unit"].endswith(".service"):
+        return f"stop it: sudo systemctl disable --now {holder['unit']}; or {otherwise}"
+    return f"stop it, or {otherwise}"

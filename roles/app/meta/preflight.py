@@ -35,6 +35,13 @@ PYTHON_MIN = 9  # Flask 3's
 SECRET_LENGTH = 32  # characters; itsdangerous signs with SHA-1, and 16 bytes in hex are 32
 MEMORY = re.compile(r"(100|[1-9][0-9]?)%|[1-9][0-9]*[KMGT]?")
 SETTING, SETTING_VALUE = re.compile(r"[A-Z][A-Za-z]+"), re.compile(r"[^\[{\n][^\n]*|")
+FIRST_PERSON = 1000  # from this uid on Debian counts people (adduser's FIRST_UID)
+SRV = Path("/srv")
+# What a run that was cut short may have made.
+OF_AN_APP = {
+    *("archives", "bin", "cache", "current", "home", "logs", "python", "releases", "serving"),
+    *("settings", "shared", "state", "uv", "venvs"),
+}
 LINUX_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,30}")  # stricter than useradd's own rule
 
 # Users and groups of Debian's base-passwd and of packages that share a server with an app.
@@ -167,6 +174,70 @@ def check_owner(server: Server) -> Iterator[Problem]:
         )
 
 
+def check_accounts(server: Server) -> Iterator[Problem]:
+    """A person's account, or another program's, would be taken for the app's."""
+    app, root = server.values.get("app_name"), server.values.get("app_root")
+    users, groups = (server.found.get(x) or {} for x in ("users", "groups"))
+    if is_known(server):
+        return
+    for variable in ("app_user", "app_deploy_user"):
+        name = str(server.values.get(variable))
+        # What is named after the app is told as the app's name.
+        told = "app_name" if app and name in (app, f"{app}-deploy") else variable
+        if name in RESERVED_USERS.split() or name == server.values.get("ansible_user"):
+            continue
+        user, group = users.get(name), groups.get(name)
+        # As a run that was cut short has made it.
+        if user and not (user["home"] == root and user["shell"] == "/usr/sbin/nologin"):
+            person = f", {user['gecos']!r}" if user["gecos"] else ""
+            yield Problem(
+                told,
+                f"would have the app run as {name!r}, a user that {server.name} has already, and"
+                f" not from Carafe: uid {user['uid']}{person}, home {user['home']}, shell"
+                f" {user['shell']}",
+                f"choose another {told}; if nobody needs that user: sudo deluser {name}",
+            )
+        elif group and not user and (group["gid"] >= FIRST_PERSON or group["members"]):
+            members = ", ".join(group["members"]) or "nobody"
+            yield Problem(
+                told,
+                f"would give the app the group {name!r}, which {server.name} has already, and not"
+                f" from Carafe: gid {group['gid']}, members {members}",
+                f"choose another {told}; if nobody needs that group: sudo delgroup {name}",
+            )
+
+
+def is_known(server: Server) -> bool:
+    """Tell whether the app has been put on this server, by whichever environment."""
+    return str(server.values.get("app_name")) in (server.facts.get("ansible_local") or {})
+
+
+def check_places(server: Server) -> Iterator[Problem]:
+    """What lies where the app is to be is somebody's."""
+    app, root = str(server.values.get("app_name")), Path(str(server.values.get("app_root")))
+    if is_known(server):
+        return
+    names = (server.found.get("folders") or {}).get(root.name) if root.parent == SRV else None
+    if names and not {*names} <= OF_AN_APP:
+        yield Problem(
+            "app_root" if root.name != app else "app_name",
+            f"would have the app in {root}, a folder that {server.name} has already, and not from"
+            f" Carafe: it holds {', '.join(names)}",
+            f"choose another name, or move that away: sudo mv {root} {root}.old",
+        )
+    for unit in server.found.get("units") or []:
+        stem, _, kind = unit.rpartition(".")
+        # A schedule's unit is <app>.<schedule>.timer, and what is not one any more is removed.
+        if (stem == app and kind == "service") or stem.startswith(f"{app}."):
+            yield Problem(
+                "app_name",
+                f"is {app!r}, a name that the unit {unit} has on {server.name}, which is not from"
+                " Carafe",
+                f"choose another app_name; if nobody needs it: sudo systemctl disable --now {unit}"
+                f" && sudo rm /etc/systemd/system/{unit}",
+            )
+
+
 def check_hooks(server: Server) -> Iterator[Problem]:
     """A task file that cannot be read would end a run in its midst, with nothing taken back."""
     for point, entries in (server.values.get("app_hooks") or {}).items():
@@ -209,6 +280,8 @@ CHECKS = (
     check_names,
     check_environments,
     check_owner,
+    check_accounts,
+    check_places,
     check_tasks,
     check_sandbox,
     check_hooks,

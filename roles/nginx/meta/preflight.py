@@ -15,7 +15,9 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
     check_file_names,
     check_networks,
     check_twins,
+    described,
     entries,
+    free,
     is_host_name,
 )
 
@@ -223,7 +225,45 @@ def check_upstreams_tls(server: Server) -> Iterator[Problem]:
             )
 
 
+def check_ports(server: Server) -> Iterator[Problem]:
+    """nginx would not start, after all the rest was done."""
+    sites = present_sites(server)
+    wanted = {80, *(int(x.get("listen") or 80) for x in sites)}
+    wanted |= {int(x.get("listen_tls") or 443) for x in sites if x.get("certificate")}
+    told = set()
+    for holder in server.found.get("listeners") or []:
+        port, who = holder["port"], (holder["name"], holder["pid"])
+        if port not in wanted or (port, who) in told:
+            continue
+        if holder["name"] == "nginx" and holder["unit"] in ("", "nginx.service"):
+            continue
+        told.add((port, who))
+        yield Problem(
+            "nginx_sites",
+            f"needs port {port}, which {described(holder)} holds on {server.name}",
+            free(holder, "give the sites of nginx another listen"),
+        )
+
+
+def check_files(server: Server) -> Iterator[Problem]:
+    """A site of that name that somebody has written would be overwritten."""
+    theirs = (server.found.get("nginx") or {}).get("sites") or []
+    for site in present_sites(server):
+        if f"{site['name']}.conf" in theirs:
+            app = server.values.get("app_name")
+            path = f"/etc/nginx/sites-enabled/{site['name']}.conf"
+            yield Problem(
+                "app_name" if site["name"] == app else "nginx_sites",
+                f"has the site {site['name']!r}, and {server.name} has {path} already, which is not"
+                " from Carafe",
+                f"choose another name, or give theirs another one: sudo mv {path}"
+                f" /etc/nginx/sites-enabled/{site['name']}-old.conf",
+            )
+
+
 CHECKS = (
+    check_ports,
+    check_files,
     check_server_names,
     check_names,
     check_places,

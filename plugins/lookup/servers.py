@@ -1,0 +1,81 @@
+"""The servers that a play is for, or why there are none."""
+
+from __future__ import annotations
+
+DOCUMENTATION = """
+name: servers
+short_description: Pattern of the servers that a play is for, once the inventory can be read
+description:
+  - Returns a pattern for the C(hosts) of a play, made of the names of groups.
+  - >-
+    Fails where no server is in any of the groups, where by itself Ansible would do nothing and
+    succeed, and says which inventory was probably meant. Fails as well where a file of secrets
+    cannot be opened, and names the file and the key.
+  - It asks no server, and costs no task.
+options:
+  _terms:
+    description: Names of groups.
+    type: list
+    elements: str
+    required: true
+author: [Carafe (@carafe)]
+"""
+
+EXAMPLES = """
+- name: Look at all servers
+  hosts: "{{ lookup('carafe.stack.servers', 'db', 'app', 'web') }}"
+"""
+
+RETURN = """
+_raw:
+  description: The pattern, a single one.
+  type: list
+  elements: str
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ansible import constants, context
+from ansible.errors import AnsibleError
+from ansible.plugins.lookup import LookupBase
+
+from ..plugin_utils import inventories
+from ..plugin_utils.sources import Sources
+
+
+class LookupModule(LookupBase):
+    """Ansible asks it once for each play."""
+
+    def run(self, terms: list[str], variables: dict[str, Any] | None = None, **_: Any) -> list[str]:
+        variables = variables or {}
+        pattern = [":".join(terms)]
+        # Nothing is run by these, and nobody has to name an inventory for them.
+        if any(context.CLIARGS.get(x) for x in ("syntax", "listtasks", "listtags")):
+            return pattern
+        groups = variables.get("groups") or {}
+        given = variables.get("ansible_inventory_sources") or []
+        current = Path.cwd()
+        if why := inventories.complaint(given, groups, terms, current):
+            raise AnsibleError(why)
+        hosts = {x for name in terms for x in groups.get(name) or []}
+        theirs = [name for name, members in groups.items() if hosts & {*members}]
+        sources = Sources(current, given, [], [])
+        for path in inventories.vaults(sources.folders(), ["all", *theirs], sorted(hosts)):
+            if inventories.locked(path, self._loader):
+                secrets = inventories.used(sources.folders())
+                raise AnsibleError(inventories.vault_complaint(path, sources, key_file(), secrets))
+        return pattern
+
+
+def key_file() -> str:
+    """Return the file that holds the key, '' where it comes another way."""
+    if context.CLIARGS.get("ask_vault_pass"):
+        return inventories.TYPED
+    named = constants.DEFAULT_VAULT_PASSWORD_FILE
+    given = context.CLIARGS.get("vault_password_files") or context.CLIARGS.get("vault_ids")
+    path = str((next(iter(given)) if given else named) or "")
+    # The clone's program reads the file beside its folder.
+    if Path(path).name == "vault-password" and Path(path).parent.name == "scripts":
+        return str(Path(path).parents[1] / ".vault-password")
+    return path

@@ -1,0 +1,309 @@
+"""What a server has that Carafe did not bring: users, folders, ports, services set up by hand."""
+
+from __future__ import annotations
+
+import grp
+import json
+import pwd
+import re
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import adopted
+from .commands import ask
+
+ROOT = Path("/")
+SAMPLE = 3  # names that stand for all that is in a folder
+SECONDS = 5
+LIMIT = 1_000_000  # bytes that are read of a configuration
+# A database that somebody has made; below that are PostgreSQL's own (FirstNormalObjectId).
+FIRST_OWN_DATABASE = 16384
+QUERY = """
+SELECT json_build_object(
+  'databases', (SELECT coalesce(json_object_agg(datname, pg_get_userbyid(datdba)), '{}')
+    FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'),
+  'roles', (SELECT coalesce(json_agg(rolname ORDER BY 1), '[]')
+    FROM pg_roles WHERE rolname !~ '^pg_' AND rolname <> 'postgres'),
+  'altered', (SELECT coalesce(json_agg(name ORDER BY 1), '[]')
+    FROM pg_file_settings WHERE sourcefile ~ '/postgresql\\.auto\\.conf$' AND applied))
+"""
+
+
+def text(path: Path) -> str:
+    """Return a file's text, '' where there is none that can be read."""
+    try:
+        with path.open(errors="replace") as file:
+            return file.read(LIMIT)
+    except OSError:
+        return ""
+
+
+def claims(role: str) -> list[str]:
+    """Return the owners, apps for instance, for whom Carafe has configured something."""
+    return sorted(x.stem for x in ROOT.glob(f"etc/carafe/{role}.d/*.json"))
+
+
+def accounts() -> dict[str, Any]:
+    users = {
+        x.pw_name: {
+            "uid": x.pw_uid,
+            "gecos": x.pw_gecos.strip(", "),
+            "home": x.pw_dir,
+            "shell": x.pw_shell,
+        }
+        for x in pwd.getpwall()
+    }
+    groups = {x.gr_name: {"gid": x.gr_gid, "members": x.gr_mem} for x in grp.getgrall()}
+    return {"users": users, "groups": groups}
+
+
+def folders() -> dict[str, list[str]]:
+    """Return what is in each folder of /srv, a few names; nothing of one that is empty."""
+    found = {}
+    for folder in sorted(ROOT.glob("srv/*")):
+        try:
+            names = sorted(x.name for x in folder.iterdir() if x.name != "lost+found")
+        except NotADirectoryError:
+            names = ["(a file)"]
+        except OSError:
+            continue
+        if names:
+            found[folder.name] = names[:SAMPLE]
+    return found
+
+
+def units() -> list[str]:
+    """Return the units that an administrator has written."""
+    paths = ROOT.glob("etc/systemd/system/*.*")
+    return sorted(
+        x.name
+        for x in paths
+        if x.suffix in (".service", ".timer", ".slice")
+        and stat.S_ISREG(x.lstat().st_mode)
+        and not adopted.is_managed(text(x))
+    )
+
+
+def listeners() -> list[dict[str, Any]]:
+    """Return the TCP ports on which somebody listens, with the process and its unit."""
+    try:
+        said = ask("ss", "-Hltnp").stdout
+    except OSError:
+        return []
+    found = []
+    for line in said.splitlines():
+        columns = line.split()
+        if len(columns) < 4:
+            continue
+        place, who = columns[3], re.search(r'\("([^"]+)",pid=(\d+)', line)
+        name, pid = (who[1], int(who[2])) if who else ("", 0)
+        host, _, port = place.rpartition(":")
+        found.append(
+            {"host": host, "port": int(port), "name": name, "pid": pid, "unit": unit_of(pid)}
+        )
+    return found
+
+
+def unit_of(pid: int) -> str:
+    said = text(ROOT / f"proc/{pid}/cgroup") if pid else ""
+    named = re.findall(r"/([^/\n]+\.(?:service|scope))", said)
+    return named[-1] if named else ""
+
+
+def as_packaged(*packages: str) -> dict[str, str]:
+    """Return the digests that the configuration files of packages have come with."""
+    found = {}
+    for package in packages:
+        said = ask("dpkg-query", "--show", "--showformat=${Conffiles}", package)
+        for line in said.stdout.splitlines():
+            words = line.split()
+            if len(words) >= 2:
+                found[words[0]] = words[1]
+    return found
+
+
+def is_changed(path: Path, packaged: dict[str, str]) -> bool:
+    """Tell whether somebody has changed, or brought, a configuration file."""
+    import hashlib
+
+    if not path.is_file():
+        return False
+    place = "/" + str(path.resolve().relative_to(ROOT.resolve()))
+    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    return packaged.get(place) != digest
+
+
+def nginx() -> dict[str, Any]:
+    folder = ROOT / "etc/nginx"
+    main = text(folder / "nginx.conf")
+    if not main:
+        return {}
+    sites = [x for x in sorted(folder.glob("sites-enabled/*")) if x.is_file()]
+    # As a run of the role begins them.
+    theirs = [x for x in sites if not re.search(r"^# The (?:site|service) \S+ of ", text(x), re.M)]
+    found: dict[str, Any] = {"sites": [x.name for x in theirs], "by_hand": False}
+    if claims("nginx") or adopted.is_managed(main):
+        return found
+    packaged = as_packaged("nginx-common", "nginx")
+    theirs = [x for x in theirs if is_changed(x, packaged)]
+    extra = [x for x in sorted(folder.glob("conf.d/*.conf")) if is_changed(x, packaged)]
+    main_changed = is_changed(folder / "nginx.conf", packaged)
+    kept, gone = adopted.split(main) if main_changed else ([], [])
+    # The same in a file that goes on: nginx would refuse to start with both.
+    twice = []
+    for path in extra:
+        try:
+            said = adopted.statements(text(path))
+        except ValueError:
+            continue
+        twice += [
+            f"{x.name} in {path.relative_to(folder)}"
+            for x in said
+            if adopted.is_ours(x) and x.name not in adopted.MANY
+        ]
+    return found | {
+        "by_hand": bool(main_changed or theirs or extra),
+        "is_debians": "/etc/nginx/nginx.conf" in packaged and bool(as_packaged("nginx-common")),
+        "main": main_changed,
+        "sites": [x.name for x in theirs],
+        "extra": [x.name for x in extra],
+        "kept": sorted({x.title for x in kept}),
+        "gone": sorted({x.title for x in gone if x.name != "include"}),
+        "twice": twice,
+    }
+
+
+def supervisor() -> dict[str, Any]:
+    folder = ROOT / "etc/supervisor"
+    path = folder / "supervisord.conf"
+    main = text(path)
+    if not main:
+        return {}
+    theirs = [
+        x.name for x in sorted(folder.glob("conf.d/*.conf")) if not adopted.is_managed(text(x))
+    ]
+    found: dict[str, Any] = {"programs": theirs, "by_hand": False}
+    if adopted.is_managed(main):
+        return found
+    changed = is_changed(path, as_packaged("supervisor"))
+    plain = {x for x, _ in adopted.sections(main)} - set(adopted.PLAIN)
+    return found | {
+        "by_hand": changed or bool(theirs),
+        "main": changed,
+        "kept": adopted.programs(main),
+        "gone": sorted(x for x in plain if not x.startswith(adopted.PROGRAMS)),
+        "includes": adopted.includes(main),
+    }
+
+
+# --- PostgreSQL -------------------------------------------------------------------------------
+
+
+def settings_of(folder: Path) -> dict[str, str]:
+    """Return what a cluster's own files say of where it is; conf.d comes last."""
+    found = {}
+    paths = [folder / "postgresql.conf"]
+    if "conf.d" in setting("include_dir", text(paths[0])):
+        paths += sorted(folder.glob("conf.d/*.conf"))
+        found["include_dir"] = "conf.d"
+    for path in paths:
+        said = text(path)
+        for name in ("port", "data_directory", "hba_file", "unix_socket_directories"):
+            if value := setting(name, said):
+                found[name] = value
+    return found
+
+
+def setting(name: str, said: str) -> str:
+    found = re.findall(rf"(?mi)^\s*{name}\s*(?:=|\s)\s*('(?:[^']|'')*'|[^\s#]+)", said)
+    return found[-1].strip("'").replace("''", "'") if found else ""
+
+
+def clusters() -> Iterator[dict[str, Any]]:
+    """Yield the clusters that pg_lsclusters has, without its second of Perl."""
+    for path in sorted(ROOT.glob("etc/postgresql/*/*/postgresql.conf")):
+        folder = path.parent
+        version, name = folder.parts[-2:]
+        said = settings_of(folder)
+        data = ROOT / said.get("data_directory", f"/var/lib/postgresql/{version}/{name}").lstrip(
+            "/"
+        )
+        lines = text(data / "postmaster.pid").splitlines()
+        runs = len(lines) > 4 and (ROOT / "proc" / lines[0].strip()).exists()
+        port = lines[3].strip() if runs else said.get("port", "5432")
+        yield {
+            "version": version,
+            "name": name,
+            "port": int(port) if port.isdecimal() else 5432,
+            "runs": runs,
+            "socket": lines[4].strip() if runs else "",
+            "data": str(data),
+            "reads_conf_d": "include_dir" in said,
+            "hba_file": said.get("hba_file", str(folder / "pg_hba.conf")),
+        }
+
+
+def contents(cluster: dict[str, Any]) -> dict[str, Any]:
+    """Ask a cluster that runs what is in it, as its own superuser."""
+    place = cluster["socket"] or "/var/run/postgresql"
+    command = [
+        f"/usr/lib/postgresql/{cluster['version']}/bin/psql",
+        *("--no-psqlrc", "--no-password", "--tuples-only", "--no-align", "--dbname=postgres"),
+        *(f"--host={place}", f"--port={cluster['port']}", f"--command={QUERY}"),
+    ]
+    options = "-c search_path=pg_catalog -c statement_timeout=4s -c lock_timeout=1s"
+    try:
+        done = subprocess.run(
+            command,
+            user="postgres",
+            group="postgres",
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            cwd="/",
+            env={"PGOPTIONS": options, "LC_ALL": "C.UTF-8"},
+            check=False,
+        )
+        if done.returncode == 0:
+            return json.loads(done.stdout)
+        said = done.stderr
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        said = str(error)
+    return {"refused": " ".join(said.split())[: SAMPLE * 100]}
+
+
+def postgresql() -> dict[str, Any]:
+    found = list(clusters())
+    claimed = claims("postgres")
+    for cluster in found:
+        folder = ROOT / "etc/postgresql" / cluster["version"] / cluster["name"]
+        if cluster["runs"]:
+            cluster |= contents(cluster)
+        if claimed:
+            continue
+        rules = text(folder / "pg_hba.conf")
+        data = Path(cluster["data"])
+        numbers = [x.name for x in data.glob("base/*") if x.name.isdecimal()]
+        cluster |= {
+            "hba": 0 if adopted.is_debians(rules) else len(adopted.hba(rules)),
+            "has_databases": any(int(x) >= FIRST_OWN_DATABASE for x in numbers),
+            "confs": sorted(x.name for x in folder.glob("conf.d/*.conf")),
+        }
+    return {"clusters": found, "claims": claimed}
+
+
+def look() -> dict[str, Any]:
+    return {
+        **accounts(),
+        "folders": folders(),
+        "units": units(),
+        "listeners": listeners(),
+        "nginx": nginx(),
+        "supervisor": supervisor(),
+        "postgresql": postgresql(),
+        "claims": {"nginx": claims("nginx"), "postgres": claims("postgres")},
+    }

@@ -1,0 +1,199 @@
+"""What keeps an inventory from being read, in words that say what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.errors import AnsibleError
+
+from .sources import Sources
+
+# Where Ansible looks by itself.
+USUAL = "/etc/ansible/hosts"
+ENDS = ("", ".yml", ".yaml", ".json", ".ini")
+TYPED = "-"
+VAULT = b"$ANSIBLE_VAULT"
+REFERENCE = re.compile(r"\bvault_\w+")
+CLOSE = 0.6  # difflib's own measure of what is alike
+
+
+def known(folder: Path) -> list[str]:
+    """Return the inventories that a project has, as one would write them behind -i."""
+    found = [
+        f"inventory/{path.name}"
+        for path in sorted((folder / "inventory").glob("*"))
+        if path.is_dir() and any(hosts_files(path))
+    ]
+    return found + [x.name for x in hosts_files(folder)]
+
+
+def hosts_files(folder: Path) -> Iterator[Path]:
+    for name in ("hosts", "inventory"):
+        for end in ENDS[1:]:
+            path = folder / f"{name}{end}"
+            if path.is_file():
+                yield path
+
+
+def meant(path: Path, current: Path) -> str:
+    """Return what was probably meant by a path that is not there, '' where nothing is like it."""
+    inventories = known(current)
+    # inventory/ left out, or too much of it said.
+    names = {Path(x).name: x for x in inventories}
+    for part in reversed(path.parts):
+        if part in names:
+            return names[part]
+    # The folder that is there, and what in it is called nearly so.
+    there = path
+    while not there.exists() and there != there.parent:
+        missing, there = there.name, there.parent
+    inside = sorted(x.name for x in there.iterdir()) if there.is_dir() else []
+    like = difflib.get_close_matches(missing, [x for x in inside if x[0] != "."], 1, CLOSE)
+    if like:
+        return str(there / like[0])
+    like = difflib.get_close_matches(path.name, names, 1, CLOSE)
+    return names[like[0]] if like else ""
+
+
+def missing(path: Path, current: Path) -> str:
+    """Return what is said of an inventory that is not there."""
+    guess = meant(path, current)
+    if guess:
+        return f"{path} is not there. Did you mean {guess}?"
+    others = known(current)
+    if others:
+        return f"{path} is not there. There are {', '.join(others)}."
+    return f"{path} is not there, and {current} has no inventory. Go to the folder of your project."
+
+
+def unreadable(path: Path) -> str:
+    """Return why a file of hosts cannot be read, '' where it can, or is no YAML."""
+    if path.suffix not in (".yml", ".yaml", ".json"):
+        return ""
+    try:
+        said = yaml.safe_load(path.read_text(errors="replace"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        text = path.read_text(errors="replace").splitlines()[line - 1 : line]
+        if any(re.match(r" *\t", x) for x in text):
+            return f"{path}, line {line}: it is indented by a tab, and YAML takes blanks only"
+        return f"{path}, line {line}: {error.problem or error.context}"
+    except (OSError, yaml.YAMLError) as error:
+        return f"{path}: {' '.join(str(error).split())}"
+    if said is not None and not isinstance(said, Mapping):
+        return f"{path}: it is no mapping of groups to hosts"
+    return ""
+
+
+def complaint(
+    sources: Iterable[Any], groups: Mapping[str, Any], wanted: Iterable[str], current: Path
+) -> str:
+    """Return why there is no server to work on, '' where there is one."""
+    wanted = list(wanted)
+    paths = [Path(str(x)) for x in sources if "," not in str(x)]
+    given = [x for x in paths if str(x) != USUAL]
+    for path in given:
+        shown = Path(os.path.relpath(path, current))
+        shown = path if str(shown).startswith("..") else shown
+        if not path.exists():
+            return f"The inventory {missing(shown, current)}"
+        inside = sorted(x for x in path.iterdir() if x.is_file()) if path.is_dir() else [path]
+        for file in inside:
+            if why := unreadable(file):
+                return f"The inventory cannot be read: {why}."
+    if any(groups.get(name) for name in wanted):
+        return ""
+    names = " or ".join(wanted)
+    if groups.get("all"):
+        places = ", ".join(os.path.relpath(x, current) for x in given) or "the inventory"
+        return (
+            f"No server is in the group {names} of {places}. Put it under hosts: of those groups."
+        )
+    if given:
+        return f"The inventory {', '.join(map(str, given))} names no server."
+    there = known(current)
+    first = next((x for x in there if x.endswith("/prod")), next(iter(there), "FILE"))
+    has = f" There are {', '.join(there)}." if there else ""
+    return f"No inventory is named, so there is no server to work on.{has} Add -i {first}."
+
+
+# --- the vault --------------------------------------------------------------------------------
+
+
+def vaults(folders: Iterable[Path], groups: Iterable[str], hosts: Iterable[str]) -> list[Path]:
+    """Return the files with variables of these groups and hosts that are encrypted as a whole."""
+    found = []
+    for folder in folders:
+        places = [folder / "group_vars" / x for x in groups]
+        places += [folder / "host_vars" / x for x in hosts]
+        for place in places:
+            files = [place.with_name(place.name + end) for end in ENDS[:4]]
+            files += sorted(place.glob("**/*")) if place.is_dir() else []
+            found += [x for x in files if x.is_file() and begins(x)]
+    return list(dict.fromkeys(x.resolve() for x in found))
+
+
+def begins(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(VAULT)) == VAULT
+    except OSError:
+        return False
+
+
+def used(folders: Iterable[Path]) -> list[str]:
+    """Return the names of secrets that the readable files of group_vars refer to."""
+    found: set[str] = set()
+    for folder in folders:
+        for path in (folder / "group_vars").rglob("*.yml"):
+            if path.is_file() and not begins(path):
+                lines = path.read_text(errors="replace").splitlines()
+                code = "\n".join(x for x in lines if not x.lstrip().startswith("#"))
+                found |= set(REFERENCE.findall(code))
+    return sorted(found)
+
+
+def locked(path: Path, loader: Any) -> str:
+    """Return why a vault cannot be opened, '' where it can."""
+    try:
+        # As the plugin does it that reads group_vars, which then need not open it once more.
+        loader.load_from_file(str(path), cache="all", unsafe=True, trusted_as_template=True)
+    except AnsibleError as error:
+        said = " ".join(str(error).split())
+        if "ecrypt" in said or "vault" in said.lower():
+            return said
+    return ""
+
+
+def vault_complaint(path: Path, sources: Sources, key_file: str, secrets: Iterable[str]) -> str:
+    """Return what to do about a vault whose key is missing or wrong."""
+    shown, key = sources.short(path), Path(key_file) if key_file else None
+    names = ", ".join(secrets) or "vault_app_secret_key"
+    if key_file == TYPED:
+        what, way = (
+            "is encrypted with another key than the one that was typed",
+            "Type the right one",
+        )
+    elif key is None:
+        what = "is encrypted, and no key was given"
+        way = "Run again with --vault-password-file FILE, or with --ask-vault-pass"
+    elif not key.is_file():
+        what = f"is encrypted, and its key is missing: there is no {sources.short(key)}"
+        way = f"Get the key of whoever wrote it, and write it into {sources.short(key)} (mode 0600)"
+    else:
+        what = f"is encrypted with another key than the one in {sources.short(key)}"
+        way = f"Write the right key into {sources.short(key)}"
+    check = shlex.join([sources.tool("ansible-vault"), "view", shown])
+    return (
+        f"{shown} {what}, so the secrets in it cannot be read (such as {names}). {way}, then see"
+        f" that it opens: {check}. Where the key is lost, move {shown} away and write new secrets:"
+        f" {sources.vault_command()}."
+    )
