@@ -126,6 +126,18 @@ def check_database(server: Server) -> Iterator[Problem]:
         )
 
 
+def check_cache(server: Server) -> Iterator[Problem]:
+    """It is reached by a unix socket: what one server keeps, another would not see."""
+    servers = server.values.get("stack_app") or []
+    if server.values.get("stack_cache") and len(servers) > 1:
+        yield Problem(
+            "stack_cache",
+            f"is true, and each of {', '.join(servers)} would have a cache of its own, in which it"
+            " does not find what another one has put there",
+            "take it out, and name one Redis for all of them by REDIS_URL in app_environment",
+        )
+
+
 def check_web_sources(server: Server) -> Iterator[Problem]:
     """Those that are wired in are told as what they are."""
     proxies = server.values.get("nginx_real_ip_from") or []
@@ -190,9 +202,11 @@ def check_memory(server: Server) -> Iterator[Problem]:
     if not has:
         return
     database = int(server.values.get("postgres_memory_mb") or 0)
+    has_cache = "valkey" in (server.values.get("stack_host_roles") or [])
+    cache = int(server.values.get("valkey_memory_mb") or 0) if has_cache else 0
     workers = product(server, "gunicorn_workers", "gunicorn_slots", "gunicorn_worker_memory_mb")
     others = {k: number(v, "memory_mb") for k, v in server.other_apps().items()}
-    promised = database + workers + sum(others.values()) + SYSTEM_MEMORY_MB
+    promised = database + cache + workers + sum(others.values()) + SYSTEM_MEMORY_MB
     if promised <= has:
         return
     parts = [f"{database} for PostgreSQL"] if database else []
@@ -201,6 +215,7 @@ def check_memory(server: Server) -> Iterator[Problem]:
             "{gunicorn_workers} workers x {gunicorn_slots} slots"
             " x {gunicorn_worker_memory_mb}".format(**server.values)
         )
+    parts += [f"{cache} for Valkey"] if cache else []
     parts += [f"{mb} for the app {name}" for name, mb in others.items() if mb]
     parts.append(f"{SYSTEM_MEMORY_MB} for the system")
     lower = ("postgres_memory_mb", "gunicorn_workers", "gunicorn_worker_memory_mb")
@@ -316,6 +331,7 @@ CHECKS = (
     check_stack_name,
     check_server_roles,
     check_database,
+    check_cache,
     check_web_sources,
     check_certificates,
     check_certificate_names,

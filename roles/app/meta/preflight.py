@@ -50,8 +50,8 @@ RESERVED_USERS = """
     nogroup adm tty disk kmem dialout fax voice cdrom floppy tape sudo audio dip operator src shadow
     utmp video sasl plugdev staff users crontab messagebus sshd _ssh ssh ssl-cert systemd-journal
     systemd-network systemd-resolve systemd-timesync polkitd postgres nginx supervisor gunicorn
-    redis mysql rabbitmq memcached docker ansible deploy admin debian ubuntu postfix dovecot certbot
-    chrony ntp
+    redis valkey mysql rabbitmq memcached docker ansible deploy admin debian ubuntu postfix dovecot
+    certbot chrony ntp
 """
 
 
