@@ -13,6 +13,7 @@ import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import processes, supervisord
 from ansible_collections.carafe.stack.plugins.module_utils import release_settings as settings
 from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
+from conftest import Role
 from test_release import App
 from test_release import app as app
 
@@ -148,3 +149,12 @@ def test_workers_that_supervisord_could_not_read_stop_before_the_switch(app: App
     assert "b failed at the step switch: app_workers: supervisord cannot read them" in said
     assert app.serving == "a"
     assert not (settings.PROGRAMS / "carafe-test-app.workers.conf").exists()
+
+
+@pytest.mark.parametrize(("here", "names"), [(True, ["mail", "beat"]), (False, ["mail"])])
+def test_what_is_to_be_there_once_is_on_the_server_with_the_schedules(
+    here: bool, names: list[str]
+) -> None:
+    workers = [{"name": "mail"}, {"name": "beat", "once": True}]
+    found = Role("app").value("__app_workers", app_workers=workers, app_schedules_enabled=here)
+    assert [x["name"] for x in found] == names

@@ -1,5 +1,6 @@
 """An instance for each app: what it lets whom do, what it keeps, and what an app cannot undo."""
 
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -71,20 +72,15 @@ def test_it_is_not_on_the_network_nor_is_the_one_of_the_package(host: Host) -> N
     "command",
     [
         *("CONFIG SET dir /tmp", "CONFIG GET *", "MODULE LOAD /tmp/x.so", "DEBUG SLEEP 0"),
-        *(
-            "SHUTDOWN NOSAVE",
-            "REPLICAOF 127.0.0.1 6379",
-            "MONITOR",
-            "ACL SETUSER x on nopass +@all",
-        ),
-        *("BGSAVE", "SLOWLOG GET", "CLUSTER NODES", "MIGRATE 127.0.0.1 6379 x 0 10"),
+        *("SHUTDOWN NOSAVE", "REPLICAOF 127.0.0.1 6379", "MONITOR", "ACL SETUSER x on +@all"),
+        *("BGSAVE", "SLOWLOG GET", "MIGRATE 127.0.0.1 6379 x 0 10"),
         *("EVAL \"return redis.call('CONFIG', 'GET', '*')\" 0", "FAILOVER", "RESTORE x 0 y"),
     ],
 )
 def test_what_is_for_the_server_is_refused(ask: Ask, command: str) -> None:
     denied = ask("shop", command)
     assert denied.rc != 0
-    assert "NOPERM" in denied.stderr + denied.stdout or "ermission" in denied.stderr, denied
+    assert re.search("NOPERM|not allowed|can't run this command", denied.stderr), denied
 
 
 @pytest.mark.parametrize(
@@ -101,20 +97,25 @@ def test_what_libraries_do_with_data_is_not(ask: Ask, command: str) -> None:
 
 
 def test_a_full_cache_throws_away_and_a_full_queue_refuses(ask: Ask) -> None:
-    fill = (
-        "EVAL \"for i = 1, {} do redis.pcall('SET', 'fill:' .. i, string.rep('x', 100000){}) end"
-        " return redis.pcall('SET', 'fill:0', string.rep('x', 100000))\" 0"
-    )
+    script = "for i = 1, 400 do redis.pcall('SET', KEYS[1] .. i, string.rep('x', 100000){}) end"
+
+    def fill(user: str, name: str, more: str = "") -> None:
+        """Write more than there is room for."""
+        ask(user, f'EVAL "{script.format(more)}" 1 {name}')
+
     try:
-        assert ask("blog", fill.format(200, "")).stdout.strip() == "OK"
+        fill("blog", "entry")
+        assert ask("blog", "SET one more").stdout.strip() == "OK"
         assert int(ask("blog", "DBSIZE").stdout) < 100
-        # What is to expire goes first, and what is not stays.
+        # What is to expire goes, and what is not stays.
         ask("shop", "LPUSH queue first")
-        assert ask("shop", fill.format(400, ", 'EX', 1000")).stdout.strip() == "OK"
-        assert ask("shop", "LLEN queue").stdout.strip() == "1"
-        full = ask("shop", fill.format(400, ""))
+        fill("shop", "entry", ", 'EX', 1000")
+        assert ask("shop", "LPUSH queue second").stdout.strip() == "2"
+        for name in ("job", "another", "third"):
+            fill("shop", name)
+        full = ask("shop", "LPUSH queue third")
         assert "OOM" in full.stderr + full.stdout
-        assert ask("shop", "LLEN queue").stdout.strip() == "1"
+        assert ask("shop", "LLEN queue").stdout.strip() == "2"
     finally:
         for user in ("shop", "blog"):
             ask(user, "FLUSHALL")
@@ -146,32 +147,25 @@ def test_the_sandbox_holds(host: Host) -> None:
     assert "Seccomp:\t2" in status
 
 
-def test_other_settings_are_in_force_and_a_second_run_finds_nothing(
-    converge: Callable[..., tuple[int, str]], ask: Ask
-) -> None:
-    ask("shop", "LPUSH kept job")
-    try:
-        changed, output = converge(shop_memory_mb=32)
-        assert changed == 2, output
-        assert "maxmemory:33554432" in ask("shop", "INFO memory").stdout
-        assert ask("shop", "LPOP kept").stdout.strip() == "job"
-        # The neighbour has not noticed.
-        assert converge(shop_memory_mb=32)[0] == 0
-    finally:
-        converge()
-
-
-def test_what_a_run_that_was_cut_short_has_left_is_made_up_for(
+def test_a_run_brings_other_settings_and_makes_up_for_one_that_was_cut_short(
     converge: Callable[..., tuple[int, str]], host: Host, ask: Ask
 ) -> None:
-    host.check_output(
-        "systemctl disable --now valkey@shop && touch /etc/valkey-instances/blog.conf"
-    )
-    before = host.check_output("stat -c %Y /run/valkey-blog/valkey.sock")
-    assert converge()[0] == 2
-    assert ask("shop", "PING").stdout.strip() == "PONG"
-    assert host.service("valkey@shop").is_enabled
-    assert host.check_output("stat -c %Y /run/valkey-blog/valkey.sock") != before
+    ask("shop", "LPUSH kept job")
+    host.check_output("systemctl disable --now valkey@blog")
+    try:
+        changed, output = converge(shop_memory_mb=32)
+        # Settings and restart of the one, start of the other.
+        assert changed == 3, output
+        assert "maxmemory:33554432" in ask("shop", "INFO memory").stdout
+        assert ask("shop", "LPOP kept").stdout.strip() == "job"
+        assert host.service("valkey@blog").is_enabled
+        # As it would be had the run ended before the restart.
+        host.check_output("touch /etc/valkey-instances/blog.conf")
+        before = host.check_output("stat -c %i /run/valkey-blog/valkey.sock")
+    finally:
+        changed, output = converge()
+    assert changed == 3, output
+    assert host.check_output("stat -c %i /run/valkey-blog/valkey.sock") != before
 
 
 def test_both_are_there_after_a_reboot(
