@@ -467,6 +467,32 @@ def test_more_workers_than_the_memory_holds() -> None:
     assert problem.variable == "gunicorn_workers"
 
 
+@pytest.mark.parametrize(
+    ("interface", "worker", "speaks"),
+    [
+        ("asgi", "gthread", "wsgi"),
+        ("asgi", "gevent", "wsgi"),
+        ("wsgi", "asgi", "asgi"),
+        ("wsgi", "uvicorn_worker.UvicornWorker", "asgi"),
+        ("wsgi", "uvicorn.workers.UvicornWorker", "asgi"),
+    ],
+)
+def test_a_worker_that_speaks_another_interface_than_the_app(
+    interface: str, worker: str, speaks: str
+) -> None:
+    problem = the_only(problems(gunicorn_interface=interface, gunicorn_worker_class=worker))
+    assert problem.variable == "gunicorn_worker_class"
+    assert f"write app_interface: {speaks}," in problem.what
+
+
+@pytest.mark.parametrize(
+    ("interface", "worker"),
+    [("asgi", "asgi"), ("asgi", "uvicorn_worker.UvicornWorker"), ("wsgi", "sync"), ("wsgi", "x.Y")],
+)
+def test_a_worker_that_speaks_what_the_app_does(interface: str, worker: str) -> None:
+    assert problems(gunicorn_interface=interface, gunicorn_worker_class=worker) == []
+
+
 def test_a_server_of_nothing_but_the_app_promises_no_memory_to_postgres() -> None:
     values = {k: v for k, v in GOOD.items() if not k.startswith("postgres")}
     server = Server("a", values=values, facts={**FACTS, "memtotal_mb": 480 + 128})

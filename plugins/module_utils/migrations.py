@@ -24,6 +24,21 @@ INVALID = """SELECT format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_ind
 
 # What the end of a log means, and what to do about it. The first that is found is told.
 HINTS = (
+    # Of what the role gunicorn loads an app with, in one line.
+    *(
+        (
+            {"load"},
+            rf"(?m)^gunicorn_interface is \w+, and \S+ is an app of {name.upper()}$",
+            f"The app speaks {name.upper()}: write app_interface: {name} beside app_wsgi in the"
+            " app's variables, and run this again.",
+        )
+        for name in ("wsgi", "asgi")
+    ),
+    (
+        {"load"},
+        r"(?m)^gunicorn_wsgi is \S+, which makes an app and is none: \S+\(\) calls it$",
+        "app_wsgi names what makes the app: write () after it, and run this again.",
+    ),
     (
         {"load", "probe", "switch", "slots"},
         r"permission denied for (?:schema|database)|must be owner of|InsufficientPrivilege",

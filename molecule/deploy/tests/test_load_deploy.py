@@ -1,7 +1,10 @@
 """Under load, no way to change the release loses a request."""
 
+import contextlib
+import socket
 import subprocess
-from collections.abc import Callable
+import urllib.parse
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -183,3 +186,68 @@ def test_broken_rollback(
         host.check_output(f"cp -p /root/wsgi.py {wsgi}")
     ok(playbook("deploy"))
     assert serving() == older
+
+
+# What the inventory of an app that speaks ASGI says.
+ASGI = {"app_wsgi": "asgi:app", "app_interface": "asgi"}
+OPEN = """GET /live HTTP/1.1\r
+Host: localhost\r
+Upgrade: websocket\r
+Connection: Upgrade\r
+Sec-WebSocket-Version: 13\r
+Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r
+\r
+"""
+HELLO = b"\x81\x85\0\0\0\0hello"  # as a client says it, with a mask that changes nothing
+SERVICE_RESTART = b"\x03\xf4"  # 1012, of a frame that closes
+
+
+@pytest.fixture
+def websocket(url: str) -> Iterator[Callable[[], socket.socket]]:
+    """Open a websocket through nginx."""
+    with contextlib.ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            place = urllib.parse.urlsplit(url)
+            client = socket.create_connection((place.hostname, place.port), 60)
+            stack.enter_context(client)
+            client.sendall(OPEN.encode())
+            assert client.recv(4096).startswith(b"HTTP/1.1 101 ")
+            return client
+
+        yield connect
+
+
+@pytest.mark.newest_release
+def test_an_app_that_speaks_asgi(
+    load: Load,
+    playbook: Callable,
+    code: Callable[..., Path],
+    serving: Callable[[], str],
+    websocket: Callable[[], socket.socket],
+) -> None:
+    ok(playbook("deploy"))
+    before = serving()
+    refused = playbook("deploy", app_wsgi=ASGI["app_wsgi"])
+    assert refused.returncode != 0
+    assert "write app_interface: asgi beside app_wsgi" in refused.stdout
+    # From one interface to the other, from one release of it to the next, and back.
+    ok(playbook("deploy", **ASGI))
+    first = serving()
+    client = websocket()
+    client.sendall(HELLO)
+    assert client.recv(4096)[2:].decode() == f"{first} heard hello"
+    ok(playbook("deploy", ledger_path=str(code("asgi")), **ASGI))
+    second = serving()
+    assert client.recv(4096)[2:4] == SERVICE_RESTART
+    client = websocket()
+    client.sendall(HELLO)
+    assert client.recv(4096)[2:].decode() == f"{second} heard hello"
+    client.close()
+    ok(playbook("rollback"))
+    assert serving() == first
+    ok(playbook("deploy"))
+    ended = load.now
+    assert serving() == before
+    load.go_on(50, after=ended)
+    assert {answer.release for answer in load.answers} == {before, first, second}
