@@ -63,7 +63,7 @@ def ask(where: str | Path, health: dict[str, Any], timeout: float = 10) -> tuple
     """
     path = health["path"] or "/"
     connection = UnixConnection(where, timeout)
-    headers = {"Host": health["host"], "X-Forwarded-Proto": "https"}
+    headers = {"Host": health["host"], "X-Forwarded-Proto": "https", "X-Forwarded-For": "127.0.0.1"}
     try:
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
