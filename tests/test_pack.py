@@ -22,7 +22,7 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.secret_files import (
 APP = {
     **{"source": "local", "path": None, "repository": None, "package": None, "version": None},
     **{"subdirectory": ".", "exclude": [], "include": [], "files": [], "requirements": ""},
-    **{"installer": "uv"},
+    **{"installer": "uv", "override": []},
 }
 
 

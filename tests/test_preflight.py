@@ -387,6 +387,37 @@ def test_two_sites_for_one_host_name_on_one_port() -> None:
     assert "'two.test' on port 80 twice, in 'a' and 'b'" in problem.what
 
 
+@pytest.mark.parametrize(
+    ("variable", "entry", "fine"),
+    [
+        ("app_requirements_override", "psycopg[binary]==3.2", True),
+        ("app_requirements_override", "gunicorn-extra==1", True),
+        ("app_requirements_override", "gunicorn", False),
+        ("app_requirements_override", "Gunicorn[gevent]==26", False),
+        (
+            "app_requirements_override",
+            "gunicorn @ https://a.test/gunicorn-26-py3-none-any.whl",
+            False,
+        ),
+        ("app_requirements_override", "./vendor", False),
+        ("app_extra_requirements", "gunicorn==26", False),
+        ("app_extra_requirements", "gunicorn>=26", False),
+        ("app_extra_requirements", "gunicorn[gevent]", True),
+        ("app_extra_requirements", "gevent", True),
+    ],
+)
+def test_what_serves_the_app_is_not_taken_away(variable: str, entry: str, fine: bool) -> None:
+    brought = {"app_default_extra_requirements": ["gunicorn==27.0.1"]}
+    found = problems(**brought, **{variable: [entry]})
+    if fine:
+        assert found == []
+    else:
+        assert the_only(found).variable == variable
+    # Where the playbook brings none, as for the role alone, it is like any other.
+    if "gunicorn" in entry:
+        assert problems(**{variable: [entry]}) == []
+
+
 @pytest.mark.parametrize("variable", ["app_environment", "app_migrate_environment", "app_config"])
 @pytest.mark.parametrize("name", ["A B", "A-B", "", "é", "A=B", "A;id"])
 def test_a_name_that_the_shell_does_not_take(variable: str, name: str) -> None:
@@ -411,6 +442,7 @@ SHOWN = {
     "app_repository": str,
     "app_package": str,
     "app_extra_requirements": lambda url: ["flask", f"--extra-index-url {url}", "celery"],
+    "app_requirements_override": lambda url: ["flask", f"celery @ {url}"],
     "app_build_commands": lambda url: [f"curl -sSf '{url}' -o data.json"],
     "app_hooks": lambda url: {"after_finish": [f"curl -d x {url}"]},
     "app_workers": lambda url: [{"name": "jobs", "command": f"celery -b {url} worker"}],

@@ -32,6 +32,7 @@ class ActionModule(ActionBase):
                 "include": {"type": "list", "elements": "str", "default": []},
                 "files": {"type": "list", "elements": "dict", "default": []},
                 "requirements": {"type": "str", "default": ""},
+                "override": {"type": "list", "elements": "str", "default": []},
                 "installer": {"type": "str", "choices": ["uv", "pip"], "default": "uv"},
             }
         )

@@ -65,7 +65,8 @@ HINTS = (
         r"|No such file or directory: '[^']*(?:gcc|g\+\+|cc|clang|cargo)'"
         r"|can't find Rust compiler|[Cc]ompiler .{0,60}(?:not found|cannot be found)",
         "{package} has no wheel for this server's Python, and no compiler is here to build it. Pin"
-        " a version of it that has one, or install what builds it: app_extra_packages, for"
+        " a version of it that has one, by app_requirements_override, or run the app with a Python"
+        " that it has one for, by app_python; or install what builds it: app_extra_packages, for"
         " instance [gcc, libc6-dev, python3-dev].",
     ),
 )

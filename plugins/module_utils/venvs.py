@@ -188,19 +188,32 @@ def script(wanted: Mapping[str, Any], root: Path) -> str:
     interpreter = shlex.quote(wanted.get("python") or "/usr/bin/python3")
     requirements = shlex.quote(wanted["requirements"])
     folder = shlex.quote(str(PurePosixPath(wanted["requirements"]).parent))
-    export = EXPORTS.get(wanted.get("lock", ""), "").format(
-        uv=command, folder=folder, python=python
-    )
+    lock = wanted.get("lock", "")
+    export = EXPORTS.get(lock, "").format(uv=command, folder=folder, python=interpreter)
     if export:
         requirements = '"$exported"'
     # Commands of the app's may ask for pip.
+    server = shlex.join(["pip", *wanted.get("server", [])])
     more = shlex.join(["pip", *wanted["extra"]])
+    steps = [f"{wheels}{hashes}--requirement {requirements}"]
+    if override := wanted.get("override"):
+        pins = f"--requirement {override} --override {override}"
+        if lock == "pylock.toml":
+            steps.append(f"{wheels}{pins}")
+        elif wanted.get("hashed") and not wanted["override_hashed"]:
+            # All but the pins, each of which has its hash as before.
+            steps = [f"{wheels}--no-deps {hashes}--requirement {requirements}", f"{wheels}{pins}"]
+        else:
+            steps = [f"{wheels}{hashes}--requirement {requirements} {pins}"]
+        # The server, and what it needs, are there at last, whatever the pins say.
+        steps += [f"{wheels}--override {override} {more}", f"{wheels}{server}"]
+    else:
+        steps.append(f"{wheels}{more}")
+    installs = "".join(f"{install} {step}\n" for step in steps)
     return f"""\
 umask 022
 export HOME={root}
 # Of earlier versions of Carafe: uv itself, and what its virtual environments shared.
 rm -rf {cache}/uv {cache}/uv-*
 {command} venv --no-project --python {interpreter} {venv}
-{export}{install} {wheels}{hashes}--requirement {requirements}
-{install} {wheels}{more}
-"""
+{export}{installs}"""

@@ -57,6 +57,13 @@ options:
         pylock.toml, uv.lock, poetry.lock, Pipfile.lock, requirements.txt and pyproject.toml.
     type: str
     default: ""
+  override:
+    description:
+      - Requirements, with name, that take the place of whatever O(requirements) says of these
+        packages, or are added. One without extras has those that are asked for there.
+    type: list
+    elements: str
+    default: []
   installer:
     description: What installs them. V(pip) reads no lock, but one of pipenv's.
     type: str
@@ -101,6 +108,14 @@ lock:
   returned: success
 hashed:
   description: Whether a requirement has a hash.
+  type: bool
+  returned: success
+override:
+  description: Path in the archive of the requirements file of O(override), or nothing.
+  type: str
+  returned: success
+override_hashed:
+  description: Whether each of those requirements has a hash.
   type: bool
   returned: success
 built:

@@ -28,17 +28,17 @@ from typing import Any
 from ..module_utils.commands import Failure, ask
 from ..module_utils.files import locked, write
 from ..module_utils.words import one_line
+from . import pins
 from .secret_files import folder_looks_secret, looks_secret
 from .urls import credential, without_credentials
 
 GENERATED = ".requirements.txt"
+OVERRIDE = ".requirements.override.txt"
 # What says what is installed: the first that is there, and a lock before what it was made from.
 LOCKS = {x: x for x in ("uv.lock", "poetry.lock", "Pipfile.lock")}
 NAMES_OF_DEPENDENCIES = ["pylock.toml", *LOCKS, "requirements.txt", "pyproject.toml"]
-INCLUDE = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[\s=]*(\S+)")
 # A requirement that no index resolves: pip builds it, whatever it is told of wheels.
 DIRECT = re.compile(r"-e\b|--editable\b|[./]|[^-\s][^;]*(?:@|/|[.](?:zip|tgz|tar)\b)")
-COMMENT = re.compile(r"(^|\s)#.*")
 VERSIONED = re.compile(r"===?|~=|@")
 KEPT = 30 * 86400  # seconds for which an archive that no run has asked for stays in the cache
 
@@ -267,7 +267,7 @@ def included(found: Files, path: str, seen: set[str]) -> str:
     seen.add(path)
     text = text_of(found, path)
     for line in text.splitlines():
-        if match := INCLUDE.match(line):
+        if match := pins.INCLUDE.match(line):
             beside = os.path.normpath(PurePosixPath(path).parent / match[1])
             text += included(found, beside, seen)
     return text
@@ -276,7 +276,7 @@ def included(found: Files, path: str, seen: set[str]) -> str:
 def built_anyway(text: str) -> str:
     """Return a requirement that is built although wheels alone are wanted, or ''."""
     for line in text.splitlines():
-        asked = COMMENT.sub("", line).strip()
+        asked = pins.COMMENT.sub("", line).strip()
         # What follows is a hash, or where it is meant for.
         if DIRECT.match(asked) and not re.match(r"\S*( *@ *\S+)?[.]whl(?![^\s;#])", asked):
             return asked
@@ -362,6 +362,19 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
             f"pip cannot install from {requirements}. Leave app_installer at uv, or set"
             " app_requirements to a requirements file."
         )
+    override = ""
+    if app["override"]:
+        override = pins.apply(app["override"], found, requirements, lock)
+        found[OVERRIDE] = (0o644, override.encode())
+        # What is left of it.
+        if lock == "pylock.toml":
+            text = text_of(found, requirements)
+        elif not lock:
+            text = included(found, requirements, set())
+    # As pip takes it: where one has a hash, all must have one.
+    hashed = not lock and "--hash=" in text
+    built = built_of_lock(found, requirements) if lock else built_anyway(text)
+    text += f"# overridden:\n{override}" if override else ""
     if what := credential(text):
         warnings.append(
             f"{'app_package' if packages else requirements} has {what}, which whoever reads the"
@@ -381,9 +394,10 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
     return {
         "revision": revision,
         "requirements": requirements,
-        # As pip takes it: where one has a hash, all must have one.
-        "hashed": not lock and "--hash=" in text,
-        "built": built_of_lock(found, requirements) if lock else built_anyway(text),
+        "hashed": hashed,
+        "built": built or built_anyway(override),
+        "override": OVERRIDE if override else "",
+        "override_hashed": all("--hash=" in line for line in override.splitlines()),
         "lock": lock,
         "dependencies": hashlib.sha256(text.encode()).hexdigest(),
         "archive": str(archive),

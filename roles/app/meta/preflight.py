@@ -12,6 +12,7 @@ from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.helpers import load_list_of_blocks
 from ansible.playbook.play import Play
+from ansible_collections.carafe.stack.plugins.plugin_utils import pins
 from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
     HOST_NAME_RULE,
     MESSAGE_LENGTH,
@@ -76,6 +77,32 @@ def check_python(server: Server) -> Iterator[Problem]:
             f"is {asked!r}, and neither a version from 3.{PYTHON_MIN} on nor a path",
             "write it in quotes: app_python: '3.12'",
         )
+
+
+def check_requirements(server: Server) -> Iterator[Problem]:
+    """Another version of what serves the app, or none of it, would be no app that is served."""
+    brought = {
+        pins.asked_for(str(x))[0]: x
+        for x in server.values.get("app_default_extra_requirements") or []
+    }
+    for variable in ("app_requirements_override", "app_extra_requirements"):
+        for entry in server.values.get(variable) or []:
+            name, _ = pins.asked_for(str(entry))
+            # One without a version, for its extras, takes the one that is brought.
+            bare = re.fullmatch(r"[\w.-]+\s*(\[[^]]*\])?", str(entry).strip())
+            if entry == brought.get(name):
+                continue
+            if name in brought and not (bare and variable == "app_extra_requirements"):
+                yield Problem(
+                    variable,
+                    f"has {name}, which serves the app and is brought by the playbook as"
+                    f" {brought[name]}",
+                    f"take it out; for another version there is {name}_version",
+                )
+    try:
+        pins.parsed([str(x) for x in server.values.get("app_requirements_override") or []])
+    except ValueError as error:
+        yield Problem("app_requirements_override", str(error))
 
 
 def check_migrations(server: Server) -> Iterator[Problem]:
@@ -273,6 +300,7 @@ def unreadable(path: Path, variables: Mapping[str, Any]) -> str:
 
 CHECKS = (
     check_python,
+    check_requirements,
     check_migrations,
     check_secrets,
     check_linux_names,

@@ -1,0 +1,137 @@
+"""Put pins of the inventory's in the place of what an app's requirements, or its lock, say."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from ..module_utils.commands import Failure
+from .urls import without_credentials
+
+INCLUDE = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[\s=]*(\S+)")
+COMMENT = re.compile(r"(^|\s)#.*")
+EDITABLE = re.compile(r"(?:-e\b|--editable\b)[\s=]*")
+NAMED = re.compile(
+    r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:\[([^]]*)\])?\s*(?=[@<>=!~;(,\s]|$)"
+)
+# A file or a URL, whose name says the package's.
+FILE = re.compile(r"(?:\S*/)?([A-Za-z0-9._]+?)-\d[^/\s]*[.](?:whl|tar[.]\w+|tgz|zip)(?![^\s;#])")
+EGG = re.compile(r"#(?:\S*&)?egg=([A-Za-z0-9._-]+)")
+HASH = re.compile(r"\s+--hash[=\s]+")
+
+Files = dict[str, tuple[int, bytes | str]]
+
+
+def parsed(entries: list[str]) -> list[tuple[Requirement, list[str]]]:
+    """Return each pin with its hashes. Raises ValueError, which says what is wrong with one."""
+    found, plain = [], set()
+    for entry in entries:
+        text, *hashes = HASH.split(entry.strip())
+        try:
+            pin = Requirement(text)
+        except InvalidRequirement:
+            raise ValueError(
+                f"has {without_credentials(entry)!r}, which is no requirement with a name, such as"
+                " psycopg[binary]==3.2.3 or NAME @ URL"
+            ) from None
+        name = canonicalize_name(pin.name)
+        if not pin.marker and name in plain:
+            raise ValueError(f"has {name} twice, and only with markers can both be meant")
+        plain |= set() if pin.marker else {name}
+        found.append((pin, hashes))
+    return found
+
+
+def logical_lines(text: str) -> Iterator[str]:
+    """Yield what pip takes for a line: one that ends in a backslash goes on in the next."""
+    line = ""
+    for part in text.splitlines(keepends=True):
+        line += part
+        if not part.rstrip("\r\n").endswith("\\") or re.match(r"\s*#", part):
+            yield line
+            line = ""
+    if line:
+        yield line
+
+
+def asked_for(line: str) -> tuple[str, set[str]]:
+    """Return which package a line of a requirements file is about, or '', and its extras."""
+    line = COMMENT.sub("", re.sub(r"\\\r?\n", " ", line)).strip()
+    line = EDITABLE.sub("", line)
+    if found := EGG.search(line) or FILE.match(line):
+        return canonicalize_name(found[1]), set()
+    if found := NAMED.match(line):
+        return canonicalize_name(found[1]), {x.strip() for x in (found[2] or "").split(",")} - {""}
+    return "", set()
+
+
+def drop(found: Files, path: str, names: set[str], seen: set[str]) -> dict[str, set[str]]:
+    """Take packages out of a requirements file, and out of those that it includes.
+
+    Returns the extras that were asked for of each.
+    """
+    extras: dict[str, set[str]] = {}
+    if path in seen or path not in found or isinstance(found[path][1], str):
+        return extras
+    seen.add(path)
+    mode, content = found[path]
+    kept = []
+    for line in logical_lines(content.decode()):
+        if match := INCLUDE.match(line):
+            beside = os.path.normpath(PurePosixPath(path).parent / match[1])
+            for name, more in drop(found, beside, names, seen).items():
+                extras.setdefault(name, set()).update(more)
+        name, more = asked_for(line)
+        if name in names:
+            extras.setdefault(name, set()).update(more)
+        else:
+            kept.append(line)
+    found[path] = (mode, "".join(kept).encode())
+    return extras
+
+
+def drop_of_pylock(text: str, names: set[str]) -> str:
+    """Take packages out of a lock of Python's own form, which uv takes as a whole or not at all."""
+    begins = (
+        r"(?m)^(?=[ \t]*\[\[[ \t]*packages[ \t]*\]\])|^(?=[ \t]*\[+[ \t]*(?!packages\b)[\w\"'])"
+    )
+    blocks = re.split(begins, text)
+    name = re.compile(r"(?m)^\s*name\s*=\s*[\"']([^\"']+)[\"']")
+
+    def goes(block: str) -> bool:
+        own = name.search(block) if re.match(r"\s*\[\[\s*packages\s*\]\]", block) else None
+        return bool(own) and canonicalize_name(own[1]) in names
+
+    return "".join(block for block in blocks if not goes(block))
+
+
+def lines(pins: list[tuple[Requirement, list[str]]], extras: Mapping[str, set[str]]) -> str:
+    """Return the requirements file of the pins; one without extras has those asked for before."""
+    text = ""
+    for pin, hashes in pins:
+        pin.extras = pin.extras or extras.get(canonicalize_name(pin.name), set())
+        text += f"{pin}{''.join(f' --hash={x}' for x in hashes)}\n"
+    return text
+
+
+def apply(entries: list[str], found: Files, path: str, lock: str) -> str:
+    """Take what the pins replace out of the files of an app; return the pins' own file.
+
+    Out of a lock of uv's or of poetry's nothing is taken: uv itself has the pins win.
+    """
+    try:
+        pins = parsed(entries)
+    except ValueError as error:
+        raise Failure(f"app_requirements_override {error}. Correct it.") from None
+    names, extras = {canonicalize_name(pin.name) for pin, _ in pins}, {}
+    if lock == "pylock.toml":
+        mode, content = found[path]
+        found[path] = (mode, drop_of_pylock(content.decode(), names).encode())
+    elif not lock:
+        extras = drop(found, path, names, set())
+    return lines(pins, extras)
