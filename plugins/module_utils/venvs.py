@@ -163,7 +163,7 @@ EXPORTS = {
     "uv.lock": """\
 exported=$(mktemp --suffix .txt)
 (unset UV_NO_SOURCES UV_NO_CONFIG; {uv} export --project {folder} --python {python} \\
-  --frozen --no-default-groups --no-emit-workspace --emit-index-url \\
+  --frozen --no-default-groups --no-emit-project --no-editable --emit-index-url \\
   --output-file "$exported") >/dev/null
 """,
     "poetry.lock": """\

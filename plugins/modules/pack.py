@@ -110,6 +110,11 @@ hashed:
   description: Whether a requirement has a hash.
   type: bool
   returned: success
+python_path:
+  description: Folders in the archive with the app's code, and what says its name, for PYTHONPATH.
+  type: list
+  elements: str
+  returned: success
 override:
   description: Path in the archive of the requirements file of O(override), or nothing.
   type: str

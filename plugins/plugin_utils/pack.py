@@ -28,7 +28,7 @@ from typing import Any
 from ..module_utils.commands import Failure, ask
 from ..module_utils.files import locked, write
 from ..module_utils.words import one_line
-from . import pins
+from . import pins, project
 from .secret_files import folder_looks_secret, looks_secret
 from .urls import credential, without_credentials
 
@@ -252,6 +252,20 @@ def built_of_lock(found: Files, path: str) -> str:
     return ""
 
 
+def local_of_lock(found: Files, path: str) -> set[str]:
+    """Return the folders and files of the app from which a lock has packages."""
+    lock, places = parsed(found, path), set()
+    for entry in lock.get("package", lock.get("packages", [])):
+        source = entry.get("source") or {}
+        if source.get("type") in ("directory", "file"):
+            places.add(source.get("url"))
+        for key in ("directory", "editable", "path", "archive"):
+            value = source.get(key, entry.get(key))
+            places.add(value.get("path") if isinstance(value, dict) else value)
+    # The app's own entry is not installed.
+    return {x for x in places if isinstance(x, str) and not x.startswith("/")} - {"."}
+
+
 def text_of(found: Files, path: str) -> str:
     content = found[path][1]
     try:
@@ -374,17 +388,23 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
     # As pip takes it: where one has a hash, all must have one.
     hashed = not lock and "--hash=" in text
     built = built_of_lock(found, requirements) if lock else built_anyway(text)
+    inside = local_of_lock(found, requirements) if lock else pins.make_plain(found, requirements)
+    if inside and not lock:
+        text = included(found, requirements, set())
     text += f"# overridden:\n{override}" if override else ""
     if what := credential(text):
         warnings.append(
             f"{'app_package' if packages else requirements} has {what}, which whoever reads the"
             " release has, too. Write ${NAME} there, and set NAME in app_install_environment."
         )
+    python_path = [] if inside & {"."} else project.add(found)
     digest = hashlib.sha256()
     for path, (mode, content) in sorted(found.items()):
         data = content.encode() if isinstance(content, str) else content
         digest.update(f"{path}\0{mode:o}\0{len(data)}\0".encode() + data)
     revision = digest.hexdigest()
+    # What is installed from the app's own folder is another with each change to that.
+    text += f"# with code of {revision}\n" if inside else ""
     labels = {
         "git": f"{app['version'] or 'HEAD'} {commit[:10]}",
         "package": " ".join(packages).replace("==", " "),
@@ -399,6 +419,7 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
         "override": OVERRIDE if override else "",
         "override_hashed": all("--hash=" in line for line in override.splitlines()),
         "lock": lock,
+        "python_path": python_path,
         "dependencies": hashlib.sha256(text.encode()).hexdigest(),
         "archive": str(archive),
         "size": archive.stat().st_size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -70,28 +70,64 @@ def asked_for(line: str) -> tuple[str, set[str]]:
     return "", set()
 
 
-def drop(found: Files, path: str, names: set[str], seen: set[str]) -> dict[str, set[str]]:
+def local(line: str) -> str:
+    """Return the path in the app's folder that a line asks for, or ''."""
+    asked = EDITABLE.sub("", COMMENT.sub("", re.sub(r"\\\r?\n", " ", line)).strip())
+    if not asked or asked.startswith("-"):
+        return ""
+    named = None if FILE.match(asked) else NAMED.match(asked)
+    if named and not asked[named.end() :].startswith("@"):
+        return ""
+    place = re.split(r"\s", asked[named.end() :].lstrip("@ ") if named else asked, maxsplit=1)[0]
+    place = re.sub(r"^file:(?!//)|\[[^]]*\]$|#.*$", "", place)
+    outside = re.match(r"\w[\w+.-]*:|/", place)
+    return "" if outside else os.path.normpath(place)
+
+
+def make_plain(found: Files, path: str) -> set[str]:
+    """Return what requirements ask for of the app's own folder, and ask for it as it is now.
+
+    By a link to its source, another release would have the code of this one, while that is there.
+    """
+    places: set[str] = set()
+
+    def plain(line: str) -> str:
+        place = local(line)
+        places.update({place} - {""})
+        return EDITABLE.sub("", line, count=1) if place else line
+
+    change(found, path, plain, set())
+    return places
+
+
+def change(found: Files, path: str, new: Callable[[str], str], seen: set[str]) -> None:
+    """Change each line of a requirements file, and of those that it includes."""
+    if path in seen or path not in found or isinstance(found[path][1], str):
+        return
+    seen.add(path)
+    mode, content = found[path]
+    lines = [*logical_lines(content.decode())]
+    for line in lines:
+        if match := INCLUDE.match(line):
+            change(found, os.path.normpath(PurePosixPath(path).parent / match[1]), new, seen)
+    found[path] = (mode, "".join(map(new, lines)).encode())
+
+
+def drop(found: Files, path: str, names: set[str]) -> dict[str, set[str]]:
     """Take packages out of a requirements file, and out of those that it includes.
 
     Returns the extras that were asked for of each.
     """
     extras: dict[str, set[str]] = {}
-    if path in seen or path not in found or isinstance(found[path][1], str):
-        return extras
-    seen.add(path)
-    mode, content = found[path]
-    kept = []
-    for line in logical_lines(content.decode()):
-        if match := INCLUDE.match(line):
-            beside = os.path.normpath(PurePosixPath(path).parent / match[1])
-            for name, more in drop(found, beside, names, seen).items():
-                extras.setdefault(name, set()).update(more)
+
+    def kept(line: str) -> str:
         name, more = asked_for(line)
-        if name in names:
-            extras.setdefault(name, set()).update(more)
-        else:
-            kept.append(line)
-    found[path] = (mode, "".join(kept).encode())
+        if name not in names:
+            return line
+        extras.setdefault(name, set()).update(more)
+        return ""
+
+    change(found, path, kept, set())
     return extras
 
 
@@ -133,5 +169,5 @@ def apply(entries: list[str], found: Files, path: str, lock: str) -> str:
         mode, content = found[path]
         found[path] = (mode, drop_of_pylock(content.decode(), names).encode())
     elif not lock:
-        extras = drop(found, path, names, set())
+        extras = drop(found, path, names)
     return lines(pins, extras)
