@@ -27,6 +27,7 @@ from ansible_collections.carafe.stack.plugins.module_utils import (
     release_settings,
     release_steps,
     sandbox,
+    unix_http,
     venvs,
 )
 from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
@@ -163,7 +164,8 @@ class App:
             "servers": 1,
             "alembic": alembic,
             "migrations": "",
-            "health": {"path": "", "host": "localhost", "timeout": 20} | changes.pop("health", {}),
+            "health": {"path": "", "host": "localhost", "timeout": 20, "sockets": []}
+            | changes.pop("health", {}),
             "limits": {"step": 20, "build": 20, "migrate": 20} | changes.pop("limits", {}),
             "hooks": {},
             "workers": [],
@@ -1037,6 +1039,24 @@ def test_slots_that_fail_after_a_hook_are_told_from_it(app: App) -> None:
     app.step("hook", "b", point="after_switch", command="true")
     app.step("revert", "b", failure="slot 1 is not healthy")
     assert app.known["b"]["broken"] == "slots: slot 1 is not healthy"
+
+
+def test_a_release_that_does_not_stay_well_is_taken_back(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unix_http, "PATIENCE", 0.2)
+    app.deploy("a")
+    health = {"path": "/healthz", "sockets": [str(app.root / "slot-1.sock")]}
+    # In its slots it has been well, and is gone by the end.
+    failed = app.fail("b", health=dict(health))
+    assert "slot-1 did not stay healthy: not healthy within 0.2 s: no answer to /healthz" in failed
+    why = {"failure": failed}
+    app.step("revert", "b", **why)
+    assert app.serving == "a"
+    with pytest.raises(Failure, match="b failed at the step finish: slot-1 did not stay healthy"):
+        app.step("report_failure", "b", **why)
+    assert app.known["b"]["broken"].startswith("finish: slot-1 did not stay healthy")
+    assert not app.locked
 
 
 def test_hook_that_fails_at_the_very_end_leaves_the_release_serving(app: App) -> None:

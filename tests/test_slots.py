@@ -143,13 +143,22 @@ class Answer(http.server.BaseHTTPRequestHandler):
     """Answers with the status that the test set, and keeps what it was asked."""
 
     status = 200
+    first: tuple[int, ...] = ()  # statuses of the first answers, instead
+    pause = 0.0
     asked: tuple[str, str | None, str | None]
+    times = 0
 
     def do_GET(self) -> None:
+        self.count()
+        time.sleep(self.pause)
         headers = self.headers
         type(self).asked = (self.path, headers.get("Host"), headers.get("X-Forwarded-Proto"))
-        self.send_response(self.status)
+        self.send_response([*self.first, *[self.status] * self.times][self.times - 1])
         self.end_headers()
+
+    @classmethod
+    def count(cls) -> None:
+        cls.times += 1
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -167,10 +176,12 @@ def slot(tmp_path: Path) -> Iterator[type[Answer]]:
             self.socket.bind(self.server_address)
             self.server_name, self.server_port = "unix", 0
 
-    with Server(f"{tmp_path}/slot.sock", Answer) as server:
+    # Each test has numbers of its own.
+    handler = type("Answer", (Answer,), {})
+    with Server(f"{tmp_path}/slot.sock", handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield Answer
+        yield handler
         server.shutdown()
         thread.join()
 
@@ -197,6 +208,39 @@ def test_a_named_path_answers_with_success_and_a_guessed_one_with_no_error_of_th
 def test_health_is_asked_as_a_visitor_would(slot: type[Answer], tmp_path: Path) -> None:
     unix_http.ask(tmp_path / "slot.sock", {"path": "/healthz", "host": "shop.example.com"})
     assert slot.asked == ("/healthz", "shop.example.com", "https")
+
+
+HEALTH = {"path": "/healthz", "host": "localhost", "timeout": 5}
+
+
+@pytest.mark.parametrize(
+    ("first", "pause", "times"),
+    [
+        ((), 0, 3),
+        # Slow answers are not waited for as often, and a start may take its time.
+        ((), 0.15, 2),
+        ((503, 503), 0, 5),
+        # What is well for good, after all.
+        ((200, 503), 0, 5),
+    ],
+)
+def test_a_slot_is_well_when_it_has_answered_well_several_times_in_a_row(
+    slot: type[Answer], tmp_path: Path, first: tuple[int, ...], pause: float, times: int
+) -> None:
+    slot.first, slot.pause = first, pause
+    assert unix_http.wait(tmp_path / "slot.sock", HEALTH, ended=str) == ("", 200)
+    assert slot.times == times
+
+
+@pytest.mark.parametrize("first", [(200,), (200, 200), (503, 200), (200, 500, 200, 500, 200, 200)])
+def test_a_slot_that_is_well_and_then_not_is_found_soon(
+    slot: type[Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(unix_http, "PATIENCE", 1)
+    slot.first, slot.status, began = first, 500, time.monotonic()
+    said = unix_http.wait(tmp_path / "slot.sock", HEALTH | {"timeout": 60}, ended=str)
+    assert said == ("it was well, and then not: /healthz answered 500", 500)
+    assert time.monotonic() - began < 10
 
 
 def test_a_slot_that_is_not_there_is_not_well(tmp_path: Path) -> None:

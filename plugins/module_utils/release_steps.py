@@ -757,6 +757,9 @@ def finish(app: Release) -> None:
         app.hooks("before_finish")
     except Failure as failure:
         raise Failure(f"before_finish: {failure}; see {app.log_path}") from None
+    for path in app.app["health"]["sockets"]:
+        if trouble := unix_http.look(path, app.app["health"]):
+            raise Failure(f"{Path(path).stem} did not stay healthy: {trouble}")
     rollback = app.lock["what"].startswith("rollback")
     served = {} if rollback else {"deployed": time.time()}
     app.note(app.id, broken=None, run=app.app["run"]["id"], **served)

@@ -131,6 +131,11 @@ class Slot:
 
         return ask(self.socket, self.config["health"])[0]
 
+    def look(self) -> str:
+        from .unix_http import look
+
+        return look(self.socket, self.config["health"])
+
     def trouble(self, wanted: str) -> str:
         """Return '' when the slot runs what is wanted and is well, or why it must be restarted."""
         from .supervisord import RUNNING
@@ -199,6 +204,7 @@ def roll(path: str | Path, check: bool = False) -> Iterator[str]:
                 raise OSError("it has no such program")
             # Those that serve nothing first: supervisord closes the socket with its last slot.
             slots.sort(key=lambda slot: slot.ask() == "")
+            restarted = False
             for slot in slots:
                 if not (why := slot.trouble(wanted)):
                     continue
@@ -206,6 +212,7 @@ def roll(path: str | Path, check: bool = False) -> Iterator[str]:
                     yield f"slot {slot.number} would be restarted: {why}"
                     continue
                 began, (_, size) = time.monotonic(), log(rpc, slot.process, 0)
+                restarted = True
                 if trouble := slot.restart():
                     written = log(rpc, slot.process, 0)[1] - size
                     # Less than nothing when the log was rotated.
@@ -216,6 +223,13 @@ def roll(path: str | Path, check: bool = False) -> Iterator[str]:
                     )
                 took = time.monotonic() - began
                 yield f"slot {slot.number} restarted in {took:.1f} s: {why}"
+            # What was well at its start need not be so by now.
+            for slot in slots if restarted else []:
+                if trouble := slot.look():
+                    raise SlotError(
+                        f"slot {slot.number} did not stay healthy ({trouble})."
+                        f"\n{log(rpc, slot.process, LOG_TAIL)[0]}"
+                    )
         except (OSError, xmlrpc.client.Fault) as error:
             message = f"supervisord does not run {config['program']} as {path} says: {error}"
             if not check:

@@ -16,6 +16,10 @@ from typing import Any
 
 from .files import held
 
+# One good answer may be the last: so many are asked for in a row, as far as they take no more than
+# these seconds together. Once well and then not, it has little time to be well again.
+IN_A_ROW, BRIEF, PATIENCE = 3, 0.1, 5
+
 
 class Socket(socket.socket):
     """A unix socket whose timeout is for all that is read, not for each byte of it."""
@@ -79,19 +83,35 @@ def ask(where: str | Path, health: dict[str, Any], timeout: float = 10) -> tuple
 
 
 def wait(where: str | Path, health: dict[str, Any], ended: Callable[[], str]) -> tuple[str, int]:
-    """Wait until it is well; return what ask() does, or why the server has ended.
+    """Wait until it is well and stays so; return what ask() does, or why the server has ended.
 
     ``health`` has ``timeout`` (seconds) besides; ``ended`` returns '' as long as the server runs.
     """
     deadline = time.monotonic() + health["timeout"]
     trouble, status, pause = "it did not start", 0, 0.05
-    while (left := deadline - time.monotonic()) > 0:
+    good, first, flaps = 0, 0.0, False
+    while (left := deadline - time.monotonic()) > 0 or good:
         if why := ended():
             return why, 0
-        trouble, status = ask(where, health, left)
+        trouble, status = ask(where, health, health["timeout"] if good else left)
+        now = time.monotonic()
         if not trouble:
-            return "", status
+            good, first = good + 1, first if good else now
+            # A second one at least, whatever the first one took.
+            if good == IN_A_ROW or (good > 1 and now - first > BRIEF):
+                return "", status
+            continue
+        if good:
+            good, flaps, deadline = 0, True, min(deadline, now + PATIENCE)
         time.sleep(pause)
         if status:  # each answer may fill the log with a traceback
             pause = min(pause * 1.5, 1)
+    if flaps:
+        return f"it was well, and then not: {trouble}", status
     return f"not healthy within {health['timeout']} s: {trouble}", status
+
+
+def look(where: str | Path, health: dict[str, Any]) -> str:
+    """Return '' when what was well is so still, or what is wrong with it."""
+    trouble, _ = wait(where, {**health, "timeout": min(health["timeout"], PATIENCE)}, str)
+    return trouble

@@ -17,7 +17,16 @@ ROUNDS = {"12": ["linear"], "13": ["linear", "mitogen_linear", "mitogen_linear"]
 
 BROKEN = {
     "import": ({"wsgi": "import no_such_module\n"}, "no_such_module"),
-    "health": ({"wsgi": "app.before_request(lambda: ('unwell', 500))\n"}, "/ answered 500"),
+    # Its first answer is a good one.
+    "health": (
+        {
+            "wsgi": """
+answers = iter([None])
+app.before_request(lambda: next(answers, ("unwell", 500)))
+"""
+        },
+        "it was well, and then not: / answered 500",
+    ),
     "migration": (
         {
             "migration": """
