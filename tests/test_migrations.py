@@ -45,6 +45,8 @@ def test_what_it_does_not_mean_is_not_said(step: str, log: str) -> None:
 def test_a_lock_that_did_not_come_is_known() -> None:
     assert migrations.waited(b"ERROR:  canceling statement due to lock timeout")
     assert migrations.waited(b"psycopg.errors.LockNotAvailable: x")
+    assert migrations.waited(b"asyncpg.exceptions.LockNotAvailableError: x")
+    assert migrations.waited(b"sqlite3.OperationalError: database is locked")
     assert not migrations.waited(b"canceling statement due to statement timeout")
 
 
@@ -67,4 +69,5 @@ def test_a_database_that_does_not_answer_is_no_reason(monkeypatch: pytest.Monkey
         raise CommandFailed("no")
 
     monkeypatch.setattr(migrations, "run", fail)
-    assert migrations.in_the_way("shop") == ""
+    assert "Nobody has" in migrations.in_the_way("shop")
+    assert migrations.left_behind("shop") == ""

@@ -160,6 +160,9 @@ class App:
             "migrate_enabled": True,
             "user_migrates": False,
             "setup_again": False,
+            "migrate_tries": 5,
+            "expects_release": False,
+            "again": "",
             "database": "",
             "servers": 1,
             "alembic": alembic,
@@ -760,7 +763,8 @@ def test_release_that_fails_elsewhere_is_given_up_here(app: App, steps: int) -> 
         app.step("report_failure", "b", **changes)
     said = str(failure.value)
     assert "deployment of b is given up here, since it failed on other: not healthy" in said
-    assert "its log" not in said
+    # A server of another kind may have failed, and this is the last that is said of it.
+    assert "its log" in said
     assert app.serving == "a"
     assert app.known["b"]["broken"] == "other: not healthy"
     assert "failed on other" in app.audit[-1]
@@ -799,7 +803,7 @@ def test_step_that_failed_has_taken_itself_back(app: App) -> None:
     app.step("revert", "b", run=RUN_2, failure=why)
     with pytest.raises(Failure) as failure:
         app.step("report_failure", "b", run=RUN_2, failure=why)
-    assert str(failure.value) == why.splitlines()[0]
+    assert str(failure.value) == why
     assert app.audit == audit
 
 
@@ -958,7 +962,8 @@ def test_an_app_is_set_up_once_before_it_is_loaded_and_again_when_asked(app: App
 def test_a_set_up_that_fails_is_run_again(app: App) -> None:
     said = app.root / "said"
     commands = {"setup": f"echo x >>{said}; test -e {app.root}/well"}
-    assert "failed at the step migrate" in app.fail("a", commands=dict(commands))
+    said_of_it = "failed at the step migrate: app_setup_command: exit status 1"
+    assert said_of_it in app.fail("a", commands=dict(commands))
     (app.root / "well").touch()
     for name in "bc":
         app.deploy(name, commands=dict(commands))
@@ -983,12 +988,91 @@ def test_a_migration_that_waits_for_a_lock_is_tried_again_and_names_who_has_it(
     assert tries.read_text() == " -c lock_timeout=3s\n" * 3
     tries.unlink()
     said = app.fail("b", commands={"migrate": f"{count}; {locked}"}, database="shop")
-    assert "have a lock, 5 times; a serves.\n7 is in the way of shop" in said
+    assert "have a lock, 5 times; a serves.\n" in said
+    assert "\n7 is in the way of shop\nA serves." in said
     assert len(tries.read_text().splitlines()) == 5
     # Any other reason is told at once.
     tries.unlink()
     assert "exit status 1" in app.fail("c", commands={"migrate": f"{count}; exit 1"})
     assert len(tries.read_text().splitlines()) == 1
+
+
+def test_a_try_that_fails_for_what_the_one_before_left_tells_both(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "PAUSE", 0)
+    monkeypatch.setattr(migrations, "in_the_way", lambda database: "7 is in the way")
+    monkeypatch.setattr(migrations, "left_behind", lambda database: "DROP INDEX ix")
+    once = (
+        f"mkdir {app.root}/once || {{ echo ix exists; exit 1; }}; echo due to lock timeout; exit 1"
+    )
+    assert "ix exists\n7 is in the way\nDROP INDEX ix\n" in app.fail(
+        "a", commands={"migrate": once}
+    )
+
+
+def test_an_app_that_migrates_as_it_is_loaded_does_not_wait_for_long_either(app: App) -> None:
+    command = f'echo "${{PGOPTIONS:-}}" >>{app.root}/said'
+    app.deploy("a", commands={"load": command}, user_migrates=True)
+    app.deploy("b", commands={"load": command})
+    assert (app.root / "said").read_text() == " -c lock_timeout=3s\n\n"
+
+
+# What a failure says.
+
+
+def test_a_step_says_one_line_and_the_end_of_the_run_all_of_it(app: App) -> None:
+    app.deploy("a")
+    changes = {"again": "ansible-playbook x.yml", "run": RUN_2}
+    why = app.fail("b", commands={"load": "echo no such page; exit 3"}, **changes)
+    first, *_, last = why.splitlines()
+    assert first == "b failed at the step load: exit status 3; a serves."
+    assert "\nno such page\n" in why
+    assert last == "A serves. Mend that, and run again: ansible-playbook x.yml"
+    with pytest.raises(Failure) as failure:
+        app.step("report_failure", "b", failure=f"{first}\nWhy stands at the end", **changes)
+    assert str(failure.value) == why
+    # Nor does a later run, whether it fails with the same words or others, say it for its own.
+    for other in (first, "nginx refuses it"):
+        with pytest.raises(Failure) as failure:
+            app.step("report_failure", "b", failure=other, **changes)
+        assert "no such page" not in str(failure.value)
+        app.fail("b", commands={"load": "echo no such page; exit 3"}, **changes)
+
+
+def test_the_log_of_an_earlier_try_is_not_shown_as_this_one_s(app: App) -> None:
+    for again in ("probe", "load"):
+        # Built as a whole, so that its log stays.
+        broken = {"commands": {again: f"echo of the {again}; exit 1"}}
+        said = app.fail("a", run=RUN_2 | {"id": again}, **broken)
+    assert "of the load" in said
+    assert "of the probe" in (app.root / "logs/a.log").read_text()
+    assert "of the probe" not in said
+    # One that prints nothing shows nothing.
+    monthly = {"commands": {"load": ""}, "workers": [], "health": {"timeout": 0}}
+    assert "of the" not in app.fail("a", run=RUN_2 | {"id": "third"}, **monthly).split("--- ")[0]
+
+
+def test_where_nothing_has_served_site_comes_first(app: App) -> None:
+    app.fail("a", commands={"load": "false"})
+    changes = {"expects_release": True, "again": "ansible-playbook /deploy/deploy.yml -i deploy"}
+    why = app.fail("b", run=RUN_2, **changes)
+    assert why == "No release has served on this server yet"
+    with pytest.raises(Failure) as failure:
+        app.step("report_failure", "b", failure=why, run=RUN_2, **changes)
+    assert (
+        "not finished. Site comes first, run: ansible-playbook /deploy/site.yml -i deploy"
+        in str(failure.value)
+    )
+    assert not app.locked
+    app.deploy("a")
+    app.deploy("b", **changes)
+
+
+def test_a_link_to_what_never_served_is_not_what_serves(app: App) -> None:
+    app.part(6, "a")
+    (app.root / "state/lock.json").unlink()
+    assert "exit status 1; nothing serves yet." in app.fail("b", commands={"load": "false"})
 
 
 def test_commands_beside_task_files_are_left_to_the_tasks(app: App) -> None:
@@ -1062,7 +1146,8 @@ def test_a_release_that_does_not_stay_well_is_taken_back(
 def test_hook_that_fails_at_the_very_end_leaves_the_release_serving(app: App) -> None:
     app.deploy("a")
     end = app.deploy("b", hooks={"after_finish": ["echo no such page; exit 3"]})
-    assert end["after_finish"].startswith("after_finish: exit status 3; see")
+    assert end["after_finish"].startswith("after_finish: exit status 3\nThe end of")
+    assert end["after_finish"].endswith("no such page\n")
     assert app.serving == "b"
     assert "broken" not in app.known["b"]
     assert not app.locked

@@ -34,10 +34,13 @@ class ActionModule(ActionBase):
                 "requirements": {"type": "str", "default": ""},
                 "override": {"type": "list", "elements": "str", "default": []},
                 "installer": {"type": "str", "choices": ["uv", "pip"], "default": "uv"},
+                "again": {"type": "str", "default": ""},
             }
         )
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "carafe")
         try:
             return {"changed": False, **pack(app, cache)}
         except Failure as error:
-            return {"failed": True, "msg": str(error)}
+            command = f"run again: {app['again']}" if app["again"] else "run this again."
+            nothing = f"Nothing was changed on a server. Mend that, and {command}"
+            return {"failed": True, "msg": f"{error}\n{nothing}"}

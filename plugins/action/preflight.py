@@ -60,7 +60,9 @@ class ActionModule(ActionBase):
                 found[problem] = [x for x in servers if problem.variable in x.values]
         # It has what servers answered, and what is wrong in a value.
         says = escaped(report(found, sources))
-        return {"failed": True, "msg": says} if found else {"changed": False}
+        if found:
+            return {"failed": True, "msg": says}
+        return {"changed": False, "again": escaped(sources.again())}
 
     def raw(self, host: str) -> dict[str, Any]:
         known = self.hostvars.raw_get(host)

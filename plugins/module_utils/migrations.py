@@ -6,17 +6,27 @@ import re
 
 from .commands import CommandFailed, run
 
-# How often a migration is tried that waits for a lock, and with which pauses between. Meanwhile the
-# site goes on: a lock that is waited for is waited for by whoever comes after, too.
-TRIES, PAUSE = 5, 10
+# The pause between two tries of a migration that waits for a lock, in seconds. Meanwhile the site
+# goes on: a lock that is waited for is waited for by whoever comes after, too.
+PAUSE = 10
 LOCK_TIMEOUT = "3s"
-WAITED = re.compile(r"due to lock timeout|\bLockNotAvailable\b|\b55P03\b")
+# The last is SQLite's.
+WAITED = re.compile(
+    r"due to lock timeout|\bLockNotAvailable|\b55P03\b|database (?:table )?is locked"
+)
 # Transactions that were begun before the migration last waited, the oldest first.
-OTHERS = """SELECT format('%s of %s, %s for %s s: %s', pid, usename, state,
-    extract(epoch FROM now() - xact_start)::int, left(regexp_replace(query, '\\s+', ' ', 'g'), 200))
+OTHERS = r"""SELECT said FROM (
+    SELECT xact_start AS began, format('process %s of %s%s, %s, for %s s: %s', pid,
+        coalesce(usename, backend_type), coalesce(' (' || nullif(application_name, '') || ')', ''),
+        state, extract(epoch FROM now() - xact_start)::int,
+        left(regexp_replace(query, '\s+', ' ', 'g'), 200)) AS said
     FROM pg_catalog.pg_stat_activity
     WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()
-    AND xact_start < pg_catalog.now() - interval '3 seconds' ORDER BY xact_start LIMIT 3"""
+    UNION ALL
+    SELECT prepared, format('transaction %L of %s, prepared for %s s and not ended', gid, owner,
+        extract(epoch FROM now() - prepared)::int)
+    FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()
+    ) x WHERE began < pg_catalog.now() - interval '3 seconds' ORDER BY began LIMIT 3"""
 INVALID = """SELECT format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_index i
     JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -93,9 +103,11 @@ def waited(output: bytes) -> bool:
 
 def ask(database: str, text: str) -> list[str]:
     """Ask PostgreSQL on this server as its superuser, by the catalogs' own names alone."""
+    # Whatever the owner has the database look at first.
+    only = ["env", "PGOPTIONS=-c search_path=pg_catalog"]
     words = ["psql", "-XAtqd", database, "-v", "ON_ERROR_STOP=1", "-c", text]
     try:
-        return run("runuser", "-u", "postgres", "--", *words).splitlines()
+        return run("runuser", "-u", "postgres", "--", *only, *words).splitlines()
     except CommandFailed:
         # It is what helps, and no reason of its own.
         return []
@@ -103,8 +115,13 @@ def ask(database: str, text: str) -> list[str]:
 
 def in_the_way(database: str) -> str:
     """Return who holds locks for long in a database of this server, a line for each."""
-    lines = ask(database, OTHERS) if database else []
-    return "\n".join(["In the way may be:", *(f"  {line}" for line in lines)]) if lines else ""
+    if not database:
+        return ""
+    lines = ask(database, OTHERS)
+    if not lines:
+        return "Nobody has a transaction there any more that is older than a moment."
+    first = "In the way may be the following. To end one: SELECT pg_terminate_backend(<process>);"
+    return "\n".join([first, *(f"  {line}" for line in lines)])
 
 
 def left_behind(database: str) -> str:

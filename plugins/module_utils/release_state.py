@@ -172,6 +172,9 @@ class State:
         entry = self.releases.get(release, {})
         return "deployed" in entry and "broken" not in entry
 
+    def has_served(self, release: str) -> bool:
+        return bool(self.releases.get(release, {}).get("deployed"))
+
     def before(self, release: str) -> str:
         """Return the release that a rollback from this one goes to, or ''."""
         releases, usable, seen = self.releases, self.usable(), {release}

@@ -42,6 +42,8 @@ if [ -f .static ] && [ ! -L .static ]; then
     done | xargs -0r cp --link --parents --target-directory={new} --
 fi
 """
+# The playbook in a command.
+DEPLOY = re.compile(r"(?<=carafe\.stack\.)deploy(?= |$)|(?<=[ /])deploy(?=\.yml( |$))")
 # As Alembic says it. What an app prints besides, as it is loaded, is no migration.
 REVISION = re.compile(r"(\S{1,100})(?: \([^()]*\))*\s*")
 
@@ -190,17 +192,19 @@ class Release(State):
 
     # Migrations.
 
-    def as_migrator(self, command: str, release: str = "", shown: str = "") -> str:
+    def as_migrator(
+        self, command: str, release: str = "", shown: str = "", limit: str = "migrate"
+    ) -> str:
         """Run a command as whoever migrates, who does not wait for a lock for long."""
-        patience = f"-c lock_timeout={migrations.LOCK_TIMEOUT}"
-        limit = f'PGOPTIONS="${{PGOPTIONS:-}} {patience}"\nexport PGOPTIONS\n'
+        option = f"-c lock_timeout={migrations.LOCK_TIMEOUT}"
+        patience = f'PGOPTIONS="${{PGOPTIONS:-}} {option}"\nexport PGOPTIONS\n'
         user, options = ("user", ()) if self.app["user_migrates"] else ("deploy_user", ("-m",))
         return self.inside(
             user,
-            f"{limit}{command}",
+            f"{patience}{command}",
             *options,
             release=release,
-            limit="migrate",
+            limit=limit,
             shown=shown or command,
         )
 
@@ -224,24 +228,28 @@ class Release(State):
         script = f"( {command}\n) >&2\n{alembic} current"
         return at(self.patiently(script, command))
 
-    def patiently(self, script: str, shown: str = "") -> str:
+    def patiently(
+        self, script: str, shown: str = "", limit: str = "migrate", tries: int = 0
+    ) -> str:
         """Migrate, and again where it had to wait for a lock; then say who holds one."""
-        for number in range(migrations.TRIES):
+        tries, number, way = tries or self.app["migrate_tries"], 0, ""
+        while True:
             began = self.log_path.stat().st_size if self.log_path.exists() else 0
             try:
-                return self.as_migrator(script, shown=shown)
+                return self.as_migrator(script, shown=shown, limit=limit)
             except Failure as failure:
                 log = files.tail(self.log_path, self.log_path.stat().st_size - began)
-                more, why = "", str(failure)
+                why, number = str(failure), number + 1
                 if migrations.waited(log):
-                    if number + 1 < migrations.TRIES:
+                    # Now, while they are at it. A next try may fail for what this one has left.
+                    way = migrations.in_the_way(self.app["database"])
+                    if number < tries:
                         time.sleep(migrations.PAUSE)
                         continue
-                    why = f"the database did not let it have a lock, {number + 1} times"
-                    more = migrations.in_the_way(self.app["database"])
+                    times = "once" if number == 1 else f"{number} times"
+                    why = f"the database did not let it have a lock, {times}"
                 left = migrations.left_behind(self.app["database"])
-                raise Failure("\n".join(filter(None, [why, more, left]))) from None
-        raise AssertionError
+                raise Failure("\n".join(filter(None, [why, way, left]))) from None
 
     def between(self, older: str, newer: str, code: str) -> list[str]:
         """Return a line for each migration from one to another, told by the newer code."""
@@ -284,17 +292,70 @@ class Release(State):
             with contextlib.suppress(Failure, OSError):
                 self.note(self.id, broken=one_line(f"{step}: {why}"))
                 ahead = self.ahead()
-        log, helps = "", ""
-        if self.log_path.exists():
-            helps = migrations.hint(step, files.tail(self.log_path, LOG_TAIL))
-            log = f"The end of {self.log_path}:\n{escaped(files.tail(self.log_path, LOG_TAIL))}"
+        helps = migrations.hint(step, self.log_tail() + theirs.encode())
+        # What slots and workers print is in logs of their own.
+        log = "" if step in ("slots", "workers") else self.log_end()
         if mine:
             self.end(f"failed at {step}: {why}")
-        serves = f"{self.serving} serves" if self.serving else "nothing serves yet"
-        ahead += f"{theirs}\n" if theirs else ""
-        # Last, where one looks first.
-        end = f"\n{helps}" if helps else ""
-        return escaped(f"{self.id} failed at the step {step}: {why}; {serves}.\n{ahead}{log}{end}")
+        first = f"{self.id} failed at the step {step}: {why}; {self.serves()}."
+        # Last, where one looks first, what helps.
+        parts = filter(None, [first, ahead, log, theirs, helps, self.next()])
+        text = escaped("\n".join(part.strip("\n") for part in parts))
+        # For the end of the run, when all is taken back: the task shows the first line.
+        with contextlib.suppress(OSError):
+            files.write(self.failure, text, 0o640, owner=os.geteuid(), group=os.getegid())
+        return text
+
+    @property
+    def failure(self) -> Path:
+        """Where the text of a step that failed lies for the end of its run."""
+        return self.root / "logs" / "failure"
+
+    def told(self, why: str) -> str:
+        """Return all of the text of a step that failed, of which the task has shown one line."""
+        text = files.read(self.failure) or ""
+        same = text.partition("\n")[0] == why.partition("\n")[0]
+        self.failure.unlink(missing_ok=True)
+        return text if same else ""
+
+    def serves(self) -> str:
+        """Say what serves: a link may lead to a release that has never got that far."""
+        return f"{self.serving} serves" if self.has_served(self.serving) else "nothing serves yet"
+
+    def next(self) -> str:
+        """Return the last line of what is said of a failure: how things are, and what to do."""
+        again, serves = self.app["again"], self.serves()
+        command = f"run again: {again}" if again else "run this again."
+        if self.unfinished():
+            site = DEPLOY.sub("site", again)
+            command = f"run: {site}" if again else "run site.yml."
+            return (
+                f"Nothing serves yet, and this server is not finished. Site comes first, {command}"
+            )
+        return f"{serves[0].upper()}{serves[1:]}. Mend that, and {command}"
+
+    def unfinished(self) -> bool:
+        """Tell whether nothing has served yet where this run is for servers that are finished."""
+        return self.app["expects_release"] and not any(map(self.has_served, self.releases))
+
+    def begin_log(self) -> None:
+        """Part what this run writes from what an earlier one has left in the release's log."""
+        if self.log_path.exists():
+            with self.open_log() as log:
+                log.write(self.log_mark)
+
+    @property
+    def log_mark(self) -> bytes:
+        return "=== {by}, {id}\n".format_map(self.app["run"]).encode()
+
+    def log_tail(self) -> bytes:
+        """Return the end of what this run has written to the release's log."""
+        text = files.tail(self.log_path, LOG_TAIL) if self.log_path.exists() else b""
+        return text.rpartition(self.log_mark)[2]
+
+    def log_end(self) -> str:
+        text = escaped(self.log_tail())
+        return f"The end of {self.log_path}:\n{text}" if text else ""
 
 
 def at(said: str) -> str:
@@ -328,6 +389,8 @@ def end(
 def begin(app: Release) -> None:
     """See what is there; when something is to be done, take the lock and write the settings."""
     app.refuse()
+    if app.unfinished():
+        raise Refused("No release has served on this server yet")
     sandbox.check()
     settings.check_schedules(app.app)
     wanted = settings.wanted(app.app)
@@ -360,6 +423,7 @@ def begin(app: Release) -> None:
                 app.lock_path.unlink()
             return
         app.step("begin")
+        app.begin_log()
         settings.store(app, app.id, wanted)
         app.note(
             app.id,
@@ -530,7 +594,12 @@ def install_environment(app: Release) -> contextlib.AbstractContextManager[None]
 
 def load(app: Release) -> None:
     """Load the app with the loader of its server, as the user that will run it."""
-    app.inside("user", app.app["commands"]["load"])
+    command = app.app["commands"]["load"]
+    if app.app["user_migrates"]:
+        # That may be what migrates.
+        app.patiently(command, limit="step")
+    else:
+        app.inside("user", command)
 
 
 def migrate(app: Release) -> None:
@@ -545,7 +614,11 @@ def migrate(app: Release) -> None:
 def set_up(app: Release) -> None:
     """Run what is to be run once in the app's life, and note that it was."""
     if is_due := set_up_is_due(app):
-        app.as_migrator(is_due)
+        try:
+            # Not tried again: it may have done a part of what is to be done once.
+            app.patiently(is_due, tries=1)
+        except Failure as failure:
+            raise Failure(f"app_setup_command: {failure}") from None
         line = f"{clock(time.time())} {app.id}\n"
         files.write(app.state / "setup", line, owner=os.geteuid(), group=os.getegid())
 
@@ -777,7 +850,7 @@ def finish(app: Release) -> None:
         app.hooks("after_finish")
     except Failure as failure:
         # What serves well by now is not taken back for it.
-        app.output["after_finish"] = f"after_finish: {failure}; see {app.log_path}"
+        app.output["after_finish"] = f"after_finish: {failure}\n{app.log_end()}"
 
 
 # A run that is taken back.
@@ -786,6 +859,7 @@ def finish(app: Release) -> None:
 def revert(app: Release) -> None:
     """Take back what this run has done here: it failed, here or on another server."""
     finished = app.releases.get(app.id, {}).get("run") == app.app["run"]["id"]
+    app.output["serves"] = app.has_served(app.serving)
     if not app.mine:
         if not finished:
             # The step that failed has taken itself back, or there was nothing to do.
@@ -803,6 +877,7 @@ def revert(app: Release) -> None:
     before = app.lock["from"] if app.lock["from"] != app.id else app.before(app.id)
     if finished or "switch" in steps:
         app.point(before)
+        app.output["serves"] = app.has_served(app.serving)
     app.restore_schema()
     app.keep_lock()
 
@@ -811,7 +886,7 @@ def reason(app: Release) -> tuple[str, str]:
     """Return where it failed, a step or another server, and why."""
     why = app.app["failure"].strip()
     if app.app["failed_on"]:
-        return app.app["failed_on"], why.partition("\n")[0]
+        return app.app["failed_on"], why
     names = (name for name, _ in app.lock.get("steps", []))
     *_, step = "lock", *itertools.takewhile(lambda name: name != "revert", names)
     if why.startswith(f"{step}: "):
@@ -833,15 +908,15 @@ def report_failure(app: Release) -> None:
     ]
     if len(begun) > 1 and not app.app["failed_on"]:
         raise Failure(app.fail(where, why))
+    if text := app.told(why):
+        raise Failure(text)
     ahead, what = "", app.app["run"]["what"]
     if app.lock:
         ahead = app.ahead() if len(begun) > 1 else ""
         app.end(f"given up, since it failed on {where}: {why}".partition("\n")[0])
     if app.app["failed_on"]:
         why = f"The {what} {app.id} is given up here, since it failed on {where}: {why}"
-    # The task that failed has shown the rest.
-    first = why.partition("\n")[0]
-    raise Failure(f"{first}\n{ahead}".strip())
+    raise Failure("\n".join(part.strip() for part in (why, ahead, app.next()) if part))
 
 
 # The beginning of a rollback.
@@ -875,6 +950,7 @@ def choose(app: Release) -> None:
         return
     app.take_lock()
     app.step("choose")
+    app.begin_log()
     if down and not app.app["migrations"]:
         lines = "\n  ".join(app.between(then, now, serving))
         app.end("refused: migrations lie between")

@@ -13,8 +13,8 @@ description:
     once it has passed the gate; one link decides which does. This module takes the steps on that
     way that need the server.
     The role app calls it, and makes its arguments.
-  - A step that fails marks the release as broken, gives the app's lock back, and says why. What
-    served before serves on.
+  - A step that fails marks the release as broken, gives the app's lock back, and says why. V(gate)
+    does in one line, and V(report_failure) in full. What served before serves on.
 options:
   step:
     description:
@@ -29,8 +29,8 @@ options:
       - V(workers) lets the background workers and, unless a release is on its way, the schedules
         run what serves.
       - V(finish) ends a release that serves well, after V(workers) unless that was taken before.
-      - V(revert) and V(report_failure) undo what this run has done; the latter always fails, and
-        says why.
+      - V(revert) and V(report_failure) undo what this run has done; the latter returns why, as
+        RV(says).
       - V(list) only reads.
     type: str
     required: true
@@ -88,6 +88,10 @@ lock:
   description: The run that has the lock, when another one has it.
   type: dict
   returned: V(begin) and V(choose)
+says:
+  description: Why the release does not serve, what does, and what to run next.
+  type: str
+  returned: V(report_failure)
 took:
   description: How many seconds each step took.
   type: list
@@ -103,6 +107,7 @@ from ansible_collections.carafe.stack.plugins.module_utils import release_steps
 from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice
 from ansible_collections.carafe.stack.plugins.module_utils.release_state import Locked
+from ansible_collections.carafe.stack.plugins.module_utils.words import escaped
 
 STEPS = (
     *("begin", "choose", "prepare", "gate", "hook", "workers", "finish"),
@@ -165,6 +170,12 @@ def main() -> None:
             module.exit_json(changed=False, lock=locked.lock | {"says": str(locked)})
         module.fail_json(msg=str(locked))
     except Failure as failure:
+        first, _, rest = str(failure).partition("\n")
+        if step == "report_failure":
+            # Its tasks fail with it, on the server where it failed first.
+            module.exit_json(changed=True, says=escaped(str(failure)))
+        if step == "gate" and rest:
+            module.fail_json(msg=f"{first}\nWhy stands at the end, when all is taken back.")
         hint = f"; see {app.log_path}" if prefix else ""
         module.fail_json(msg=f"{prefix}{failure}{hint}")
     except OSError as error:

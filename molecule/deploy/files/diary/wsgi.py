@@ -1,0 +1,20 @@
+"""Makes its table when it is loaded, and needs what its set-up has made."""
+
+import os
+import sqlite3
+
+import psycopg
+from flask import Flask
+
+app = Flask("diary")
+with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
+    connection.execute("CREATE TABLE IF NOT EXISTS pages (day date)")
+with sqlite3.connect("data/diary.db") as file:
+    SET_UP = file.execute("SELECT count(*) FROM set_up").fetchone()[0]
+
+
+@app.get("/")
+def home():
+    with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
+        pages = connection.execute("SELECT count(*) FROM pages").fetchone()[0]
+    return {"pages": pages, "set up": SET_UP}
