@@ -110,6 +110,7 @@ class Server(App):
             "user": USER,
             "deploy_user": DEPLOY,
             "shared": ["data", "data/inner"],
+            "uploads": [],
             "finish": "umask 022; chmod -R o+rX static; " + facts["finish"],
         }
 

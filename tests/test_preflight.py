@@ -378,6 +378,45 @@ def test_a_static_folder_that_is_not_below_its_base(path: str, base: str, wrong:
     assert [x.variable for x in found] == ["nginx_sites"] * wrong
 
 
+MEDIA = {"url": "/media/", "path": "/srv/a/shared/media"}
+
+
+@pytest.mark.parametrize(
+    ("site", "what"),
+    [
+        ({"uploads": [MEDIA]}, ""),
+        ({"uploads": [MEDIA | {"base": "/srv/a/shared"}]}, ""),
+        ({"uploads": [MEDIA | {"base": "/srv/b"}]}, "not below its base"),
+        ({"uploads": [MEDIA | {"url": "/"}]}, "needs a path"),
+        ({"uploads": [MEDIA | {"url": "media/"}]}, "needs a path"),
+        ({"uploads": [MEDIA, MEDIA | {"url": "/media"}]}, "two meanings"),
+        ({"uploads": [MEDIA], "static": [MEDIA | {"path": "/srv/a"}]}, "two meanings"),
+        ({"uploads": [MEDIA], "locations": [{"path": "/media"}]}, "two meanings"),
+    ],
+)
+def test_a_folder_of_uploads_that_a_site_can_have(site: dict[str, Any], what: str) -> None:
+    found = problems(nginx_sites=[{"name": "a", "listen": 80, "server_names": ["a.test"], **site}])
+    assert bool(found) == bool(what)
+    assert all(what in x.what for x in found)
+
+
+@pytest.mark.parametrize("url", ["media/", "/media", "/", "//", "/a b/", "/a;}/", ""])
+def test_a_url_that_no_uploads_can_have(url: str) -> None:
+    assert the_only(problems(app_uploads={url: "media"})).variable == "app_uploads"
+
+
+@pytest.mark.parametrize("folder", ["", "/srv/media", "../x", "a/../b", ".", None, "a b", "x/."])
+def test_a_folder_that_no_uploads_can_have(folder: Any) -> None:
+    assert the_only(problems(app_uploads={"/media/": folder})).variable == "app_uploads"
+
+
+def test_uploads_of_one_server() -> None:
+    uploads = {"/media/": "media", "/a/b/": "instance/b"}
+    assert not problems(app_uploads=uploads, stack_is_one_server=True)
+    assert "several" in the_only(problems(app_uploads=uploads, stack_is_one_server=False)).what
+    assert "app_static" in the_only(problems(app_uploads=uploads, app_static={"/media": "x"})).what
+
+
 def test_two_sites_for_one_host_name_on_one_port() -> None:
     sites = [
         {"name": "a", "listen": 80, "server_names": ["one.test", "two.test"]},

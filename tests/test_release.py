@@ -143,6 +143,7 @@ class App:
             "run_command": f"{self.root}/bin/run",
             "venv": "venv-1",
             "shared": [],
+            "uploads": [],
             "place": {},
             "files": {"gunicorn.conf.py": "workers = 1\n"},
             "variables": VARIABLES | changes.pop("variables", {}),

@@ -45,6 +45,13 @@ SITES = {
         "upstreams": ["unix:/run/a.sock"],
         "max_conns": 1,
     },
+    "uploads": {
+        "name": "u",
+        "server_names": ["u.test"],
+        "upstreams": ["unix:/run/u.sock"],
+        "uploads": [{"url": "/media/", "path": "/srv/u/shared/media", "base": "/srv/u/shared"}],
+        "headers": {"Content-Security-Policy": "default-src 'self'"},
+    },
     "static only": {
         "name": "b",
         "server_names": ["b.test"],

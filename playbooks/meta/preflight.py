@@ -180,6 +180,18 @@ def check_certificate_names(server: Server) -> Iterator[Problem]:
             )
 
 
+def check_uploads(server: Server) -> Iterator[Problem]:
+    """What an app server keeps, the web server does not have, nor does another app server."""
+    if server.values.get("app_uploads") and server.values.get("stack_is_one_server") is False:
+        yield Problem(
+            "app_uploads",
+            "is for one server, whose nginx sees what the app writes, and this stack has several",
+            "let the app answer for these URLs itself, from a service for files or from a shared"
+            " file system in app_shared; where the web servers have that too, name its folder in"
+            " uploads of the site, in nginx_sites",
+        )
+
+
 def check_urls(server: Server) -> Iterator[Problem]:
     """What is in a URL is shown by git, pip, logs and the list of processes, and kept in files."""
     for name, value in server.values.items():
@@ -335,6 +347,7 @@ CHECKS = (
     check_web_sources,
     check_certificates,
     check_certificate_names,
+    check_uploads,
     check_urls,
     check_memory,
     check_memory_max,

@@ -24,7 +24,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from . import file_set, files, programs, sandbox, supervisord, terminal
+from . import file_set, files, programs, sandbox, supervisord, terminal, uploads
 from .commands import Refused, ask, run, show
 from .file_set import File, Folder
 from .release_state import State
@@ -345,6 +345,7 @@ def place(app: dict[str, Any], check: bool) -> list[str]:
         ),
     ]
     changed += file_set.write(file_set.with_parents(wanted), check).paths
+    changed += uploads.open_to_web(app, check)
     written = file_set.write(limits(app), check).paths
     if written and not check:
         run("systemctl", "daemon-reload")

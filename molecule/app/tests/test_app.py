@@ -110,6 +110,25 @@ def test_app_writes_what_is_shared_and_nothing_else(host: Host) -> None:
     assert as_user(host, "tiny", "echo x > /srv/tiny/current/x").rc != 0
 
 
+@pytest.mark.parametrize("folder", ["data/media", "avatars"])
+def test_web_server_reads_what_visitors_send_whatever_the_umask(host: Host, folder: str) -> None:
+    write = (
+        f"umask 077; cd /srv/tiny/current/{folder}; mkdir -p new; echo sent > new/a.txt; rm -f b"
+    )
+    write += "; echo closed > ../$$; mv ../$$ b; chmod 600 b"
+    assert as_user(host, "tiny", write).rc == 0
+    read = as_user(host, "www-data", f"cat /srv/tiny/shared/{folder}/new/a.txt")
+    assert read.stdout == "sent\n", read.stderr
+    # What the app closes itself stays closed, and nothing is open to others.
+    assert as_user(host, "www-data", f"cat /srv/tiny/shared/{folder}/b").rc != 0
+    assert as_user(host, "nobody", f"cat /srv/tiny/shared/{folder}/new/a.txt").rc != 0
+    assert as_user(host, "www-data", f"touch /srv/tiny/shared/{folder}/c").rc != 0
+
+
+def test_web_server_passes_through_what_is_kept_beside_uploads(host: Host) -> None:
+    assert as_user(host, "www-data", "ls /srv/tiny/shared/data").rc != 0
+
+
 def test_tag_is_deployed_not_the_newest_commit(host: Host) -> None:
     assert host.file("/srv/tagged/current/revision").content_string == "first\n"
 

@@ -105,6 +105,20 @@ def test_hashed_file_comes_compressed_and_for_good(site: Callable[..., requests.
     assert "immutable" in answer.headers["Cache-Control"]
 
 
+def test_what_visitors_send_is_served_and_does_nothing(
+    site: Callable[..., requests.Response], host: Host
+) -> None:
+    write = "cd /srv/guestbook/current/media; umask 077; echo '<script>' | tee page.html > a.png"
+    assert as_user(host, "guestbook", write).rc == 0
+    page, picture = site("/media/page.html"), site("/media/a.png")
+    assert (page.status_code, picture.status_code) == (200, 200)
+    assert page.headers["Content-Disposition"] == "attachment"
+    assert page.headers["Content-Type"] == "application/octet-stream"
+    assert picture.headers["Content-Type"] == "image/png"
+    assert "sandbox" in picture.headers["Content-Security-Policy"]
+    assert site("/media/").status_code == site("/media/missing.png").status_code == 404
+
+
 def test_app_sees_who_asks_and_how(site: Callable[..., requests.Response], host: Host) -> None:
     """The release that answers is the one that current points to."""
     current = host.check_output("basename $(readlink /srv/guestbook/serving)")

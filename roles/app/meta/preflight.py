@@ -262,6 +262,24 @@ def check_places(server: Server) -> Iterator[Problem]:
                 " Carafe",
                 f"choose another app_name; if nobody needs it: sudo systemctl disable --now {unit}"
                 f" && sudo rm /etc/systemd/system/{unit}",
+
+
+def check_uploads(server: Server) -> Iterator[Problem]:
+    """A folder elsewhere would show what no visitor has sent."""
+    static = {str(url).strip("/") for url in server.values.get("app_static") or {}}
+    for url, folder in (server.values.get("app_uploads") or {}).items():
+        if not re.fullmatch(r"/[^\s{};]*[^\s{};/]/", str(url)):
+            yield Problem(
+                "app_uploads", f"has the URL {url!r}, which is to be a path such as /media/"
+            )
+        elif str(url).strip("/") in static:
+            yield Problem("app_uploads", f"has the URL {url!r}, which app_static has, too")
+        path = str(folder or "")
+        if not re.fullmatch(r"[^/\s{};][^\s{};]*", path) or {"..", "."} & {*path.split("/")}:
+            yield Problem(
+                "app_uploads",
+                f"has the folder {folder!r} for {url}, which is to be one of the app's, such as"
+                " media or instance/media",
             )
 
 
@@ -313,4 +331,5 @@ CHECKS = (
     check_tasks,
     check_sandbox,
     check_hooks,
+    check_uploads,
 )

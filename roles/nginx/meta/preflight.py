@@ -213,6 +213,31 @@ def check_static(server: Server) -> Iterator[Problem]:
                 )
 
 
+def check_uploads(server: Server) -> Iterator[Problem]:
+    """nginx would take two for one URL for a mistake, in its own words."""
+    for site in present_sites(server):
+        urls = [
+            str(x.get(key) or "").rstrip("/")
+            for option, key in (("uploads", "url"), ("static", "url"), ("locations", "path"))
+            for x in site.get(option) or []
+        ]
+        for upload in site.get("uploads") or []:
+            url, what = str(upload.get("url") or ""), f"has in uploads of {site['name']!r}"
+            path, base = (str(upload.get(x) or "").rstrip("/") + "/" for x in ("path", "base"))
+            if not url.startswith("/") or not url.strip("/"):
+                yield Problem(
+                    "nginx_sites", f"{what} the URL {url!r}, and needs a path such as /media/"
+                )
+            elif urls.count(url.rstrip("/")) > 1:
+                yield Problem("nginx_sites", f"{what} the URL {url!r}, which has two meanings")
+            if upload.get("base") and not path.startswith(base):
+                yield Problem(
+                    "nginx_sites",
+                    f"{what} the folder {upload['path']!r}, which is not below its base,"
+                    f" {upload['base']!r}",
+                )
+
+
 def check_upstreams_tls(server: Server) -> Iterator[Problem]:
     """One of them missing would be told of by nginx, in its own words."""
     for site in present_sites(server):
@@ -271,5 +296,6 @@ CHECKS = (
     check_headers,
     check_free_text,
     check_static,
+    check_uploads,
     check_upstreams_tls,
 )
