@@ -12,38 +12,15 @@ SHOWN = {
     "a.txt": "text/plain; charset=utf-8",
     "deep/er/ü b.png": "image/png",
 }
+MARKUP = """
+    html HTML htm xhtml xht mhtml xml svgz png.html txt.html html. js mjs css php py swf json wasm zip
+    exe
+"""
 SAVED = {
     "a.pdf": "application/pdf",
     "a.svg": "image/svg+xml",
-    **dict.fromkeys(
-        [
-            "a.html",
-            "a.HTML",
-            "a.htm",
-            "a.xhtml",
-            "a.xml",
-            "a.js",
-            "a.mjs",
-            "a.css",
-            "a.php",
-            "a.py",
-            "a.swf",
-            "a.json",
-            "a.png.html",
-            "a",
-            "a.svgz",
-            "a.html.",
-            "a.xht",
-            "a.mhtml",
-            "a.txt.html",
-            "index.html",
-            "folder/index.html",
-            "a.wasm",
-            "a.zip",
-            "a.exe",
-        ],
-        "application/octet-stream",
-    ),
+    **dict.fromkeys([f"a.{x}" for x in MARKUP.split()], "application/octet-stream"),
+    **dict.fromkeys(["a", "index.html", "folder/index.html"], "application/octet-stream"),
 }
 NEVER = [".env", ".hidden.png", "deep/.git/config", ".well-known/x", "..png"]
 LINKS = ["link.txt", "away/secret.txt"]
