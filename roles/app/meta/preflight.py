@@ -262,6 +262,7 @@ def check_places(server: Server) -> Iterator[Problem]:
                 " Carafe",
                 f"choose another app_name; if nobody needs it: sudo systemctl disable --now {unit}"
                 f" && sudo rm /etc/systemd/system/{unit}",
+            )
 
 
 def check_uploads(server: Server) -> Iterator[Problem]:
