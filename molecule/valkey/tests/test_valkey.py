@@ -133,7 +133,7 @@ def test_it_comes_back_with_what_it_kept(host: Host, ask: Ask, eventually: Calla
 
 
 def test_its_exposure_is_low(host: Host) -> None:
-    host.check_output("systemd-analyze security --no-pager --threshold=25 valkey@shop.service")
+    host.check_output("systemd-analyze security --no-pager --threshold=15 valkey@shop.service")
 
 
 def test_the_sandbox_holds(host: Host) -> None:
