@@ -158,3 +158,28 @@ def test_what_is_to_be_there_once_is_on_the_server_with_the_schedules(
     workers = [{"name": "mail"}, {"name": "beat", "once": True}]
     found = Role("app").value("__app_workers", app_workers=workers, app_schedules_enabled=here)
     assert [x["name"] for x in found] == names
+
+
+# As RQ does, and others.
+STUBBORN = """
+import signal, sys, time
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+while not told:
+    time.sleep(0.05)
+end = time.monotonic() + 3
+while time.monotonic() < end and len(told) == 1:
+    time.sleep(0.05)
+print(f"told {len(told)} times")
+"""
+
+
+def test_who_ends_what_it_is_at_is_told_once(app: App, daemon: Any, tmp_path: Path) -> None:
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    jobs = worker(command=f"{sys.executable} -u {tmp_path}/stubborn.py", stopwaitsecs=20)
+    app.part(6, "a", workers=jobs)
+    app.step("workers", "a", workers=jobs)
+    app.step("finish", "a", workers=jobs)
+    app.part(6, "b", workers=jobs)
+    app.step("workers", "b", workers=jobs)
+    assert "told 1 times" in (tmp_path / "carafe-test-app.jobs_0.log").read_text()

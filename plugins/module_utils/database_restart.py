@@ -153,8 +153,7 @@ def restart(known: dict[str, str]) -> float:
         # So that it has little to write while requests wait.
         query("CHECKPOINT")
         with at_the_end(lambda: go_on(masters, others)):
-            for process in others:
-                supervisord.stop(rpc, process)
+            supervisord.stop(rpc, *others)
             began = time.monotonic()
             for master in masters:
                 began = time.monotonic()

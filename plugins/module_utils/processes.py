@@ -21,6 +21,14 @@ def environment(pid: int | str) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def command_line(pid: int | str) -> bytes:
+    """Return the words that a process was started with; empty when it is gone."""
+    try:
+        return Path("/proc", str(pid), "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def age(pid: int | str) -> float | None:
     """Return for how many seconds a process has been running, or None when it is gone."""
     try:

@@ -790,11 +790,7 @@ def trouble(app: Release, rpc: Any, name: str) -> str:
 def restart(rpc: Any, names: Any) -> None:
     """Restart programs; each gets its time to end what it is at, all of them at once."""
     every = [x for name in names for x in supervisord.processes(rpc, name)]
-    for name in names:
-        with contextlib.suppress(xmlrpc.client.Fault):
-            rpc.stopProcessGroup(name, False)
-    for info in every:
-        supervisord.stop(rpc, f"{info['group']}:{info['name']}")
+    supervisord.stop(rpc, *(f"{info['group']}:{info['name']}" for info in every))
     for name in names:
         with contextlib.suppress(xmlrpc.client.Fault):
             rpc.startProcessGroup(name, False)

@@ -13,12 +13,14 @@ import time
 import xmlrpc.client  # nosec B411
 from typing import Any
 
+from .processes import command_line
 from .unix_http import UnixConnection
 from .words import escaped
 
 SOCKET = "/run/supervisor.sock"
 # supervisor.xmlrpc.Faults
 NOT_RUNNING = 70
+JUST_STARTED = 10  # seconds within which a child has become its program
 RUNNING = ("STARTING", "RUNNING", "BACKOFF")  # what can be stopped
 
 # What a program is where nobody says otherwise.
@@ -122,23 +124,43 @@ def processes(rpc: Any, group: str) -> list[dict[str, Any]]:
     return [info for info in rpc.getAllProcessInfo() if info["group"] == group]
 
 
-def stop(rpc: Any, process: str) -> None:
-    """Stop a process, and return once it has ended."""
-    again = time.monotonic() + 1
-    try:
-        rpc.stopProcess(process, False)
-    except xmlrpc.client.Fault as fault:
-        # Somebody else may be stopping it.
-        if fault.faultCode != NOT_RUNNING:
-            raise
-    while rpc.getProcessInfo(process)["statename"] == "STOPPING":
-        if time.monotonic() > again:
-            # The first is lost when it meets a child of supervisord that is not the program yet;
-            # for gunicorn, as for most, one more is no more.
-            with contextlib.suppress(xmlrpc.client.Fault):
-                rpc.signalProcess(process, "TERM")
-            again += 1
-        time.sleep(0.05)
+def stop(rpc: Any, *names: str) -> None:
+    """Stop processes, all at once, and return once they have ended.
+
+    Each gets one TERM. A second one is an order to drop what it is at, for RQ and others.
+    """
+    # But the first is lost when it meets a child of supervisord that is not the program yet.
+    again = {x: time.monotonic() + 1 for x in names if not is_program(rpc, x)}
+    for name in names:
+        try:
+            rpc.stopProcess(name, False)
+        except xmlrpc.client.Fault as fault:
+            # Somebody else may be stopping it.
+            if fault.faultCode != NOT_RUNNING:
+                raise
+    for name in names:
+        while (info := rpc.getProcessInfo(name))["statename"] == "STOPPING":
+            if name in again and time.monotonic() > again[name]:
+                if has_begun(rpc, info["pid"]):
+                    del again[name]
+                else:
+                    again[name] += 1
+                with contextlib.suppress(xmlrpc.client.Fault):
+                    rpc.signalProcess(name, "TERM")
+            time.sleep(0.05)
+
+
+def is_program(rpc: Any, name: str) -> bool:
+    """Tell whether a process was the program, whenever it may have got its first TERM."""
+    info = rpc.getProcessInfo(name)
+    if info["statename"] == "STOPPING" and info["now"] - info["start"] < JUST_STARTED:
+        return False
+    return has_begun(rpc, info["pid"])
+
+
+def has_begun(rpc: Any, pid: int) -> bool:
+    """Tell whether a child of supervisord has become its program, or is gone."""
+    return command_line(pid) != command_line(rpc.getPID())
 
 
 def update(rpc: Any, mine: Any, check: bool = False) -> list[str]:

@@ -3,7 +3,7 @@
 import re
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +72,13 @@ def python(host: Host) -> Callable[[str], str]:
 @pytest.fixture
 def said(host: Host) -> Callable[[str], list[str]]:
     """Get what the tasks of a name have written."""
-    found = host.check_output("ls /usr/bin/valkey-cli /usr/bin/redis-cli 2>/dev/null || true")
-    client = f"runuser -u ledger -- {found} -s /run/valkey-ledger/valkey.sock"
-    return lambda command: host.check_output(f"{client} {command}").splitlines()
+    client = "$(ls /usr/bin/valkey-cli /usr/bin/redis-cli 2>/dev/null)"
+    ask = f"runuser -u ledger -- {client} -s /run/valkey-ledger/valkey.sock"
+    return lambda command: host.check_output(f"{ask} {command}").splitlines()
 
 
 @pytest.fixture
-def queues(
-    playbook: Callable[..., subprocess.CompletedProcess[str]], code: Callable[[str], Path]
-) -> Iterator[Callable[[str, str], dict[str, Any]]]:
+def queues(code: Callable[[str], Path]) -> Callable[[str], dict[str, Any]]:
     """Get what a release with both queues is: queues("one")."""
 
     def variables(word: str) -> dict[str, Any]:
@@ -91,9 +89,7 @@ def queues(
             file.write("celery[redis]==5.7.0\nrq==3.0.0\n")
         return {**both(), "ledger_path": str(folder)}
 
-    yield variables
-    done = playbook("site")
-    assert done.returncode == 0, done.stdout
+    return variables
 
 
 @pytest.mark.newest_release
@@ -107,7 +103,8 @@ def test_a_task_in_flight_at_a_release_ends_and_the_next_is_by_the_new_one(
     host: Host,
     eventually: Callable[..., None],
 ) -> None:
-    done = playbook("site", **queues("first"))
+    said("FLUSHALL")
+    done = playbook("deploy", **queues("first"))
     assert done.returncode == 0, done.stdout
     old = serving()
     python(SEND.format(1))
