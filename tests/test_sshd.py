@@ -273,7 +273,8 @@ def test_what_is_applied_stays_once_it_is_confirmed(server: list[tuple[str, ...]
     module.confirmed(arguments(owner="shop"))
     assert json.loads((sshd.CLAIMS / "shop.json").read_text()) == {"sshd_max_auth_tries": 5}
     again = module.present(arguments(owner="shop", max_auth_tries=5), check=False)
-    assert again == {"changed": False, "due": [], "unconfirmed": False, "diff": []}
+    nothing = {"changed": False, "due": [], "changes": [], "unconfirmed": False, "diff": []}
+    assert again == nothing
     # An owner that states nothing leaves it as the other one has it.
     found = module.present(arguments(owner="blog"), check=False)
     assert not found["unconfirmed"]

@@ -355,6 +355,32 @@ class Keeper:
                 raise Failure(f"{unit} did not load the new certificates: systemctl status {unit}")
 
 
+def remove(names: Iterable[str], others: bool, check: bool) -> list[str]:
+    """Remove certificates with their keys, and what certbot would renew; return what went.
+
+    Without ``others`` to renew, the timer stops. The private CA stays: browsers trust it.
+    """
+    done, attempts_file = [], FOLDER / "attempts.json"
+    for name in names:
+        paths = [FOLDER / f"{name}.pem"]
+        for folder in (FOLDER / "acme", FOLDER / "staging"):
+            paths += [folder / "renewal" / f"{name}.conf"]
+            paths += [folder / kind / name for kind in ("live", "archive")]
+        for path in paths:
+            if os.path.lexists(path):
+                done.append(f"{path}: removed")
+                if not check:
+                    files.remove(path)
+        attempts = json.loads(files.read(attempts_file) or "{}")
+        if attempts.pop(name, None) and not check:
+            files.write(attempts_file, json.dumps(attempts, indent=2), 0o600)
+    if done and not others:
+        done.append(f"{TIMER}: stopped")
+        if not check:
+            ask("systemctl", "disable", "--quiet", "--now", TIMER)
+    return done
+
+
 def new_pair(
     subject: str, days: int, extensions: list[str], *options: str | Path
 ) -> tuple[str, str]:

@@ -69,6 +69,22 @@ def claim(folder: Path, owner: str, data: Any, check: bool = False) -> bool:
     return True
 
 
+def left(folder: Path, owner: str, check: bool = False) -> dict[str, Any] | None:
+    """Return a module's result for an owner that leaves, where nothing is to be composed anew.
+
+    That is where it claims nothing, and where it is the last one: then its claim goes, and the
+    server stays as it is, with its ways in. None is where there are others.
+    """
+    with locked(folder, check or not folder.is_dir()):
+        path = folder / f"{owner}.json"
+        if not path.exists():
+            return {"changed": False, "changes": []}
+        if any(x != path for x in folder.glob("*.json")):
+            return None
+        claim(folder, owner, None, check)
+        return {"changed": True, "changes": [f"remove {path}"]}
+
+
 def text(data: Any) -> str:
     """Return a claim as its file has it, nothing for None."""
     return "" if data is None else json.dumps(data, indent=2) + "\n"

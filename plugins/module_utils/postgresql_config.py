@@ -28,6 +28,7 @@ def claim(parameters: Mapping[str, Any]) -> dict[str, Any]:
         for x in parameters["databases"]
         if x["owner"]  # without one it is refused where the databases are made
     ]
+    stated["roles"] = [x["name"] for x in parameters.get("roles", [])]
     for name in ("hba", "default_hba"):
         stated[name] = [{k: v for k, v in rule.items() if v} for rule in parameters[name]]
     for name in ONCE:

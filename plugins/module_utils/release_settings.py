@@ -28,6 +28,7 @@ from . import file_set, files, programs, sandbox, supervisord, terminal, uploads
 from .commands import Refused, ask, run, show
 from .file_set import File, Folder
 from .release_state import State
+from .services import slice_of
 
 UNITS = Path("/etc/systemd/system")
 PROGRAMS = Path("/etc/supervisor/conf.d")
@@ -150,11 +151,6 @@ def in_unit(command: str) -> str:
     for letter, written in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("%", "%%"), ("$", "$$")):
         command = command.replace(letter, written)
     return command
-
-
-def slice_of(user: str) -> str:
-    """Return the unit that all of an app's processes are in, whatever starts them."""
-    return "carafe-{}.slice".format(user.replace("-", r"\x2d"))
 
 
 def schedule_files(app: dict[str, Any]) -> dict[str, str]:

@@ -69,3 +69,8 @@ def newest(paths: Iterable[Path]) -> float:
     except FileNotFoundError:
         return float("inf")
     return latest
+
+
+def slice_of(user: str) -> str:
+    """Return the unit that all of an app's processes are in, whatever starts them."""
+    return "carafe-{}.slice".format(user.replace("-", r"\x2d"))

@@ -129,7 +129,8 @@ def report(path: Path, before: str, after: str, due: list[str], unconfirmed: boo
     """Return the result of a module that brings a text into force, as far as that was due."""
     shown = [diff(path, before, after)] if before != after else []
     shown += [{"prepared": "".join(f"{reason}\n" for reason in due)}] if due else []
-    return {"changed": bool(due), "due": due, "unconfirmed": unconfirmed, "diff": shown}
+    result = {"changed": bool(due), "due": due, "unconfirmed": unconfirmed, "diff": shown}
+    return result | {"changes": [f"write {path}"] if before != after else due}
 
 
 def answer(

@@ -11,6 +11,7 @@ description:
     of one's own, and puts a stand-in where a certificate has yet to be issued, so that a web server
     can start.
   - V(issue) orders what is due from an ACME directory, which the web server answers.
+  - V(remove) removes an owner's certificates and keys, and its list, so that none is renewed.
   - Whoever uses certificates loads those that changed.
   - Each owner's list is kept in C(/etc/carafe/certificates.d), where the timer finds it. Where two
     owners want different certificates by one name, nothing is changed, and the failure names both.
@@ -19,17 +20,17 @@ options:
   stage:
     description: What to do.
     type: str
-    choices: [prepare, issue]
+    choices: [prepare, issue, remove]
     required: true
   owner:
     description: Whose certificates these are, an app for instance.
     type: str
     default: default
   certificates:
-    description: Certificates that are wanted.
+    description: Certificates that are wanted, needed but for V(remove).
     type: list
     elements: dict
-    required: true
+    default: []
     suboptions:
       name:
         description: Name of the certificate, and of its file in C(/var/lib/certificates).
@@ -65,9 +66,9 @@ options:
     type: dict
     default: {}
   directory:
-    description: URL of the ACME directory.
+    description: URL of the ACME directory, needed but for V(remove).
     type: str
-    required: true
+    default: ""
   staging_directory:
     description: URL of a directory that each order is rehearsed with. Empty is no rehearsal.
     type: str
@@ -123,6 +124,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+changes:
+  description: The same as RV(done).
+  type: list
+  elements: str
+  returned: with V(remove)
 done:
   description: A line for each thing that was done, or is due in check mode.
   type: list
@@ -136,6 +142,7 @@ from pathlib import Path
 from ansible_collections.carafe.stack.plugins.module_utils.module import (
     Module,
     choice,
+    entries,
     options,
     without_default,
 )
@@ -152,14 +159,13 @@ ITEM = {
     **without_default("key_file", no_log=False),
 }
 ARGUMENTS = {
-    "stage": choice("prepare", "issue", required=True),
-    "certificates": {"type": "list", "elements": "dict", "required": True, "options": ITEM},
+    "stage": choice("prepare", "issue", "remove", required=True),
+    "certificates": entries(ITEM),
     "key_texts": {"type": "list", "elements": "str", "default": [], "no_log": True},
-    "directory": {"type": "str", "required": True},
     "key_type": choice("ecdsa", "rsa", default="ecdsa", no_log=False),
     "webroot": {"type": "path", "default": "/var/lib/certificates/webroot"},
     **options(owner="default", certificate_texts=[], units={}, reload=[], retry=False),
-    **options(staging_directory="", email="", ca_bundle="", check_names=True),
+    **options(directory="", staging_directory="", email="", ca_bundle="", check_names=True),
 }
 # What the timer is to know.
 LISTED = (
@@ -173,6 +179,8 @@ PROGRAM = ["certificates", "commands", "files", "services"]
 def main() -> None:
     module = Module(ARGUMENTS)
     wanted, dry, done, diff = module.params, module.check_mode, [], []
+    if wanted["stage"] == "remove":
+        module.answer(leave, wanted["owner"], dry)
     items = wanted["certificates"]
     if problems := list(certificates.problems(items)):
         module.fail_json(msg=f"certificates_wanted: {' '.join(problems)}")
@@ -195,6 +203,23 @@ def main() -> None:
         module.fail_json(msg=" ".join(failures), done=done)
     diff.append({"before": "", "after": "".join(f"{line}\n" for line in done)})
     module.exit_json(changed=bool(done), done=done, diff=diff)
+
+
+def leave(owner: str, dry: bool) -> dict:
+    """Remove the certificates that an owner has, and that no other has too."""
+    folder = certificates.CONFIGURATIONS
+    with contextlib.nullcontext() if dry else certificates.alone():
+        mine = claims.stored(folder, owner)
+        with claims.locked(folder, dry or mine is None):
+            others = claims.read(folder, owner, None)
+            theirs = {x["name"] for claim in others.values() for x in claim["certificates"]}
+            names = [x["name"] for x in mine["certificates"]] if mine else []
+            done = certificates.remove([x for x in names if x not in theirs], bool(others), dry)
+            # Last, so that a removal that was cut short is gone on with.
+            if claims.claim(folder, owner, None, dry):
+                done.append(f"{folder / owner}.json: removed")
+    diff = [{"prepared": "".join(f"{line}\n" for line in done)}] if done else []
+    return {"changed": bool(done), "done": done, "changes": done, "diff": diff}
 
 
 def with_pairs(items: list[dict], texts: list[str], keys: list[str]) -> list[dict]:

@@ -20,6 +20,13 @@ options:
     description: Whose jails these are, an app for instance.
     type: str
     default: default
+  state:
+    description:
+      - V(absent) takes back what this owner states, so that there is what the others state. Where
+        there is no other, fail2ban stays as it is.
+    type: str
+    choices: [present, absent]
+    default: present
   default_jails:
     description: Jails that entries of O(jails) with the same name change.
     type: list
@@ -91,6 +98,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+changes:
+  description: What was written and done, a few words for each.
+  type: list
+  elements: str
+  returned: success
 done:
   description: What systemd was asked to do, for instance C(reload), or is to do in check mode.
   type: list
@@ -102,6 +114,7 @@ from pathlib import Path
 
 from ansible_collections.carafe.stack.plugins.module_utils.module import (
     Module,
+    choice,
     entries,
     options,
     without_default,
@@ -119,28 +132,34 @@ JAIL = {
 }
 ARGUMENTS = {
     **{"default_jails": entries(JAIL), "jails": entries(JAIL)},
+    "state": choice("present", "absent", default="present"),
     **options(owner="default", ignore=[], **fail2ban.DEFAULTS),
 }
 
 
 def ban(wanted: dict, dry: bool) -> dict:
     owner, installed = wanted["owner"], fail2ban.CLIENT.exists()
+    leaves = wanted["state"] == "absent"
+    if leaves and (gone := claims.left(CLAIMS, owner, dry)) is not None:
+        return {**gone, "done": []}
     if not installed and not dry:
         raise Failure(
             "fail2ban is not installed. Set fail2ban_manage_packages to true in the inventory's"
             " group_vars, or install what fail2ban_packages has, and run the playbook again."
         )
-    mine = fail2ban.claim(wanted)
+    mine = None if leaves else fail2ban.claim(wanted)
     with claims.locked(CLAIMS, dry):
         everybody = claims.agreed(CLAIMS, owner, mine, fail2ban.once)
-        written = file_set.write([fail2ban.file(fail2ban.composed(everybody, owner))], dry)
+        newest = [*everybody][-1] if leaves else owner
+        written = file_set.write([fail2ban.file(fail2ban.composed(everybody, newest))], dry)
         claimed = claims.claim(CLAIMS, owner, mine, dry)
         # Without fail2ban this is a dry run on a bare server.
         verbs = fail2ban.due(bool(written.paths)) if installed else ["start"]
         if not dry:
             services.act(fail2ban.UNIT, verbs)
     changed = bool(written.paths or claimed or verbs)
-    return {"changed": changed, "done": verbs, "diff": written.diff}
+    changes = [f"write {x}" for x in written.paths] + [f"{x} {fail2ban.UNIT}" for x in verbs]
+    return {"changed": changed, "changes": changes, "done": verbs, "diff": written.diff}
 
 
 def main() -> None:

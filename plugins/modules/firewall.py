@@ -24,8 +24,10 @@ options:
       - V(present) brings rules into force, V(confirmed) keeps those of the last call, now and at
         each boot, and V(planned)
         only checks them and says what is due.
+      - V(absent) takes back what this owner claims, as V(present) brings it. Where there is no
+        other owner, the rules stay.
     type: str
-    choices: [planned, present, confirmed]
+    choices: [planned, present, absent, confirmed]
     default: present
   owner:
     description: Whose claim this is.
@@ -132,11 +134,11 @@ due:
   description: Why something was to be done, in a few words each. Empty when all is as it should be.
   type: list
   elements: str
-  returned: when O(state=present)
+  returned: when O(state) is V(present) or V(absent)
 unconfirmed:
   description: Whether rules are in force that wait for their confirmation.
   type: bool
-  returned: when O(state=present)
+  returned: when O(state) is V(present) or V(absent)
 """
 
 from ansible_collections.carafe.stack.plugins.module_utils.module import (
@@ -156,7 +158,7 @@ ALLOW = {
     **options(sources=[], comment=""),
 }
 ARGUMENTS = {
-    "state": choice("planned", "present", "confirmed", default="present"),
+    "state": choice("planned", "present", "absent", "confirmed", default="present"),
     "allow": entries(ALLOW),
     **options(owner="default", revert_seconds=60),
     **options(**{name.removeprefix("firewall_"): value for name, value in DEFAULTS.items()}),
@@ -167,8 +169,11 @@ PROGRAM = [x.__name__.rpartition(".")[2] for x in (firewall, takeback, claims, c
 
 def present(params: dict, check: bool) -> dict:
     """Bring the rules into force; return what was due for that, and what changed."""
-    owner = params["owner"]
+    owner, leaves = params["owner"], params["state"] == "absent"
+    if leaves and (gone := claims.left(firewall.CLAIMS, owner, check)) is not None:
+        return {**gone, "due": gone["changes"], "unconfirmed": False}
     mine = claim(params["allow"], {x: params[x.removeprefix("firewall_")] for x in DEFAULTS})
+    mine = None if leaves else mine
     if params["revert_seconds"] < 20:
         raise Refused(
             "firewall_revert_seconds must be 20 or more: a new connection takes its time."
@@ -187,7 +192,7 @@ def present(params: dict, check: bool) -> dict:
         # What is claimed counts once the rules do.
         claimed = claims.claim(firewall.CLAIMS, owner, mine, check or unconfirmed)
         reasons = {
-            f"{owner} claims something else": claimed,
+            f"{owner} claims {'nothing any more' if leaves else 'something else'}": claimed,
             f"{firewall.SERVICE} is not as it should be": service,
             "the program that takes rules back is another": programs.install(
                 "firewall", PROGRAM, check

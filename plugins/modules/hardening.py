@@ -20,6 +20,13 @@ options:
     description: Whose settings these are, an app for instance.
     type: str
     default: default
+  state:
+    description:
+      - V(absent) takes back what this owner states, so that the server has what the others state.
+        Where there is no other, the server stays as it is.
+    type: str
+    choices: [present, absent]
+    default: present
   upgrade_origins:
     description: Where packages are upgraded from by night.
     type: list
@@ -64,6 +71,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+changes:
+  description: The same as RV(done); where an owner leaves, what it stated as well.
+  type: list
+  elements: str
+  returned: success
 done:
   description: A few words for each thing that was done, or is due in check mode.
   type: list
@@ -85,18 +97,25 @@ waits:
 
 from pathlib import Path
 
-from ansible_collections.carafe.stack.plugins.module_utils.module import Module, options
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options
 
 from ..module_utils import claims, hardening
 
 CLAIMS = Path("/etc/carafe/hardening.d")
-ARGUMENTS = options(owner="default", sysctl={}, **hardening.DEFAULTS)
+ARGUMENTS = {
+    "state": choice("present", "absent", default="present"),
+    **options(owner="default", sysctl={}, **hardening.DEFAULTS),
+}
 
 
 def harden(wanted: dict, dry: bool) -> dict:
     owner = wanted["owner"]
     hardening.check(wanted)
     mine = hardening.claim(wanted) or None
+    if wanted["state"] == "absent":
+        mine = None
+        if (gone := claims.left(CLAIMS, owner, dry)) is not None:
+            return {**gone, "done": [], "refused": [], "waits": []}
     with claims.locked(CLAIMS, dry):
         everybody = claims.agreed(CLAIMS, owner, mine)
         server = hardening.Server(hardening.composed(everybody), dry)
@@ -106,6 +125,7 @@ def harden(wanted: dict, dry: bool) -> dict:
         server.diff.append({"before": "", "after": "\n".join([*server.done, ""])})
     return {
         "changed": bool(server.done) or claimed,
+        "changes": server.done,
         "done": server.done,
         "refused": server.refused,
         "waits": server.waits,

@@ -19,6 +19,13 @@ options:
     description: Who configures nginx. What it has is recorded in C(/etc/carafe/nginx.d).
     type: str
     default: default
+  state:
+    description:
+      - With V(absent) the owner leaves. All that it has is to be absent, and its settings count no
+        more. Where it has nothing, RV(absent) is empty, and nothing else is said.
+    type: str
+    choices: [present, absent]
+    default: present
   sites:
     description: The owner's sites, with all their options.
     type: list
@@ -84,19 +91,39 @@ post_quantum:
   returned: success
 """
 
-from ansible_collections.carafe.stack.plugins.module_utils.module import Module, options
+import os
+
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options
 
 from ..module_utils import claims, nginx
 from ..module_utils.commands import Refused
 
 ARGUMENTS = {
     **options(owner="default"),
+    "state": choice("present", "absent", default="present"),
     **{name: {"type": "list", "elements": "dict", "default": []} for name in ("sites", "streams")},
     **{name: {"type": "dict", "required": True} for name in ("settings", "defaults")},
 }
 
 
-def look(owner, sites, streams, settings, defaults, check_mode):
+def leave(owner, defaults, check_mode):
+    """Return the same for an owner that is to have nothing any more."""
+    gone = nginx.absent_paths(owner, [], [])
+    claim = nginx.CLAIMS / f"{owner}.json"
+    gone += [str(claim)] * claim.exists()
+    there = [path for path in gone if os.path.lexists(path)]
+    if not there:
+        return {"changed": False, "absent": []}
+    everybody = claims.read(nginx.CLAIMS, owner, None)
+    stated = claims.merged(theirs["settings"] for theirs in everybody.values())
+    tls = nginx.over_tls({nginx.Path(path).stem for path in gone})
+    found = nginx.abilities(check_mode) | {"settings": {**defaults, **stated}, "over_tls": tls}
+    return {"changed": False, "absent": there, **found}
+
+
+def look(owner, sites, streams, settings, defaults, check_mode, state="present"):
+    if state == "absent":
+        return leave(owner, defaults, check_mode)
     if not nginx.OWNER.fullmatch(owner):
         raise Refused(f"nginx_owner is {owner!r}, and needs letters, digits, '-', '_' and '.'.")
     found = nginx.abilities(check_mode)

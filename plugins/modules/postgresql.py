@@ -25,13 +25,14 @@ description:
     of the superuser get C(pg_catalog, pg_temp) as their C(search_path).
   - Then roles, passwords, memberships, databases, extensions and privileges are made, over the unix
     socket and as the superuser C(postgres). V(contents) does only that.
+  - V(dump) and V(remove) are for an owner that leaves. What it claims with another stays.
   - A password is compared with what PostgreSQL keeps of it, so that only another one is a change.
   - A dry run and C(--diff) list what is changed, a sentence for each.
 options:
   stage:
     description: What to do.
     type: str
-    choices: [configure, activate, contents]
+    choices: [configure, activate, contents, dump, remove]
     required: true
   version:
     description: Major version of the cluster, which all stages but V(contents) need.
@@ -118,6 +119,9 @@ options:
     description: Files that systemd reads for the cluster's unit, as text by path.
     type: dict
     default: {}
+  dump_user:
+    description: User who may read the dumps of V(dump), as who Ansible comes to the server.
+    type: str
   allow_restart:
     description: Whether to restart the server for settings that need it, or only to warn.
     type: bool
@@ -226,6 +230,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+dumps:
+  description: Dumps on the server, each with its RV(dumps[].database) and RV(dumps[].path).
+  type: list
+  elements: dict
+  returned: with V(dump)
 changes:
   description: What was changed, or would be, a sentence for each.
   type: list
@@ -251,7 +260,13 @@ from ansible_collections.carafe.stack.plugins.module_utils.module import (
     without_default,
 )
 
-from ..module_utils import claims, postgresql_config, postgresql_contents, services
+from ..module_utils import (
+    claims,
+    postgresql_config,
+    postgresql_contents,
+    postgresql_removal,
+    services,
+)
 from ..module_utils.commands import Failure, run
 from ..module_utils.file_set import File, FileSet, Folder
 from ..module_utils.files import read, write
@@ -267,8 +282,8 @@ RULE = {
     **options(options=""),
 }
 ARGUMENTS = {
-    "stage": choice("configure", "activate", "contents", required=True),
-    **without_default("version"),
+    "stage": choice("configure", "activate", "contents", "dump", "remove", required=True),
+    **without_default("version", "dump_user"),
     **without_default("memory_mb", "cores", type="int"),
     **without_default("measured", type="dict"),
     **options(owner="default", connections=0, max_connections=100, allow_restart=True),
@@ -279,6 +294,8 @@ ARGUMENTS = {
 REQUIRED = [
     ("stage", "configure", ("version", "memory_mb", "cores", "measured")),
     ("stage", "activate", ("version",)),
+    ("stage", "dump", ("version", "dump_user")),
+    ("stage", "remove", ("version", "measured")),
 ]
 SENTENCES = {"enable": "enable PostgreSQL at boot", "start": "start PostgreSQL"}
 
@@ -536,9 +553,72 @@ def bring_about(given: dict, changes: list[str], check: bool) -> list[str]:
     return due
 
 
+def dump(module: Module) -> dict:
+    """Dump what an owner is about to leave, for the control machine to fetch."""
+    given = module.params
+    server, names = Server(given["version"]), []
+    if owned := postgresql_removal.owned(given["owner"]).databases:
+        session = postgresql_removal.session(server, given["owner"])
+        names = [name for name in owned if session and name in session.databases()]
+    dumps = postgresql_removal.dump(server, given["owner"], names, given["dump_user"], module)
+    return {"dumps": dumps, **report([f"dump the database {name}" for name in names])}
+
+
+def remove(module: Module) -> dict:
+    """Drop what an owner has, and bring the files of the others into force."""
+    given, check, owner = module.params, module.check_mode, module.params["owner"]
+    folder, server, changes = postgresql_config.FOLDER, Server(given["version"]), []
+    if claims.stored(folder, owner) is None:
+        return report([])
+    try:
+        with claims.locked(folder, check):
+            everybody = claims.read(folder, owner, None)
+            owned = postgresql_removal.owned(owner)
+            session = postgresql_removal.session(server, owner)
+            if session:
+                session.check, session.changes = check, changes
+                postgresql_removal.drop(session, owned)
+            diff = compose(module, server, everybody, changes, given) if session else []
+            if claims.claim(folder, owner, None, check):
+                changes.append(f"remove {folder / owner}.json")
+            if not check:
+                postgresql_removal.forget(owner)
+    except Failure as failure:
+        module.fail_json(msg=str(failure), **report(changes))
+    return report(changes, diff)
+
+
+def compose(
+    module: Module, server: Server, everybody: dict, changes: list[str], given: dict
+) -> list[dict]:
+    """Put the files together for those who stay, and have the server read them."""
+    has_connections = connections_of(server, read(server.settings_file))
+    values = postgresql_config.settings(everybody, given["measured"], has_connections)
+    text = postgresql_config.settings_text(values)
+    rules = postgresql_config.hba_text(postgresql_config.hba(everybody, given["version"]))
+    files = FileSet(wanted_files(server, {}, text, rules), module.check_mode)
+    changes += [f"write {x.path}" for x in files.due]
+    files.write()
+    if module.check_mode:
+        return files.diff
+    prove(server, files)
+    # Those who stay are connected. Nothing that only a restart brings is worth one.
+    applied, due, _ = apply(server, Session(), False, not everybody, False)
+    changes += applied
+    if due:
+        module.warn(
+            f"PostgreSQL takes back {', '.join(due)} at its next restart; until then it has what it"
+            f" had with {given['owner']}."
+        )
+    return files.diff
+
+
+STAGES = {"configure": configure, "dump": dump, "remove": remove}
+
+
 def main() -> None:
     module = Module(ARGUMENTS, required_if=REQUIRED)
-    module.answer(configure if module.params["stage"] == "configure" else activate, module)
+    module.answer(STAGES.get(module.params["stage"], activate), module)
 
 
 if __name__ == "__main__":

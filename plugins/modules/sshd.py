@@ -28,8 +28,10 @@ options:
       - V(present) brings settings into force, V(confirmed) keeps those of the last call,
         V(reverted) takes them back, and
         V(planned) only checks them and says what is due.
+      - V(absent) takes back what this owner states, as V(present) brings it. Where there is no
+        other owner, sshd stays as it is.
     type: str
-    choices: [planned, present, confirmed, reverted]
+    choices: [planned, present, absent, confirmed, reverted]
     default: present
   owner:
     description: Who states these settings.
@@ -139,11 +141,11 @@ due:
   description: Why something was to be done, in a few words each. Empty when all is as it should be.
   type: list
   elements: str
-  returned: when O(state=planned) or O(state=present)
+  returned: when O(state) is V(planned), V(present) or V(absent)
 unconfirmed:
   description: Whether settings are in force that wait for their confirmation.
   type: bool
-  returned: when O(state=planned) or O(state=present)
+  returned: when O(state) is V(planned), V(present) or V(absent)
 """
 
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options
@@ -154,7 +156,7 @@ from ..module_utils.sshd_settings import DEFAULTS, claim, composed, due, problem
 
 ARGUMENTS = {
     **options(owner="default", same_connection=False, confirm_seconds=60, **DEFAULTS, settings={}),
-    "state": choice("planned", "present", "confirmed", "reverted", default="present"),
+    "state": choice("planned", "present", "absent", "confirmed", "reverted", default="present"),
     "permit_root_login": choice("auto", "never", "keys", default="auto"),
 }
 # Of this module's own text, so that they travel with it.
@@ -166,7 +168,10 @@ PROGRAM = [
 def present(params: dict, check: bool) -> dict:
     """Bring the settings into force; return what was due for that, and what changed."""
     owner, seconds = params["owner"], params["confirm_seconds"]
-    mine, peer = claim(params), ssh_peer.peer()
+    leaves = params["state"] == "absent"
+    if leaves and (gone := claims.left(sshd.CLAIMS, owner, check)) is not None:
+        return {**gone, "due": gone["changes"], "unconfirmed": False}
+    mine, peer = None if leaves else claim(params), ssh_peer.peer()
     there = sshd.SSHD.exists()
     if not there and not check:
         raise Refused(
@@ -181,7 +186,7 @@ def present(params: dict, check: bool) -> dict:
         reasons = list(due(text, bits, service, socket)) if there else ["sshd is not installed"]
         unconfirmed = bool(reasons)
         if claims.claim(sshd.CLAIMS, owner, mine, check=check or unconfirmed):
-            reasons.append(f"{owner} states something else")
+            reasons.append(f"{owner} states {'nothing any more' if leaves else 'something else'}")
         before = files.read(sshd.DROP_IN) or ""
         if unconfirmed and not check:
             programs.install("sshd", PROGRAM)

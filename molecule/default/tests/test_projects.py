@@ -4,6 +4,7 @@ Its people and those of the first two apps know nothing of each other, and run a
 """
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -28,6 +29,36 @@ app_domains: [shop.test]
 app_path: app
 app_static: {/static/: tiny/static}
 certificates_source: ca
+stack_database: postgresql
+gunicorn_workers: 1
+app_workers: [{name: jobs, command: sleep infinity}]
+app_schedules: [{name: tick, command: echo tick, when: yearly}]
+"""
+# What the server has, a line for each. Of the other apps, of logs and of what a service keeps for
+# itself only what is named after this one; of processes who has any, but for who asks.
+SEE = r"""
+cd /
+find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./tmp -o -path ./var/tmp \
+    -o -path './root/.ansible*' -o -path ./home/deploy/.ansible \) -prune \
+    -o -printf '%p %M %u %g\n' |
+    grep -vE '^\./(srv/(guestbook|neighbour)/|var/(log|cache|lib/(postgresql|systemd))/)' |
+    sed 's/^/file /'
+find var run ! -path 'var/lib/postgresql/*' -name '*shop*' | sed 's/^/named /'
+sed 's/^/user /' /etc/passwd /etc/group
+systemctl list-unit-files --no-legend | sed 's/^/unit /'
+systemctl list-units --all --plain --no-legend '*shop*' '*.timer' | sed 's/^/runs /'
+supervisorctl status | awk '{ print "program", $1, $2 }'
+cd /var/lib/postgresql
+for query in 'SELECT datname, datacl FROM pg_database' 'SELECT rolname, rolconfig FROM pg_roles' \
+    'SELECT * FROM pg_auth_members' 'SELECT * FROM pg_hba_file_rules' \
+    'SELECT name, setting FROM pg_settings'; do
+    runuser -u postgres -- psql -XAtc "$query ORDER BY 1" | sed "s/^/${query##* } /"
+done
+ss -Hltun | awk '{ print "listens", $1, $5 }'
+nft --stateless --terse list table inet carafe
+grep -r '' /etc/carafe /etc/fail2ban/jail.d /etc/sysctl.d /etc/ssh/sshd_config.d
+cat /etc/nginx/nginx.conf
+ps -eo user= | grep -xv deploy | sort -u | sed 's/^/processes of /'
 """
 
 
@@ -48,6 +79,7 @@ class Project:
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "MOLECULE"))},
             "ANSIBLE_HOME": str(folder / "home"),
+            "PWD": str(folder),
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_HOST_KEY_CHECKING": "false",
         }
@@ -68,8 +100,21 @@ class Project:
         return done.stdout
 
     def run(self, playbook: str, *options: str) -> str:
-        return self.do(
-            "ansible-playbook", f"carafe.stack.{playbook}", "-i", "inventory/prod", *options
+        return self.do(*self.words(playbook, *options))
+
+    def words(self, playbook: str, *options: str) -> list[str]:
+        return ["ansible-playbook", f"carafe.stack.{playbook}", "-i", "inventory/prod", *options]
+
+    def begin(self, playbook: str, *options: str) -> subprocess.Popen[str]:
+        program, *words = self.words(playbook, *options)
+        return subprocess.Popen(
+            [BIN / program, *words],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
 
 
@@ -169,8 +214,19 @@ def began(host: Host, unit: str) -> str:
     return host.check_output("systemctl show --value --property=ActiveEnterTimestamp %s", unit)
 
 
+def seen(host: Host) -> set[str]:
+    return set(host.check_output(SEE).splitlines())
+
+
+@pytest.fixture(scope="module")
+def before(host: Host) -> set[str]:
+    """What the server has before the third app comes."""
+    return seen(host)
+
+
 def test_three_apps_from_two_projects(
     host: Host,
+    before: set[str],
     project: Project,
     clone: Callable[..., subprocess.Popen[str]],
     site: Callable[..., requests.Response],
@@ -179,7 +235,8 @@ def test_three_apps_from_two_projects(
     postgresql = host.check_output(
         "systemctl list-units --plain --no-legend 'postgresql@*' | cut -d' ' -f1"
     )
-    before, ports = began(host, postgresql), rules(host)
+    assert not [x for x in before if "shop" in x]
+    start, ports = began(host, postgresql), rules(host)
     project.run("vault")
     with Visitors(site) as visitors:
         other = clone("neighbour", "playbooks/deploy.yml", app_environment={"WORD": "another"})
@@ -190,12 +247,9 @@ def test_three_apps_from_two_projects(
     assert visitors.answers > 100
     assert site("/", host="shop.test").status_code == 200
     assert site("/static/style.0123456789.css", host="shop.test").status_code == 200
-    assert began(host, postgresql) == before
+    assert began(host, postgresql) == start
     assert rules(host) == ports
-    # It keeps nothing in a database, so there is none.
-    assert "shop" not in host.check_output(
-        "runuser -u postgres -- psql -XAtc 'SELECT datname FROM pg_database'"
-    )
+    assert len(seen(host) - before) > 100
 
 
 def test_second_runs_change_nothing(
@@ -233,3 +287,40 @@ def test_the_collection_rotates_a_secret(
     assert after["vault_app_secret_key"] != before["vault_app_secret_key"]
     assert after["vault_app_secret_key_old"] == before["vault_app_secret_key"]
     assert site("/", host="shop.test").status_code == 200
+
+
+def test_one_of_them_goes_and_leaves_nothing(
+    host: Host,
+    before: set[str],
+    project: Project,
+    site: Callable[..., requests.Response],
+) -> None:
+    """Killed on the way, the same command goes on; no request of the other two is lost."""
+    there = seen(host)
+    unconfirmed = project.begin("remove", "-e", "app_confirm=shops")
+    said, _ = unconfirmed.communicate()
+    assert unconfirmed.returncode == 2, said
+    assert "Nothing was touched. app_confirm is shops" in said
+    assert "drop database shop" in said
+    assert seen(host) == there
+    assert site("/", host="shop.test").status_code == 200
+    with Visitors(site) as visitors:
+        run = project.begin("remove", "-e", "app_confirm=shop")
+        said = ""
+        for line in run.stdout:
+            said += line
+            if "postgres : remove | Drop" in line:
+                break
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+        assert "postgres : remove | Drop" in said, said
+        project.run("remove", "-e", "app_confirm=shop")
+    assert visitors.failures == []
+    assert seen(host) == before
+    # What was in its database is here, for those who removed it.
+    dumps = project.folder / "shop-prod-dump"
+    assert {x.read_bytes()[:5] for x in dumps.iterdir()} == {b"PGDMP"}
+    assert dumps.stat().st_mode & 0o77 == 0
+    again = project.run("remove", "-e", "app_confirm=shop")
+    assert changed(again) == []
+    assert "There is nothing of shop on" in again
