@@ -457,6 +457,28 @@ def test_what_serves_the_app_is_not_taken_away(variable: str, entry: str, fine: 
         assert problems(**{variable: [entry]}) == []
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"key.pem": " \n"},
+        {"key": {"private": "hush"}},
+        {"key": ["hush"]},
+        {"../key": "hush"},
+        {"a/b": "hush"},
+        {"": "hush"},
+        {".": "hush"},
+    ],
+)
+def test_a_secret_file_that_is_none_is_named_and_not_shown(files: Any) -> None:
+    problem = the_only(problems(app_secret_files=files))
+    assert problem.variable == "app_secret_files"
+    assert "hush" not in f"{problem.what} {problem.meant}"
+
+
+def test_secret_files_have_any_plain_name() -> None:
+    assert not problems(app_secret_files={"account.json": "{}", "id_rsa": "x", "A-b_c.pem": "x\n"})
+
+
 @pytest.mark.parametrize("variable", ["app_environment", "app_migrate_environment", "app_config"])
 @pytest.mark.parametrize("name", ["A B", "A-B", "", "é", "A=B", "A;id"])
 def test_a_name_that_the_shell_does_not_take(variable: str, name: str) -> None:

@@ -333,6 +333,39 @@ def test_a_secret_is_known_however_it_is_written(write: Callable[[str], str], se
     assert write(secret).strip('"') not in told
 
 
+def test_a_secret_file_is_the_app_s_to_read_and_no_build_s(app: App) -> None:
+    app.deploy("a")
+    assert not app.units(containing="secret-files")
+    variables = {"files": {"key.pem": "--- it's the key\n", "b.json": "{}"}}
+    told = app.step("begin", "b", check=True, variables=dict(variables))
+    assert "secret-files/key.pem is new" in told["diff"]
+    assert "the key" not in told["diff"]
+    app.deploy("b", variables=dict(variables))
+    folder = app.root / "settings/b/secret-files"
+    assert folder.stat().st_mode & 0o777 == 0o750
+    assert {x.name: x.read_text() for x in folder.iterdir()} == variables["files"]
+    assert {x.stat().st_mode & 0o777 for x in folder.iterdir()} == {0o640}
+    builds = app.units(containing="ProtectSystem=strict")
+    hidden = app.units(containing=f"--property=TemporaryFileSystem={folder}:ro")
+    assert hidden
+    assert all(unit in builds for unit in hidden)
+    # One that is not listed any more is not there any more.
+    app.step("begin", "b", run=RUN_2, variables={"files": {"b.json": "{}"}})
+    assert [x.name for x in folder.iterdir()] == ["b.json"]
+
+
+def test_a_rollback_has_the_secret_files_of_what_serves(app: App) -> None:
+    app.deploy("a", variables={"files": {"key": "old", "gone": "x"}})
+    app.deploy("b", variables={"files": {"key": "new"}})
+    app.rollback()
+    assert app.serving == "a"
+    folder = app.root / "settings/a/secret-files"
+    assert {x.name: x.read_text() for x in folder.iterdir()} == {"key": "new"}
+    app.deploy("c")
+    app.rollback("a")
+    assert not folder.exists()
+
+
 def test_a_build_writes_no_virtual_environment_that_another_release_has(app: App) -> None:
     mine = f"--property=ReadWritePaths={app.root}/venvs/venv-1"
     app.deploy("a")

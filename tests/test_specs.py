@@ -111,7 +111,10 @@ def test_options_begin_with_the_name_of_the_role(role: Role) -> None:
 
 def test_a_secret_has_no_choices_that_an_error_would_print(role: Role) -> None:
     secrets = [x for name, x in options_below(role.options) if re.search("secret|password", name)]
-    assert all(x.get("elements", x["type"]) == "str" and "choices" not in x for x in secrets)
+    # Nor is a mapping ever printed.
+    kinds = ("str", "dict")
+    assert all(x.get("elements", x["type"]) in kinds and "choices" not in x for x in secrets)
+    assert not [x for x in secrets if x["type"] == "dict" and "options" in x]
 
 
 def test_the_readme_has_the_table_of_the_spec(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,7 @@ def environment_of(
     }
     folder = tmp_path / "settings/1"
     for path in (tmp_path / "bin", tmp_path / "releases/1", folder):
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
     (folder / "code").symlink_to("../../releases/1")
     (tmp_path / "serving").symlink_to("settings/1")
     (tmp_path / "bin/run").write_text(APP.render("srv/app/bin/run.j2", **variables))
@@ -248,9 +248,18 @@ def test_a_process_has_a_home_of_its_own_and_knows_the_folder_of_its_release(
     release = tmp_path / "releases/1"
     assert arrived["CONFIG"] == f"it's {release}/a b:{release}"
     assert arrived["HOME"] == str(tmp_path / "home")
+    assert "APP_SECRETS" not in arrived
     assert (tmp_path / "home").is_dir()
     assert arrived["PYTHONUNBUFFERED"] == "1"
     assert arrived["USER"] == arrived["LOGNAME"] == "1000"  # what id says here
+
+
+def test_a_process_knows_the_folder_of_its_secret_files(tmp_path: Path) -> None:
+    folder = tmp_path / "settings/1/secret-files"
+    folder.mkdir(parents=True)
+    arrived = environment_of(tmp_path, {"KEY": "file:@secrets@/it's a key"})
+    assert arrived["APP_SECRETS"] == str(folder)
+    assert arrived["KEY"] == f"file:{folder}/it's a key"
 
 
 def test_what_the_app_states_of_its_surroundings_wins(tmp_path: Path) -> None:

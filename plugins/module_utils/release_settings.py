@@ -5,6 +5,7 @@ Each release has a folder of root's own, ``<root>/settings/<release>``:
 ``environment``, ``secrets``       variables of the app, in the syntax of the shell: those with a
                                    secret in their value are in the latter
 ``migrate.environment``, ``migrate.secrets``   what a migration has besides
+``secret-files/``                  files with a secret in them, for the app's group to read
 ``build.secrets``                  what a build finds in the place of ``secrets``
 ``install.environment``            what dependencies are installed with
 ``workers.conf``, ``schedules/``   background workers for supervisord, timers for systemd
@@ -75,25 +76,27 @@ STAND_IN = "a-secret-that-no-build-of-a-release-is-told"
 SECRET = ("FLASK_SECRET_KEY", "FLASK_SECRET_KEY_FALLBACKS")  # whatever their value is
 
 
-# What stands in a variable for the folder of the release, and what the shell makes it from, between
-# two parts in single quotes.
-RELEASE, QUOTED_RELEASE = "@release@", "'\"$release\"'"
+# What stands in a variable for the folder of the release, or of its secret files, and what the
+# shell makes it from, between two parts in single quotes.
+FOLDERS = {"@release@": "'\"$release\"'", "@secrets@": "'\"$secret_files\"'"}
+SECRET_FILES = "secret-files"
 
 
 def to_text(variables: dict[str, Any]) -> str:
     """Return variables in the shell's syntax, where single quotes keep every character as it is."""
     # shlex.quote() quotes what needs it only.
     quoted = {x: shlex.quote(f"{y} ")[:-2] + "'" for x, y in variables.items()}
-    return "".join(
-        f"{name}={value.replace(RELEASE, QUOTED_RELEASE)}\n"
-        for name, value in sorted(quoted.items())
-    )
+    text = "".join(f"{name}={value}\n" for name, value in sorted(quoted.items()))
+    for folder, in_shell in FOLDERS.items():
+        text = text.replace(folder, in_shell)
+    return text
 
 
 def from_text(text: str) -> dict[str, str]:
     """Return the variables of a file that to_text() has made."""
-    plain = text.replace(QUOTED_RELEASE, RELEASE)
-    return dict(word.split("=", 1) for word in shlex.split(plain))
+    for folder, in_shell in FOLDERS.items():
+        text = text.replace(in_shell, folder)
+    return dict(word.split("=", 1) for word in shlex.split(text))
 
 
 def written(secrets: list[str]) -> set[str]:
@@ -144,6 +147,22 @@ def forward(serving: Path, older: Path, prefix: str) -> dict[str, str]:
     plain = from_text(files.read(serving / f"{prefix}environment") or "")
     then = from_text(files.read(older / f"{prefix}secrets") or "")
     return {name: plain[name] for name in then if name in plain} | now
+
+
+def forward_files(serving: Path, older: Path, group: str) -> None:
+    """Give an older release that comes back the secret files of what serves now, and no others."""
+    there, here = serving / SECRET_FILES, older / SECRET_FILES
+    files.remove(here)
+    for path in sorted(there.iterdir()) if there.is_dir() else []:
+        write_secret(here / path.name, files.read(path) or "", group)
+
+
+def write_secret(path: Path, text: str, group: str) -> None:
+    """Write a secret file, in a folder that no other user may look into."""
+    folder = path.parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.set_attributes(folder, 0o750, os.geteuid(), group)
+    files.write(path, text, 0o640, owner=os.geteuid(), group=group)
 
 
 def in_unit(command: str) -> str:
@@ -209,6 +228,8 @@ def wanted(app: dict[str, Any]) -> dict[str, tuple[str, int, str]]:
     if variables["install"]:
         text = to_text(variables["install"])
         found["install.environment"] = (text, 0o640, app["deploy_user"])
+    for name, text in (variables.get("files") or {}).items():
+        found[f"{SECRET_FILES}/{name}"] = (text, 0o640, app["user"])
     workers = "".join(supervisord.program_text(program(app, worker)) for worker in app["workers"])
     texts = {"workers.conf": supervisord.HEADER + workers, **schedule_files(app), **app["files"]}
     return found | {name: (text, 0o644, "root") for name, text in texts.items()}
@@ -242,6 +263,9 @@ def store(state: State, release: str, files_: dict[str, tuple[str, int, str]]) -
             path.unlink()
         else:
             text, mode, group = files_[name]
+            if path.parent.name == SECRET_FILES:
+                write_secret(path, text, group)
+                continue
             group = group if group != "root" else os.getegid()
             files.write(path, text, mode, owner=os.geteuid(), group=group)
 
@@ -256,7 +280,10 @@ def described(state: State, release: str, files_: dict[str, tuple[str, int, str]
         if before == text:
             continue
         path = str(state.settings(release) / name)
-        if name.endswith(("environment", "secrets")):
+        if name.startswith(f"{SECRET_FILES}/"):
+            how = "changed" if before else "new"
+            lines.append(f"{path} is {how}\n")
+        elif name.endswith(("environment", "secrets")):
             then, now = from_text(before), from_text(text)
             for variable in sorted(then.keys() | now.keys()):
                 if then.get(variable) != now.get(variable):

@@ -128,11 +128,15 @@ class Release(State):
         """
         own, root = self.settings(self.id), self.root
         venv, shared = root / "venvs" / self.app["venv"], root / "shared"
+        secret_files = own / settings.SECRET_FILES
         others = ((root / "releases" / x / ".venv") for x in self.releases if x != self.id)
         used = any(x.is_symlink() and x.readlink().name == venv.name for x in others)
         return sandbox.for_build(
             [self.folder(self.id), root / "cache", *places, *([] if used else [venv])],
-            [root / "settings", shared, *(shared / name for name in self.app["shared"])],
+            [
+                *(root / "settings", shared, *(shared / name for name in self.app["shared"])),
+                *([secret_files] if secret_files.is_dir() else []),
+            ],
             {
                 own: own,
                 own / "secrets": own / settings.STAND_INS,
@@ -962,6 +966,7 @@ def choose(app: Release) -> None:
         path = older / f"{prefix}secrets"
         if files.read(path) != secrets:
             files.write(path, secrets, 0o640, owner=os.geteuid(), group=group)
+    settings.forward_files(app.settings(serving), app.settings(app.id), app.app["user"])
     steps = (
         ("downgrade",)
         if down and app.app["migrations"] == "downgrade" and app.app["migrate_enabled"]

@@ -34,6 +34,7 @@ export PGAPPNAME='monthly report'
 runuser -u postgres -- psql diary -c 'BEGIN' -c 'SELECT count(*) FROM public.pages' \
     -c 'SELECT pg_sleep(120)' >/dev/null 2>&1 </dev/null &
 """
+KEY = "only-in-a-file-0123456789"
 PID = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%sleep(120)' AND pid <> pg_backend_pid()"
 
 
@@ -95,10 +96,22 @@ def test_an_app_that_makes_its_tables_itself_comes_to_serve(
     run("site", **MIGRATES)
     shown = requests.get(url, headers={"Host": "diary.test"}, timeout=20).json()
     assert shown == {"pages": 0, "set up": 1}
-    # It may write what it keeps, and is not set up anew.
-    run("deploy", **MIGRATES, app_environment={"WORD": "of another release"})
+    # It may write what it keeps, and is not set up anew. A secret file is for it, and for no build.
+    said = run(
+        "deploy",
+        **MIGRATES,
+        app_secret_files={"key": KEY},
+        app_environment={"KEY_FILE": "@secrets@/key"},
+        app_build_commands=['test -d "$APP_SECRETS"; test ! -e "$KEY_FILE"'],
+        app_hooks={"before_migrate": ['test -s "$KEY_FILE"']},
+    )
     shown = requests.get(url, headers={"Host": "diary.test"}, timeout=20).json()
-    assert shown == {"pages": 0, "set up": 1}
+    assert shown == {"pages": 0, "set up": 1, "key": KEY}
+    path = "/srv/diary/serving/secret-files/key"
+    assert host.check_output("stat -c '%%a %%U %%G' %s", path) == "640 root diary"
+    assert host.run("runuser -u www-data -- cat %s", path).rc != 0
+    assert KEY not in said
+    assert not host.run("grep -rl %s /srv/diary/logs /srv/diary/state", KEY).stdout
 
 
 def test_nobody_waits_for_a_migration_that_waits(

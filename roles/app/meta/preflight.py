@@ -14,6 +14,7 @@ from ansible.playbook.helpers import load_list_of_blocks
 from ansible.playbook.play import Play
 from ansible_collections.carafe.stack.plugins.plugin_utils import pins
 from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
+    FILE_NAME,
     HOST_NAME_RULE,
     MESSAGE_LENGTH,
     Problem,
@@ -152,6 +153,17 @@ def check_names(server: Server) -> Iterator[Problem]:
     for variable, kind in (("app_workers", "workers"), ("app_schedules", "schedules")):
         yield from check_twins(server, variable, kind)
         yield from check_file_names(server, variable, kind)
+
+
+def check_secret_files(server: Server) -> Iterator[Problem]:
+    """What they hold is never shown; one that is empty is a mistake in the vault."""
+    for name, content in (server.values.get("app_secret_files") or {}).items():
+        if not FILE_NAME.fullmatch(str(name)):
+            what = f"has files named {name!r}; a name has letters, digits, '-', '_' and '.'"
+            yield Problem("app_secret_files", what)
+        elif not isinstance(content, str) or not content.strip():
+            what = f"has {name!r}, whose content is no text, or an empty one"
+            yield Problem("app_secret_files", what)
 
 
 def check_environments(server: Server) -> Iterator[Problem]:
@@ -322,6 +334,7 @@ CHECKS = (
     check_requirements,
     check_migrations,
     check_secrets,
+    check_secret_files,
     check_linux_names,
     check_domains,
     check_names,

