@@ -25,7 +25,17 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from . import file_set, files, programs, sandbox, supervisord, terminal, uploads
+from . import (
+    file_set,
+    files,
+    programs,
+    sandbox,
+    schedule_runs,
+    supervisord,
+    terminal,
+    uploads,
+    words,
+)
 from .commands import Refused, ask, run, show
 from .file_set import File, Folder
 from .release_state import State
@@ -44,6 +54,8 @@ Type=oneshot
 User={user}
 SyslogIdentifier={unit}
 ExecStart={run} sh -euc "{command}"
+# Notes how it went, as root, whatever becomes of that.
+ExecStopPost=+-/usr/bin/python3 -I {program} ended {history} {unit} {name}
 TimeoutStartSec={timeout}
 Slice={slice}
 # The sandbox that the app's slots have.
@@ -172,6 +184,11 @@ def in_unit(command: str) -> str:
     return command
 
 
+def history(root: str | Path) -> Path:
+    """Return the folder in which the runs of the schedules are noted."""
+    return Path(root, "logs/schedules")
+
+
 def schedule_files(app: dict[str, Any]) -> dict[str, str]:
     """Return the units of the app's schedules, by file."""
     found = {}
@@ -184,6 +201,8 @@ def schedule_files(app: dict[str, Any]) -> dict[str, str]:
             "when": schedule["when"].replace("%", "%%"),
             "slice": slice_of(app["user"]),
             "sandbox": "\n".join(sandbox.for_app(app.get("sandbox"))),
+            "program": programs.FOLDER / "schedules",
+            "history": history(app["root"]),
         }
         found[f"schedules/{unit}.service"] = SERVICE.format_map(values)
         found[f"schedules/{unit}.timer"] = TIMER.format_map(values)
@@ -333,6 +352,7 @@ def folders(app: dict[str, Any]) -> dict[str, tuple[int, str, str]]:
         "state/venvs": (0o755, "root", "root"),
         "settings": (0o755, "root", "root"),
         "logs": (0o750, "root", "root"),
+        "logs/schedules": (0o750, "root", "root"),
         "shared": (0o755, "root", "root"),
         "home": (0o700, user, user),
         "archives": (0o750, "root", deploy),
@@ -375,6 +395,9 @@ def place(app: dict[str, Any], check: bool) -> list[str]:
     changed += written
     # Named, so that its text is sent along.
     changed += programs.install("terminal", [terminal.__name__.rpartition(".")[2]], check)
+    if app["schedules"]:
+        parts = [x.__name__.rpartition(".")[2] for x in (schedule_runs, files, words)]
+        changed += programs.install("schedules", parts, check)
     link = Path(app["root"], "current")
     if not link.is_symlink() or str(link.readlink()) != "serving/code":
         changed.append(str(link))
@@ -396,6 +419,13 @@ def place(app: dict[str, Any], check: bool) -> list[str]:
 # What serves, brought to supervisord and systemd.
 
 
+def scheduled(state: State) -> list[str]:
+    """Return the names of the schedules that the release which serves has."""
+    prefix = f"{state.app['name']}."
+    found = (state.root / "serving/schedules").glob(f"{prefix}*.timer")
+    return sorted(path.stem.removeprefix(prefix) for path in found)
+
+
 def apply_schedules(state: State, check: bool) -> list[str]:
     """Let systemd run the schedules of the release that serves, and no others."""
     prefix, serving = f"{state.app['name']}.", state.root / "serving/schedules"
@@ -415,6 +445,8 @@ def apply_schedules(state: State, check: bool) -> list[str]:
         ask("systemctl", "disable", "--now", *old)
     for name in gone:
         (UNITS / name).unlink(missing_ok=True)
+        schedule = name.removeprefix(prefix).rpartition(".")[0]
+        (history(state.root) / f"{schedule}.json").unlink(missing_ok=True)
     for name in written:
         files.write(UNITS / name, want[name])
     if written or gone:

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from . import files, migrations, processes, sandbox, supervisord, unix_http, venvs
+from . import files, migrations, processes, sandbox, schedule_runs, supervisord, unix_http, venvs
 from . import release_settings as settings
 from .commands import CommandFailed, Failure, Refused
 from .release_state import State, clock
@@ -816,6 +816,8 @@ def schedules(app: Release) -> None:
     """Let systemd run the schedules of what serves, unless another release is on its way."""
     if not app.lock_path.exists() or app.mine:
         app.output["schedules"] = settings.apply_schedules(app, app.check)
+        there = settings.scheduled(app)
+        app.output["failing"] = schedule_runs.failing(settings.history(app.root), there)
 
 
 def finish(app: Release) -> None:

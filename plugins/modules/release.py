@@ -31,10 +31,11 @@ options:
       - V(finish) ends a release that serves well, after V(workers) unless that was taken before.
       - V(revert) and V(report_failure) undo what this run has done; the latter returns why, as
         RV(says).
-      - V(list) only reads.
+      - V(list) only reads, and so does V(runs), of the schedules.
     type: str
     required: true
-    choices: [begin, choose, prepare, gate, hook, workers, finish, revert, report_failure, list]
+    choices:
+      [begin, choose, prepare, gate, hook, workers, finish, revert, report_failure, list, runs]
   app:
     description: What the role app knows of the app and of this run.
     type: dict
@@ -50,11 +51,15 @@ options:
     type: list
     elements: str
     default: []
+  schedule:
+    description: The schedule of which V(runs) shows what each run wrote, and not just the last one.
+    type: str
+    default: ""
 author: [Carafe (@carafe)]
 attributes:
   check_mode:
-    description: Only V(begin), V(choose), V(workers) and V(list) do anything, and they change
-      nothing.
+    description: Only V(begin), V(choose), V(workers), V(list) and V(runs) do anything, and they
+      change nothing.
     support: full
   diff_mode:
     description: Shows the settings of a new release against those that serve; of variables only the
@@ -103,7 +108,11 @@ import base64
 import json
 import os
 
-from ansible_collections.carafe.stack.plugins.module_utils import release_steps
+from ansible_collections.carafe.stack.plugins.module_utils import (
+    release_settings,
+    release_steps,
+    schedule_runs,
+)
 from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice
 from ansible_collections.carafe.stack.plugins.module_utils.release_state import Locked
@@ -111,10 +120,10 @@ from ansible_collections.carafe.stack.plugins.module_utils.words import escaped
 
 STEPS = (
     *("begin", "choose", "prepare", "gate", "hook", "workers", "finish"),
-    *("revert", "report_failure", "list"),
+    *("revert", "report_failure", "list", "runs"),
 )
 # What a dry run may call. The others have nothing to look at without what they would have made.
-READ = ("begin", "choose", "workers", "list")
+READ = ("begin", "choose", "workers", "list", "runs")
 
 
 def run(app: release_steps.Release, params: dict) -> None:
@@ -122,6 +131,9 @@ def run(app: release_steps.Release, params: dict) -> None:
     step = params["step"]
     if step == "list":
         app.output["table"] = app.listing() if app.root.exists() else []
+    elif step == "runs":
+        folder, names = release_settings.history(app.root), release_settings.scheduled(app)
+        app.output["table"] = schedule_runs.listing(folder, names, params["schedule"])
     elif step == "gate":
         release_steps.take(app, params["steps"])
     elif step == "hook":
@@ -143,7 +155,7 @@ def changed(app: release_steps.Release, step: str) -> bool:
         return not output["live"] or bool(output["place"])
     if step == "workers":
         return bool(output["workers"] or output.get("schedules"))
-    return step != "list"
+    return step not in ("list", "runs")
 
 
 def main() -> None:
@@ -153,6 +165,7 @@ def main() -> None:
             "app": {"type": "dict", "required": True},
             "variables": {"type": "str", "no_log": True},
             "steps": {"type": "list", "elements": "str", "default": []},
+            "schedule": {"type": "str", "default": ""},
         }
     )
     params, step = module.params, module.params["step"]
@@ -181,6 +194,9 @@ def main() -> None:
     except OSError as error:
         module.fail_json(msg=f"{prefix or step + ': '}{release_steps.describe(error)}")
     diff = {"prepared": app.output.pop("diff", "")}
+    # Nobody may look at a schedule for months, and everybody reads this.
+    for line in app.output.pop("failing", []):
+        module.warn(f"{params['app']['name']}, {line}")
     module.exit_json(changed=changed(app, step), diff=diff, **app.output)
 
 

@@ -1,11 +1,14 @@
 """What works beside the web: background workers and schedules, as the inventory has them."""
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from testinfra.host import Host
+
+RUNS = "/srv/ledger/logs/schedules"
 
 
 def test_schedule_runs_in_the_release_that_serves(host: Host, serving: Callable[[], str]) -> None:
@@ -14,6 +17,9 @@ def test_schedule_runs_in_the_release_that_serves(host: Host, serving: Callable[
         "journalctl --unit ledger.tick --identifier ledger.tick --lines 1 --output cat"
     )
     assert said == f'tick of {serving()}: 100% "quoted" back\\slash /srv/ledger/home'
+    noted = json.loads(host.check_output("cat %s/tick.json", RUNS))[-1]
+    assert (noted["result"], noted["output"]) == ("success", f"{said}\n")
+    assert 0 <= noted["ended"] - noted["began"] < 60
     timer = host.check_output("systemctl list-timers --all ledger.tick.timer")
     assert "-01-01 00:00:00" in timer
     assert host.service("ledger.tick.timer").is_enabled
@@ -28,13 +34,17 @@ def site(
     def run(**variables: object) -> str:
         done = playbook("site", **variables)
         assert done.returncode == 0, done.stdout
-        return done.stdout
+        # Warnings are wrapped.
+        return " ".join((done.stdout + done.stderr).split())
 
     return run
 
 
 @pytest.mark.newest_release
-def test_what_is_not_in_the_lists_any_more_is_gone(host: Host, site: Callable[..., str]) -> None:
+def test_what_is_not_in_the_lists_any_more_is_gone_and_a_schedule_that_fails_is_told_of(
+    host: Host, site: Callable[..., str], playbook: Callable
+) -> None:
+    fails = {"name": "tock", "command": "echo no such cart; exit 3"}
     files = (
         "ls /etc/supervisor/conf.d /etc/systemd/system /etc/systemd/system/timers.target.wants"
         " | grep ^ledger[.].*[.]"
@@ -44,14 +54,18 @@ def test_what_is_not_in_the_lists_any_more_is_gone(host: Host, site: Callable[..
     assert before == ["ledger.workers.conf", "ledger.tick.service", timer, timer]
     site(
         app_workers=[],
-        app_schedules=[{"name": "tock", "command": "true", "when": "Mon 03:00"}],
+        app_schedules=[fails | {"when": "Mon 03:00"}],
     )
     after = host.check_output(files).split()
     timer = "ledger.tock.timer"
     assert after == ["ledger.tock.service", timer, timer]
     assert "jobs" not in host.check_output("supervisorctl status || true")
     assert "ledger.tick" not in host.check_output("systemctl list-timers --all")
-    site(app_schedules=[{"name": "tock", "command": "true", "when": "Tue 03:00"}])
+    assert host.check_output("ls %s", RUNS) == ""
+    assert host.run("systemctl start ledger.tock").rc == 1
+    assert "no such cart" in playbook("schedules").stdout
+    told = site(app_schedules=[fails | {"when": "Tue 03:00"}])
+    assert "ledger, the schedule tock: its last run failed, exit status 3, at " in told
     assert "Tue " in host.check_output("systemctl list-timers --all ledger.tock.timer")
     assert "RUNNING" in host.check_output("supervisorctl status ledger.jobs:*")
 
