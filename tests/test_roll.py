@@ -270,10 +270,10 @@ def test_a_slot_that_does_not_stay_well_is_found_after_the_roll(app: App) -> Non
     app.change()
     (app.folder / "status").write_text("503")
     # Enough for what its start is asked.
-    (app.folder / "well").write_text("4")
+    (app.folder / "well").write_text("3")
     done = app.roll()
     assert done.returncode == 1
-    assert "slot 0 did not stay healthy (it was well, and then not: / answered 503)" in done.stderr
+    assert "slot 0 did not stay healthy (not healthy within 5 s: / answered 503)" in done.stderr
     assert "serving 503" in done.stderr, "the end of the slot's log is missing"
 
 

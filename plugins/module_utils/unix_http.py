@@ -113,5 +113,6 @@ def wait(where: str | Path, health: dict[str, Any], ended: Callable[[], str]) ->
 
 def look(where: str | Path, health: dict[str, Any]) -> str:
     """Return '' when what was well is so still, or what is wrong with it."""
-    trouble, _ = wait(where, {**health, "timeout": min(health["timeout"], PATIENCE)}, str)
-    return trouble
+    if not ask(where, health)[0]:
+        return ""
+    return wait(where, {**health, "timeout": min(health["timeout"], PATIENCE)}, str)[0]
