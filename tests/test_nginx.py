@@ -143,6 +143,48 @@ def test_two_owners_may_serve_one_name_on_two_ports(server: Server) -> None:
     assert server.look([SITE], owner="shop")
 
 
+def test_who_is_first_at_a_bare_address_has_it_until_it_goes(server: Server) -> None:
+    def entry(name: str, address: str) -> dict[str, Any]:
+        names = [f"{name}.test", address]
+        return {"name": name, "server_names": names, "certificate": f"/{name}", "nameless": True}
+
+    shop, blog = entry("shop", "192.0.2.1"), entry("blog", "[2001:db8::1]")
+    found = server.look([shop], owner="shop")
+    assert found["nameless"]["443"]["certificate"] == "/shop"
+    assert found["addresses"] == ["https://192.0.2.1 is answered by shop."]
+    found = server.look([blog], owner="blog")
+    assert found["nameless"]["443"]["certificate"] == "/shop"
+    assert "nameless" not in found["claim"]["sites"]["blog"]
+    assert "shown the certificate of shop" in found["addresses"][0]
+    # Whoever runs again, nothing changes, until the first is gone.
+    assert server.look([shop], owner="shop")["nameless"]["443"]["site"] == "shop"
+    assert server.look([], owner="shop")["nameless"] == {}
+    assert server.look([blog], owner="blog")["nameless"]["443"]["site"] == "blog"
+    # On another port there is another.
+    other = server.look([shop | {"listen_tls": 8443}], owner="shop")
+    assert {k: x["site"] for k, x in other["nameless"].items()} == {"443": "blog", "8443": "shop"}
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a.test"], []),
+        (["192.0.2.1"], []),
+        (["a.test", "192.0.2.1"], ["http://192.0.2.1 sends visitors to https://a.test, and"]),
+        (["192.0.2.1", "a.test"], ["http://192.0.2.1 sends visitors to https://a.test, and"]),
+        (["a.test", "[2001:db8::1]"], ["http://[2001:db8::1] sends visitors to https://a.test,"]),
+    ],
+)
+def test_what_an_address_answers_is_told_where_the_certificate_is_for_names(
+    server: Server, names: list[str], said: list[str]
+) -> None:
+    site = {"name": "a", "server_names": names, "certificate": "/a"}
+    found = server.look([site])
+    assert found["nameless"] == {}
+    assert len(found["addresses"]) == len(said)
+    assert all(x.startswith(y) for x, y in zip(found["addresses"], said, strict=True))
+
+
 def test_a_stream_of_two_owners_is_refused(server: Server) -> None:
     server.look(streams=[STREAM], owner="blog")
     with pytest.raises(nginx.Refused, match=r"nginx_streams: shop and blog both have .* redis"):
@@ -168,7 +210,13 @@ def test_a_site_of_a_run_that_was_cut_short_before_its_record_goes_too(server: S
 
 
 def test_the_header_that_is_looked_for_is_the_one_that_is_written() -> None:
-    found = {"settings": ROLE.defaults, "ipv6": True, "http2_on": True, "over_tls": False}
+    found = {
+        "settings": ROLE.defaults,
+        "ipv6": True,
+        "http2_on": True,
+        "over_tls": False,
+        "nameless": {},
+    }
     for template, variable, entry in (
         ("site.conf.j2", "__nginx_site", ROLE.value("__nginx_sites", nginx_sites=[SITE])[0]),
         ("stream.j2", "__nginx_stream", ROLE.value("__nginx_streams", nginx_streams=[STREAM])[0]),
@@ -332,6 +380,7 @@ def rendered(site: dict[str, Any], **settings: Any) -> str:
         "ipv6": True,
         "http2_on": True,
         "over_tls": False,
+        "nameless": {},
     }
     entry = ROLE.value("__nginx_sites", nginx_sites=[SITE | site])[0]
     path = "etc/nginx/sites-enabled/site.conf.j2"

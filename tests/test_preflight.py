@@ -378,6 +378,26 @@ def test_a_static_folder_that_is_not_below_its_base(path: str, base: str, wrong:
     assert [x.variable for x in found] == ["nginx_sites"] * wrong
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"app_domains": ["192.0.2.1", "a.test"]}, True),
+        ({"app_domains": ["a.test", "[2001:db8::1]"]}, True),
+        ({"app_domains": ["a.test", "1.example"]}, False),
+        ({"app_domains": ["a.test", "192.0.2.1"], "certificates_source": "ca"}, False),
+        ({"app_domains": ["a.test", "192.0.2.1"], "stack_https": False}, False),
+        # Refused, and so nothing to say.
+        ({"app_domains": ["192.0.2.1"]}, False),
+    ],
+)
+def test_an_address_that_nobody_signs_is_told(values: dict[str, Any], told: bool) -> None:
+    web = {"nginx_default_sites": [{"name": "a"}]}
+    given = web | {"certificates_source": "acme", "stack_https": True} | values
+    notes = list(stack.note_addresses(Server("web1", values=given)))
+    assert bool(notes) is told
+    assert all("https://a.test" in note for note in notes)
+
+
 MEDIA = {"url": "/media/", "path": "/srv/a/shared/media"}
 
 

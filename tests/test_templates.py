@@ -52,6 +52,18 @@ SITES = {
         "uploads": [{"url": "/media/", "path": "/srv/u/shared/media", "base": "/srv/u/shared"}],
         "headers": {"Content-Security-Policy": "default-src 'self'"},
     },
+    "a bare address": {
+        "name": "x",
+        "server_names": ["x.test", "192.0.2.1", "[2001:db8::1]"],
+        "certificate": "/etc/x.pem",
+        "nameless": True,
+    },
+    "an address of another": {
+        "name": "y",
+        "server_names": ["192.0.2.1", "[2001:DB8::1]", "x.test"],
+        "certificate": "/etc/y.pem",
+        "listen_tls": 8443,
+    },
     "static only": {
         "name": "b",
         "server_names": ["b.test"],
@@ -78,6 +90,7 @@ FOUND = {
     "http2_on": True,
     "post_quantum": True,
     "over_tls": True,
+    "nameless": {"443": {"site": "x", "certificate": "/etc/x.pem", "key": "/etc/x.pem"}},
     "settings": NGINX.defaults,
 }
 

@@ -26,6 +26,7 @@ OF_SEVERAL = ("private_address", "database_password", "database_migrate_password
 KEPT_SECRET = re.compile(
     r"\w+_environment|\w+_secret_key(_fallbacks)?|\w+_password|app_(config|secrets|failure)"
 )
+ADDRESS = re.compile(r"([0-9]+[.]){3}[0-9]+$|\[")
 RELEASES = {"12": "bookworm", "13": "trixie"}
 FACTS = re.compile(r"'(memtotal_mb|processor_vcpus|distribution\w*)'")
 RESERVED_CONNECTIONS = 3  # superuser_reserved_connections
@@ -177,6 +178,21 @@ def check_certificate_names(server: Server) -> Iterator[Problem]:
                 "app_domains",
                 "has no host name, and no certificate is issued for a bare address",
                 "add the name that visitors type, or write stack_https: false to try it without",
+            )
+
+
+def note_addresses(server: Server) -> Iterator[str]:
+    """Say what a bare address will answer, for which nobody signs a certificate."""
+    names = [str(x) for x in server.values.get("app_domains") or []]
+    bare = [x for x in names if ADDRESS.match(x)]
+    of_web = server.values.get("nginx_default_sites")
+    acme = server.values.get("certificates_source") == "acme" and server.values.get("stack_https")
+    if acme and of_web and 0 < len(bare) < len(names):
+        name = next(x for x in names if x not in bare)
+        for address in bare:
+            yield (
+                f"app_domains has {address}. No directory signs a certificate for an address: https://"
+                f"{address} will be refused, and http://{address} will send visitors to https://{name}"
             )
 
 
@@ -353,6 +369,8 @@ CHECKS = (
     check_memory_max,
     check_issue,
 )
+# What is no problem, and may surprise.
+NOTES = (note_addresses,)
 # These add to what is missing, so that they come before the words about what failed.
 FIRST = (check_addresses, check_passwords)
 LAST = (check_failures,)

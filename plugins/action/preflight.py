@@ -62,7 +62,9 @@ class ActionModule(ActionBase):
         says = escaped(report(found, sources))
         if found:
             return {"failed": True, "msg": says}
-        return {"changed": False, "again": escaped(sources.again())}
+        notes = [x for server in servers for note in self.stack.checks.NOTES for x in note(server)]
+        told = {"warnings": list(dict.fromkeys(map(escaped, notes)))} if notes else {}
+        return {"changed": False, "again": escaped(sources.again()), **told}
 
     def raw(self, host: str) -> dict[str, Any]:
         known = self.hostvars.raw_get(host)

@@ -18,6 +18,7 @@ import contextlib
 import datetime
 import functools
 import http.client
+import ipaddress
 import json
 import os
 import re
@@ -67,7 +68,7 @@ class Certificate:
             "subjectAltName",
         )
         names = re.findall(r"(?:DNS|IP Address):([^,\s]+)", text)
-        self.names = {name.lower() for name in names}
+        self.names = {plain(name) for name in names}
         self.issuer = re.search(r"^issuer=\s*(.*)$", text, re.M)[1]
         self.subject = re.search(r"^subject=\s*(.*)$", text, re.M)[1]
         self.start, self.end = (
@@ -171,7 +172,7 @@ class Keeper:
 
     def make(self, item: Item, subject: str, *options: str | Path) -> None:
         """Make a key and a certificate, both in one file so that they are replaced at once."""
-        names = ",".join(f"{kind(name)}:{name}" for name in item["names"])
+        names = ",".join(f"{kind(name)}:{plain(name)}" for name in item["names"])
         extensions = [f"subjectAltName={names}", "basicConstraints=critical,CA:FALSE"]
         extensions += ["keyUsage=critical,digitalSignature", "extendedKeyUsage=serverAuth"]
         certificate, key = new_pair(subject, CA_DAYS, extensions, *options)
@@ -182,7 +183,12 @@ class Keeper:
         root, key = FOLDER / "ca.crt", FOLDER / "ca.key"
         has, authority = read_certificate(self.path(item)), read_certificate(root)
         fits = has and authority and has.issuer == authority.subject
-        if fits and has.names == set(item["names"]) and not has.runs_out and not authority.runs_out:
+        if (
+            fits
+            and has.names == set(map(plain, item["names"]))
+            and not has.runs_out
+            and not authority.runs_out
+        ):
             return
         if not self.change(item, "signed by the private CA"):
             return
@@ -203,7 +209,7 @@ class Keeper:
             has = read_certificate(self.path(item))
             if has is None or has.stands_in:
                 due = "issued"
-            elif has.names != set(item["names"]):
+            elif has.names != set(map(plain, item["names"])):
                 due = "issued for other names"
             elif has.runs_out:
                 due = "renewed"
@@ -394,6 +400,14 @@ def new_pair(
             *options,
         )
         return certificate.read_text(), key.read_text()
+
+
+def plain(name: str) -> str:
+    """Return a name as a certificate has it: an address of IPv6 without the brackets of a URL."""
+    try:
+        return str(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        return name.lower()
 
 
 def kind(name: str) -> str:

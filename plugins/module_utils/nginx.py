@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -84,11 +85,73 @@ def claim(
                     int(site["listen"]),
                     *[int(site["listen_tls"])] * bool(site["certificate"]),
                 ],
+                **({"nameless": nameless(site)} if nameless(site) else {}),
             }
             for site in present(sites)
         },
         "streams": [stream["name"] for stream in present(streams)],
     }
+
+
+def nameless(site: dict) -> dict[str, Any]:
+    """Return what is shown to who names no host in a handshake, as for an address, if anything."""
+    if not (site.get("nameless") and site["certificate"]):
+        return {}
+    key = site["certificate_key"] or site["certificate"]
+    return {"port": int(site["listen_tls"]), "certificate": site["certificate"], "key": key}
+
+
+def share_nameless(everybody: dict[str, dict], owner: str) -> tuple[dict[str, dict], list[str]]:
+    """Return by port what is shown to who names no host; who has it keeps it.
+
+    A claim of the owner's that finds it taken is dropped, and told.
+    """
+    taken: dict[str, dict] = {}
+    told = []
+    # The owner comes last.
+    for name, claimed in sorted(everybody.items(), key=lambda x: x[0] == owner):
+        for site, entry in claimed["sites"].items():
+            if not (shown := entry.get("nameless")):
+                continue
+            port = str(shown["port"])
+            first = taken.setdefault(port, {**shown, "owner": name, "site": site})
+            if first["site"] != site:
+                entry.pop("nameless")
+                told.append(
+                    f"Who comes to {site} by a bare address, over TLS on port {port}, is shown the"
+                    f" certificate of {first['site']} ({first['owner']}), which was there first:"
+                    " this server can show one."
+                )
+    return taken, told
+
+
+def addresses(sites: list[dict], taken: dict[str, dict]) -> list[str]:
+    """Return what answers at the bare addresses of this owner's sites."""
+    told = []
+    for site in present(sites):
+        if not site["certificate"]:
+            continue
+        names = [x for x in site["server_names"] if not is_address(x)]
+        port = str(site["listen_tls"])
+        has = taken.get(port, {}).get("certificate") == site["certificate"]
+        seen = "" if int(site["redirect_port"]) == 443 else f":{site['redirect_port']}"
+        for name in filter(is_address, site["server_names"]):
+            if has:
+                told.append(f"https://{name}{seen} is answered by {site['name']}.")
+            elif not site.get("nameless") and names:
+                told.append(
+                    f"http://{name} sends visitors to https://{names[0]}{seen}, and"
+                    f" https://{name}{seen} is refused: the certificate is for names."
+                )
+    return told
+
+
+def is_address(name: str) -> bool:
+    """Tell whether a server name is a bare address, which no client says in a handshake."""
+    try:
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        return False
 
 
 def present(entries: list[dict]) -> list[dict]:

@@ -73,6 +73,15 @@ absent:
   type: list
   elements: str
   returned: success
+nameless:
+  description: The certificate that is shown on each port to who names no host in a handshake.
+  type: dict
+  returned: success
+addresses:
+  description: What answers at the bare addresses of this owner's sites.
+  type: list
+  elements: str
+  returned: success
 over_tls:
   description: Whether any site, of any owner, is served over TLS.
   type: bool
@@ -132,6 +141,8 @@ def look(owner, sites, streams, settings, defaults, check_mode, state="present")
     absent = [x["name"] for x in sites if x["state"] == "absent"]
     for problem in nginx.conflicts(everybody, owner, absent):
         raise Refused(problem)
+    # Last, as it takes a claim back that another owner has already.
+    nameless, told = nginx.share_nameless(everybody, owner)
     stated = claims.merged(theirs["settings"] for theirs in everybody.values())
     gone = nginx.absent_paths(owner, sites, streams)
     known = {x["name"] for x in sites} | {nginx.Path(path).stem for path in gone}
@@ -141,6 +152,7 @@ def look(owner, sites, streams, settings, defaults, check_mode, state="present")
     for problem in nginx.taken_ports(ports):
         raise Refused(problem)
     found |= {"settings": in_force, "claim": mine, "absent": gone, "over_tls": tls}
+    found |= {"nameless": nameless, "addresses": told + nginx.addresses(sites, nameless)}
     return {"changed": False, **found}
 
 

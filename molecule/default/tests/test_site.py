@@ -61,11 +61,24 @@ def test_unknown_host_gets_no_answer(published: Callable[[int], str | None]) -> 
         requests.get(f"http://{published(80)}/", headers={"Host": "elsewhere.test"}, timeout=30)
 
 
-def test_unknown_host_is_refused_in_the_handshake(
-    site: Callable[..., requests.Response],
-) -> None:
-    with pytest.raises(requests.exceptions.SSLError, match=r"(?i)unrecognized.name"):
-        site("/", host="elsewhere.test")
+def test_unknown_host_gets_no_answer_over_tls(host: Host) -> None:
+    # Beside a bare address, a name of no site is shown the certificate of that.
+    ask = "curl -sS --insecure --resolve elsewhere.test:443:127.0.0.1 https://elsewhere.test/"
+    assert host.run(ask).rc in (35, 52, 92)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
+def test_bare_address_is_answered_over_tls(host: Host, address: str) -> None:
+    ask = f"curl -sS --globoff --cacert /var/lib/certificates/ca.crt https://{address}/healthz"
+    assert "release" in host.check_output(ask)
+
+
+def test_who_is_second_at_a_bare_address_is_told(host: Host) -> None:
+    """Its own certificate is shown to who names it."""
+    ask = "curl -sS --cacert /var/lib/certificates/ca.crt https://127.0.0.2/healthz"
+    assert host.run(ask).rc == 60
+    ask = "curl -sS --cacert /var/lib/certificates/ca.crt --resolve neighbour.test:443:127.0.0.1"
+    assert "release" in host.check_output(f"{ask} https://neighbour.test/healthz")
 
 
 def test_plain_port_sends_to_tls(published: Callable[[int], str | None], app: str) -> None:

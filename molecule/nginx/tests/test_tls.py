@@ -44,6 +44,20 @@ def test_unknown_name_is_refused_in_the_handshake(host: Host) -> None:
     assert "BEGIN CERTIFICATE" not in said
 
 
+def test_an_address_is_sent_to_the_name_that_the_certificate_is_for(host: Host) -> None:
+    head = host.check_output("curl -sS -o /dev/null -D - 'http://127.0.0.3:8082/a?b=c'")
+    assert "Location: https://hostile.test/a?b=c" in head
+    assert host.run("curl -sS --insecure https://127.0.0.3/").rc == 35
+
+
+@pytest.mark.parametrize(("name", "ends"), [("127.0.0.4", {0}), ("127.0.0.5", {52, 56})])
+def test_an_address_has_a_certificate_where_that_is_said(
+    host: Host, name: str, ends: set[int]
+) -> None:
+    # The connection is closed, or reset, for an address of no site.
+    assert host.run(f"curl -sS --insecure --http1.1 https://{name}:8444/").rc in ends
+
+
 def test_http_2_is_spoken(host: Host) -> None:
     version = f"{CURL} -o /dev/null -w '%{{http_version}}' {URL}/static/release.txt"
     assert host.check_output(version) == "2"
