@@ -144,6 +144,8 @@ class App:
             "venv": "venv-1",
             "shared": [],
             "uploads": [],
+            "immutable": [],
+            "static": {"/static/": "static"},
             "place": {},
             "files": {"gunicorn.conf.py": "workers = 1\n"},
             "variables": VARIABLES | changes.pop("variables", {}),
@@ -902,6 +904,29 @@ def test_static_files_of_the_last_two_releases_stay(app: App) -> None:
     assert static() == hashed("bcd") | {"d.txt"}
     app.rollback()
     assert static() >= hashed("bcd")
+
+
+@pytest.mark.parametrize("immutable", ["/static/assets/", "/static/", "/", "/static/assets/index-"])
+def test_static_files_of_a_bundler_stay_where_that_is_said(app: App, immutable: str) -> None:
+    def finish(letters: str) -> str:
+        write = f"mkdir -p static/assets; echo x >'static/assets/index-{letters}.js'"
+        return f"{write}; find static -type f >.static"
+
+    app.deploy("a", finish=finish("BfQ2x9aZ"), immutable=[immutable])
+    app.deploy("b", finish=finish("Cq_-0Zx1"), immutable=[immutable])
+    names = {x.name for x in (app.root / "releases/b/static/assets").iterdir()}
+    assert names == {"index-BfQ2x9aZ.js", "index-Cq_-0Zx1.js"}
+
+
+@pytest.mark.parametrize("immutable", [[], ["/other/"], ["/statics/"], ["/static/assetsx/"]])
+def test_static_files_with_no_hash_go_where_nothing_is_said(app: App, immutable: list) -> None:
+    finish = (
+        "mkdir -p static/assets; echo x >static/assets/index-{}.js; find static -type f >.static"
+    )
+    app.deploy("a", finish=finish.format("BfQ2x9aZ"), immutable=immutable)
+    app.deploy("b", finish=finish.format("CqW30Zx1"), immutable=immutable)
+    names = {x.name for x in (app.root / "releases/b/static/assets").iterdir()}
+    assert names == {"index-CqW30Zx1.js"}
 
 
 def test_old_releases_go_and_what_is_needed_stays(app: App) -> None:

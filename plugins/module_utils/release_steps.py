@@ -714,9 +714,22 @@ def link_command(app: Release) -> None:
         link.symlink_to(app.app["run_command"])
 
 
+def kept_names(app: dict[str, Any]) -> str:
+    """Return what finds the files of a release that the next ones keep, by their paths in it."""
+    found = [app["hashed"]]
+    for url, folder in app["static"].items():
+        above, path = url.rstrip("/") + "/", folder.rstrip("/") + "/"
+        for prefix in app["immutable"]:
+            if prefix.startswith(above):
+                found.append("^" + re.escape(path + prefix.removeprefix(above)))
+            elif above.startswith(prefix):
+                found.append("^" + re.escape(path))
+    return "|".join(filter(None, found))
+
+
 def carry_static(app: Release, release: str) -> None:
     """Link the files of another release that have a hash in their name into this one."""
-    names = {"old": app.folder(release), "new": app.folder(app.id), "hashed": app.app["hashed"]}
+    names = {"old": app.folder(release), "new": app.folder(app.id), "hashed": kept_names(app.app)}
     script = CARRY.format_map({name: shlex.quote(str(value)) for name, value in names.items()})
     app.shell(script, f"keep the static files of {release}", app.root)
 
