@@ -160,6 +160,9 @@ def test_who_is_first_at_a_bare_address_has_it_until_it_goes(server: Server) -> 
     assert server.look([shop], owner="shop")["nameless"]["443"]["site"] == "shop"
     assert server.look([], owner="shop")["nameless"] == {}
     assert server.look([blog], owner="blog")["nameless"]["443"]["site"] == "blog"
+    # Who goes takes nobody else's along.
+    left = nginx_info.look("shop", [], [], {}, DEFAULTS, False, state="absent")
+    assert left["nameless"]["443"]["site"] == "blog"
     # On another port there is another.
     other = server.look([shop | {"listen_tls": 8443}], owner="shop")
     assert {k: x["site"] for k, x in other["nameless"].items()} == {"443": "blog", "8443": "shop"}

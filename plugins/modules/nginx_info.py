@@ -127,6 +127,7 @@ def leave(owner, defaults, check_mode):
     stated = claims.merged(theirs["settings"] for theirs in everybody.values())
     tls = nginx.over_tls({nginx.Path(path).stem for path in gone})
     found = nginx.abilities(check_mode) | {"settings": {**defaults, **stated}, "over_tls": tls}
+    found["nameless"], _ = nginx.share_nameless(everybody, owner)
     return {"changed": False, "absent": there, **found}
 
 
