@@ -70,8 +70,8 @@ def test_unknown_host_gets_no_answer_over_tls(site: Callable[..., requests.Respo
 
 def by_address(host: Host, address: str) -> CommandResult:
     """Ask over TLS by an address, for which a client names no host."""
-    ask = "import ssl, sys, urllib.request as x; context = ssl.create_default_context(cafile=sys.argv[2])"
-    ask += "; print(x.urlopen(sys.argv[1], context=context).read())"
+    ask = "import ssl, sys, urllib.request as u; c = ssl.create_default_context(cafile=sys.argv[2])"
+    ask += "; print(u.urlopen(sys.argv[1], context=c).read())"
     url = f"https://{address}/healthz"
     return host.run("python3 -c %s %s %s", ask, url, "/var/lib/certificates/ca.crt")
 
