@@ -30,6 +30,8 @@ SECRETS = {
     "vault_internal_ca_key": Authority.make().text(),
     "vault_app_secret_key": "0123456789abcdef0123456789abcdef",
     "vault_database_password": "hush-hush",
+    "vault_index_password": "hush-hush",
+    "vault_git_token": "hush-hush",
     "vault_database_migrate_password": "hush-hush",
 }
 # Keeps what it has read of the roles.

@@ -9,6 +9,23 @@ from ansible_collections.carafe.stack.plugins.module_utils.commands import Comma
 GCC = """error: command 'x86_64-linux-gnu-gcc' failed: No such file or directory
 ERROR: Failed building wheel for lxml"""
 UV = "Failed to build `uwsgi==2.0.28`\n[Errno 2] No such file or directory: 'gcc'"
+# As uv 0.13 and then pip 25.1 have said it on a server, shortened.
+UV_AND_PIP = """error: Failed to build `misaka==2.1.1`
+  cause: The build backend returned an error
+         error: [Errno 2] No such file or directory: 'x86_64-linux-gnu-gcc'
+--- build the virtual environment
+error: failed-wheel-build-for-install
+x Failed to build installable wheels for some pyproject.toml based projects
+  Building wheel for misaka (pyproject.toml): finished with status 'error'
+Failed to build misaka
+"""
+PG_CONFIG = """error: Failed to build `psycopg2==2.9.9`
+         Error: pg_config executable not found.
+
+         pg_config is required to build psycopg2 from source.
+"""
+HEADER = """src/lxml/etree.c:96:10: fatal error: Python.h: No such file or directory
+ERROR: Could not build wheels for lxml, which is required to install its project"""
 MESON = "../meson.build:1:0: ERROR: Unknown compiler(s): [['cc'], ['gcc']]"
 
 
@@ -21,6 +38,11 @@ MESON = "../meson.build:1:0: ERROR: Unknown compiler(s): [['cc'], ['gcc']]"
         ("migrate", "(sqlite3.OperationalError) unable to open database file", "app_shared"),
         ("build", GCC, "lxml has no wheel"),
         ("build", UV, "uwsgi==2.0.28 has no wheel"),
+        ("build", UV_AND_PIP, "misaka has no wheel"),
+        ("build", UV_AND_PIP, "app_requirements_override, or run the app with a Python"),
+        ("build", PG_CONFIG, "psycopg2==2.9.9 has no wheel"),
+        ("build", PG_CONFIG, "libpq-dev"),
+        ("build", HEADER, "lxml has no wheel"),
         ("build", MESON, "One of the packages has no"),
         ("build", "error: can't find Rust compiler", "app_extra_packages"),
     ],

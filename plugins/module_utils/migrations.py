@@ -79,9 +79,20 @@ HINTS = (
         " that it has one for, by app_python; or install what builds it: app_extra_packages, for"
         " instance [gcc, libc6-dev, python3-dev].",
     ),
+    (
+        {"build"},
+        r"\w+[-_]config\b.{0,40}(?:not found|No such file)|fatal error: \S+: No such file"
+        r"|cannot find -l\w+|[Pp]ackage '?[\w.+-]+'?,? .{0,60}not found\b.{0,40}pkg-config"
+        r"|pkg-config .{0,60}(?:not found|could not be found)",
+        "{package} has no wheel for this server's Python, and what it is built from is not here."
+        " Pin a version of it that has one, or have another package in its place, by"
+        " app_requirements_override; or install what builds it: app_extra_packages, for instance"
+        " [gcc, libc6-dev, python3-dev, libpq-dev].",
+    ),
 )
 PACKAGE = re.compile(
-    r"Failed (?:to build|building wheel for|to build wheel for) [`'\"]?"
+    r"(?:Failed (?:to build|building wheel for|to build wheel for)|Could not build wheels for)"
+    r" (?!installable )[`'\"]?"
     r"([A-Za-z0-9._-]+(?:==[^\s`'\"]+)?)"
 )
 

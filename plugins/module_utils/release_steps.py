@@ -296,7 +296,8 @@ class Release(State):
             with contextlib.suppress(Failure, OSError):
                 self.note(self.id, broken=one_line(f"{step}: {why}"))
                 ahead = self.ahead()
-        helps = migrations.hint(step, self.log_tail() + theirs.encode())
+        # Which package could not be built may stand far above.
+        helps = migrations.hint(step, self.log_tail(10 * LOG_TAIL) + theirs.encode())
         # What slots and workers print is in logs of their own.
         log = "" if step in ("slots", "workers") else self.log_end()
         if mine:
@@ -352,9 +353,9 @@ class Release(State):
     def log_mark(self) -> bytes:
         return "=== {by}, {id}\n".format_map(self.app["run"]).encode()
 
-    def log_tail(self) -> bytes:
+    def log_tail(self, size: int = LOG_TAIL) -> bytes:
         """Return the end of what this run has written to the release's log."""
-        text = files.tail(self.log_path, LOG_TAIL) if self.log_path.exists() else b""
+        text = files.tail(self.log_path, size) if self.log_path.exists() else b""
         return text.rpartition(self.log_mark)[2]
 
     def log_end(self) -> str:
@@ -516,15 +517,17 @@ def venv(app: Release) -> None:
                 " Name a release of it on the package index, or a .whl"
             )
         why = build_with_uv(app, folder) if app.app.get("uv") else ""
+        python = venvs.python(app.app["python"], app.root)
+        if not python:
+            raise Failure(
+                f"app_python: this server has no Python {app.app['python']}, and"
+                f" {why or 'uv alone gets one'}. Have app_installer at uv and a mirror that the"
+                " server reaches in app_install_environment, as UV_PYTHON_INSTALL_MIRROR, or name"
+                " the path of one"
+            )
         if why and app.app["uv"].get("lock"):
             raise Failure(f"{app.app['uv']['requirements']} is for uv alone: {why}")
         if why or not app.app.get("uv"):
-            python = venvs.python(app.app["python"], app.root)
-            if not python:
-                raise Failure(
-                    f"app_python: this server has no Python {app.app['python']}, and uv alone gets"
-                    f" one{': ' * bool(why)}{why}. Leave app_installer at uv, or name a path"
-                )
             clear(app, folder)
             with environment({"CARAFE_PYTHON": python}):
                 app.build_shell(app.app["build_venv"], "build the virtual environment", folder)

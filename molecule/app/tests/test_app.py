@@ -147,3 +147,44 @@ def test_isso_keeps_a_comment(site: Callable[..., requests.Response], host: Host
     kept = site("/?uri=/page/", host="comments.test").json()
     assert "First!" in kept["replies"][0]["text"]
     assert host.file("/srv/isso/shared/data/comments.db").user == "isso"
+
+
+LOCKED = {"flask": "3.1.1", "click": "8.1.8", "werkzeug": "3.1.3", "house": "2.1", "lib": "0.7"}
+PASSWORD = "only-the-index-knows-this"
+
+
+def test_what_the_lock_says_is_installed_but_for_the_pin(host: Host) -> None:
+    program = "import importlib.metadata as m, json\n"
+    program += "print(json.dumps({x.name.lower(): x.version for x in m.distributions()}))"
+    there = json.loads(host.check_output("tagged python -c %s", program))
+    assert there.items() >= {**LOCKED, "jinja2": "3.1.6", "tagged": "1.4"}.items()
+
+
+def test_the_app_s_own_code_and_command_are_found(host: Host) -> None:
+    assert host.file("/srv/tagged/cache/said").content_string == "tagged==1.4 house==2.1 lib==0.7\n"
+    found = as_user(host, "tagged", "tagged python -c 'import tagged; print(tagged.__file__)'")
+    release = host.check_output("readlink -e /srv/tagged/current")
+    assert found.stdout.strip() == f"{release}/src/tagged/__init__.py"
+
+
+def test_it_runs_with_the_python_that_it_asked_for(host: Host) -> None:
+    version = host.check_output("python3 -c 'import platform; print(platform.python_version())'")
+    program = "import platform, ssl, sys; print(platform.python_version(), sys.base_prefix)"
+    said = as_user(host, "tagged", f"tagged python -c '{program}'").stdout.split()
+    assert said[0] == version
+    assert said[1].startswith("/srv/tagged/python/cpython-")
+    # Nobody who runs the app, or builds it, can change it.
+    for user in ("tagged", "www-data"):
+        assert as_user(host, user, f"test -w {said[1]}/bin/python3").rc != 0
+
+
+def test_the_password_of_an_index_is_nowhere_but_where_the_build_has_it(host: Host) -> None:
+    assert host.file("/run/private-index.seen").content_string == ""
+    places = "/srv/tagged /etc /run /tmp /var/lib /var/log /var/cache /var/tmp /home"
+    found = host.run(f"grep -rslF --devices=skip {PASSWORD} {places}").stdout.split()
+    assert found
+    for path in found:
+        assert path.endswith("/install.environment"), path
+        file = host.file(path)
+        assert (file.user, file.group, file.mode) == ("root", "tagged-deploy", 0o640)
+    assert host.run("journalctl --no-pager | grep -cF %s", PASSWORD).stdout.strip() == "0"
