@@ -1048,7 +1048,7 @@ def test_a_migration_that_waits_for_a_lock_is_tried_again_and_names_who_has_it(
     tries.unlink()
     said = app.fail("b", commands={"migrate": f"{count}; {locked}"}, database="shop")
     assert "have a lock, 5 times; a serves.\n" in said
-    assert "\n7 is in the way of shop\nA serves." in said
+    assert "\n7 is in the way of shop\nAs before, a serves." in said
     assert len(tries.read_text().splitlines()) == 5
     # Any other reason is told at once.
     tries.unlink()
@@ -1087,7 +1087,7 @@ def test_a_step_says_one_line_and_the_end_of_the_run_all_of_it(app: App) -> None
     first, *_, last = why.splitlines()
     assert first == "b failed at the step load: exit status 3; a serves."
     assert "\nno such page\n" in why
-    assert last == "A serves. Mend that, and run again: ansible-playbook x.yml"
+    assert last == "As before, a serves. Mend that, and run again: ansible-playbook x.yml"
     with pytest.raises(Failure) as failure:
         app.step("report_failure", "b", failure=f"{first}\nWhy stands at the end", **changes)
     assert str(failure.value) == why

@@ -302,7 +302,7 @@ class Release(State):
         log = "" if step in ("slots", "workers") else self.log_end()
         if mine:
             self.end(f"failed at {step}: {why}")
-        first = f"{self.id} failed at the step {step}: {why}; {self.serves()}."
+        first = f"{self.id} failed at the step {step}: {why.rstrip('.')}; {self.serves()}."
         # Last, where one looks first, what helps.
         parts = filter(None, [first, ahead, log, theirs, helps, self.next()])
         text = escaped("\n".join(part.strip("\n") for part in parts))
@@ -329,7 +329,7 @@ class Release(State):
 
     def next(self) -> str:
         """Return the last line of what is said of a failure: how things are, and what to do."""
-        again, serves = self.app["again"], self.serves()
+        again, served = self.app["again"], self.has_served(self.serving)
         command = f"run again: {again}" if again else "run this again."
         if self.unfinished():
             site = DEPLOY.sub("site", again)
@@ -337,7 +337,9 @@ class Release(State):
             return (
                 f"Nothing serves yet, and this server is not finished. Site comes first, {command}"
             )
-        return f"{serves[0].upper()}{serves[1:]}. Mend that, and {command}"
+        serves = f"As before, {self.serving} serves." if served else "Nothing serves yet."
+        others = " The other servers give it up, too." if self.app["servers"] > 1 else ""
+        return f"{serves}{others} Mend that, and {command}"
 
     def unfinished(self) -> bool:
         """Tell whether nothing has served yet where this run is for servers that are finished."""
