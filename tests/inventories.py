@@ -32,6 +32,7 @@ SECRETS = {
     "vault_database_password": "hush-hush",
     "vault_index_password": "hush-hush",
     "vault_git_token": "hush-hush",
+    "vault_account": "hush-hush",
     "vault_database_migrate_password": "hush-hush",
 }
 # Keeps what it has read of the roles.

@@ -456,6 +456,17 @@ def with_uv(app: App, status: int = 0) -> dict[str, Any]:
     return {"uv": {"version": "1", "path": path, "requirements": "r.txt", "extra": ["gunicorn"]}}
 
 
+@pytest.mark.parametrize("installer", ["uv", "pip"])
+def test_a_python_that_cannot_be_had_is_refused_by_the_name_of_its_variable(
+    app: App, installer: str
+) -> None:
+    lock = {"uv": with_uv(app, status=2)["uv"] | {"lock": "uv.lock"}} if installer == "uv" else {}
+    said = app.fail("a", python="3.99", **lock)
+    assert "app_python: this server has no Python 3.99" in said.splitlines()[0]
+    assert "UV_PYTHON_INSTALL_MIRROR" in said
+    assert not (app.root / "venvs/venv-1/bin").exists()
+
+
 def test_uv_builds_the_virtual_environment_as_pip_is_told_to(app: App) -> None:
     install = {"install": {"PIP_INDEX_URL": "https://house"}}
     done = app.deploy("a", variables=install, build_venv="exit 1", **with_uv(app))
