@@ -159,9 +159,10 @@ def test_one_run_at_a_time_makes_roles(
     stage: str,
     more: dict[str, str],
 ) -> None:
-    session = types.SimpleNamespace()
+    session = types.SimpleNamespace(rows=lambda *_: [])
+    monkeypatch.setattr(server_of.Server, "beaten", lambda *_: [])
     monkeypatch.setattr(postgresql, "need_psycopg2", lambda: None)
-    monkeypatch.setattr(postgresql, "session_now", lambda: session)
+    monkeypatch.setattr(postgresql, "session_now", lambda *_: session)
     monkeypatch.setattr(postgresql, "start", lambda *_: ([], session))
     monkeypatch.setattr(postgresql, "apply", lambda *_: ([], [], session))
 

@@ -1294,3 +1294,146 @@ def test_a_site_and_a_program_that_were_there_before() -> None:
     program = the_only(beside(supervisor={"programs": ["guestbook.conf", "other.conf"]}))
     assert program.variable == "app_name"
     assert "/etc/supervisor/conf.d/guestbook.conf" in program.what
+
+
+def cluster(name: str = "17/main", **changes: Any) -> dict[str, Any]:
+    version, name = name.split("/")
+    folder = f"/etc/postgresql/{version}/{name}"
+    return {
+        **{"version": version, "name": name, "port": 5432, "runs": True},
+        **{"socket": "/var/run/postgresql", "data": f"/var/lib/postgresql/{version}/{name}"},
+        **{"reads_conf_d": True, "hba_file": f"{folder}/pg_hba.conf", "claims": []},
+        **{"databases": {}, "roles": [], "altered": [], "hba": 0, "has_databases": False},
+        **{"confs": [], **changes},
+    }
+
+
+def of_clusters(*clusters: dict[str, Any], **changes: Any) -> list[Any]:
+    facts = {"found": {"postgresql": {"clusters": list(clusters)}}}
+    return problems(facts=facts, **{"stack_host_roles": ["postgres"], **changes})
+
+
+def test_one_cluster_of_debian_s_own_version_needs_no_word() -> None:
+    assert of_clusters() == []
+    assert of_clusters(cluster()) == []
+    assert of_clusters(cluster(runs=False, socket="")) == []
+    assert of_clusters(cluster(port=5433), postgres_cluster="17/main") == []
+
+
+@pytest.mark.parametrize(
+    ("there", "stated", "says"),
+    [
+        (["17/main", "17/other"], "", "17/main (port 5432, running) and 17/other"),
+        (["16/main"], "", "16/main (port 5432, running), where Debian's own is 17/main"),
+        (["17/shop"], "", "which one is the app's?"),
+        (["16/main", "17/main"], "", "which one is the app's?"),
+        (["16/main", "17/main"], "15/main", "is '15/main', and web1 has 16/main"),
+        (["17/main"], "main", "not a version and a name"),
+        (["17/main"], "17-main", "not a version and a name"),
+        ([], "16/main", "has no PostgreSQL yet"),
+        (["16/main", "17/main"], "16/main", ""),
+        ([], "17/main", ""),
+    ],
+)
+def test_which_cluster_is_the_app_s(there: list[str], stated: str, says: str) -> None:
+    found = of_clusters(*map(cluster, there), postgres_cluster=stated)
+    if not says:
+        assert found == []
+        return
+    problem = the_only(found)
+    assert problem.variable == "postgres_cluster"
+    assert says in problem.what
+
+
+def test_a_cluster_that_carafe_has_is_told_from_one_beside_it() -> None:
+    assert of_clusters(cluster(claims=["guestbook"]), cluster("16/main", port=5433)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"reads_conf_d": False}, "does not read conf.d"),
+        ({"hba_file": "/etc/hba"}, "whose hba_file on web1 is /etc/hba"),
+        ({"socket": "/tmp"}, "whose unix socket on web1 is in /tmp"),
+        ({"data": "/home/pg/17"}, "sandbox keeps it out of"),
+        ({"refused": "FATAL: no"}, "does not let the unix user postgres in on web1 (FATAL: no)"),
+    ],
+)
+def test_a_cluster_that_cannot_be_configured(changes: dict[str, Any], says: str) -> None:
+    problem = the_only(of_clusters(cluster(**changes)))
+    assert says in problem.what
+    # The other one is nobody's business.
+    both = [cluster(port=5433), cluster("16/main", **changes)]
+    assert of_clusters(*both, postgres_cluster="17/main") == []
+
+
+def test_a_port_that_debian_s_cluster_would_go_around() -> None:
+    docker = {"host": "*", "port": 5432, "name": "docker-proxy", "pid": 9, "unit": "docker.service"}
+    found = problems(facts={"found": {"listeners": [docker]}})
+    assert "port 5432, which docker-proxy (pid 9" in the_only(found).what
+
+
+def test_a_database_and_a_role_that_were_there_before() -> None:
+    mine = {"postgres_databases": [{"name": "guestbook", "owner": "guestbook-owner"}]}
+    there = cluster(databases={"guestbook": "anna"}, roles=["anna", "guestbook-owner"])
+    database, role = of_clusters(there, **mine)
+    assert (database.variable, role.variable) == ("app_name", "app_name")
+    assert "it is anna's" in database.what
+    assert "'guestbook-owner'" in role.what
+    assert of_clusters(there, **mine, stack_adopt=True) == []
+    known = {**there, "claims": ["guestbook"]}
+    assert of_clusters(known, **mine, postgres_owner="guestbook") == []
+
+
+BY_HAND: dict[str, dict[str, Any]] = {
+    "nginx": {
+        **{"by_hand": True, "is_debians": True, "main": True, "sites": ["blog"]},
+        **{"extra": ["x.conf"], "kept": ["upstream y"], "gone": ["gzip"], "twice": []},
+    },
+    "supervisor": {
+        **{"by_hand": True, "main": True, "programs": ["x.conf"], "kept": ["program:y"]},
+        **{"gone": ["inet_http_server"], "includes": []},
+    },
+    "postgresql": {
+        "clusters": [
+            cluster(hba=3, has_databases=True, databases={"theirs": "a"}, altered=["work_mem"])
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("nginx", ["its sites go on (blog)", "nginx.conf is replaced", "upstream y", "of gzip"]),
+        ("supervisor", ["its programs go on (x.conf)", "program:y go on", "inet_http_server are"]),
+        ("postgresql", ["its databases stay (theirs)", "stays and wins (work_mem)"]),
+    ],
+)
+def test_what_is_configured_by_hand_is_told_and_taken_with_a_word(
+    kind: str, says: list[str]
+) -> None:
+    roles = {"stack_host_roles": ["nginx", "supervisor", "postgres"]}
+    facts = {"found": {kind: BY_HAND[kind]}}
+    problem = the_only(problems(facts=facts, **roles, stack_adopt=False))
+    assert problem.variable == "stack_adopt"
+    assert "write stack_adopt: true" in problem.command
+    for text in says:
+        assert text in problem.what
+    assert problems(facts=facts, **roles, stack_adopt=True) == []
+    # A server without that role is not asked for it.
+    assert problems(facts=facts, stack_host_roles=["app"]) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "says"),
+    [
+        ("nginx", {"twice": ["gzip in conf.d/x.conf"]}, "has gzip in conf.d/x.conf"),
+        ("nginx", {"is_debians": False}, "is not Debian's package"),
+        ("supervisor", {"includes": ["/srv/*.ini"]}, "reads /srv/*.ini"),
+    ],
+)
+def test_what_no_word_makes_good(kind: str, changes: dict[str, Any], says: str) -> None:
+    facts = {"found": {kind: {**BY_HAND[kind], **changes}}}
+    problem = the_only(problems(facts=facts, stack_host_roles=[kind], stack_adopt=True))
+    assert says in problem.what

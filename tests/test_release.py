@@ -30,7 +30,7 @@ from ansible_collections.carafe.stack.plugins.module_utils import (
     unix_http,
     venvs,
 )
-from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure, Refused
 from ansible_collections.carafe.stack.plugins.module_utils.release_state import Locked
 from ansible_collections.carafe.stack.plugins.modules import release as module
 
@@ -1392,3 +1392,28 @@ def test_the_slice_of_an_app_has_its_limits(memory: int, tasks: int, said: list[
     assert unit.path.name == r"carafe-my\x2dapp.slice"
     lines = unit.content.decode().splitlines()[-2:]
     assert all(line.endswith(words) for line, words in zip(lines, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("home", "shell", "known", "fine"),
+    [
+        ("/srv/shop", "/usr/sbin/nologin", False, True),
+        ("/home/shop", "/bin/bash", True, True),
+        ("/home/shop", "/bin/bash", False, False),
+        ("/srv/shop", "/bin/bash", False, False),
+        ("/var/lib/shop", "/usr/sbin/nologin", False, False),
+    ],
+)
+def test_a_user_that_was_there_before_is_not_taken_for_the_app_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str, shell: str, known: bool, fine: bool
+) -> None:
+    monkeypatch.setattr(release_settings, "CLAIMS", tmp_path)
+    if known:
+        (tmp_path / "shop.fact").write_text("{}")
+    user = pwd.struct_passwd(("shop", "x", 1000, 1000, "Anna", home, shell))
+    app = {"name": "shop", "root": "/srv/shop"}
+    if fine:
+        release_settings.refuse_somebody(app, user)
+        return
+    with pytest.raises(Refused, match=f"a user shop already.*home {home}, shell {shell}"):
+        release_settings.refuse_somebody(app, user)

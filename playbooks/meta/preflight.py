@@ -284,6 +284,131 @@ def check_issue(server: Server) -> Iterator[Problem]:
         )
 
 
+# What somebody has configured by hand.
+
+
+def check_adoption(server: Server) -> Iterator[Problem]:
+    """Who has a server already has something on it, and says that Carafe may take it over."""
+    roles = server.values.get("stack_host_roles") or []
+    adopts = server.values.get("stack_adopt") is True
+    for role, by_hand in (("nginx", nginx), ("supervisor", supervisor), ("postgres", postgresql)):
+        if role not in roles:
+            continue
+        # The second is what no word of the user's makes good.
+        told, blocked = by_hand(server)
+        for what, command in blocked:
+            yield Problem(
+                "stack_adopt", f"takes over what is on {server.name}, but {what}", command
+            )
+        if told and not adopts:
+            yield Problem(
+                "stack_adopt",
+                f"is not set, and {server.name} has {told}",
+                "write stack_adopt: true to go on, after you have read"
+                " docs/how-to/the-server.md. A copy of each file that is replaced goes to"
+                " /var/backups/carafe",
+            )
+
+
+Told = tuple[str, list[tuple[str, str]]]
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    shown = [*names[:most], *(["…"] if len(names) > most else [])]
+    return ", ".join(shown)
+
+
+def nginx(server: Server) -> Told:
+    found = server.found.get("nginx") or {}
+    if not found.get("by_hand"):
+        return "", []
+    told = ["an nginx that somebody has configured"]
+    blocked = []
+    if not found["is_debians"]:
+        blocked.append(
+            (
+                "its nginx is not Debian's package, which the role nginx installs",
+                "remove that package and its source from apt, and keep /etc/nginx",
+            )
+        )
+    if found["twice"]:
+        blocked.append(
+            (
+                f"/etc/nginx has {listed(found['twice'])}, which the role says in nginx.conf, and"
+                " nginx takes each once",
+                "take it out there; where a variable of the role says it, set that: see"
+                " docs/reference/variables.md",
+            )
+        )
+    if found["sites"]:
+        told.append(f"its sites go on ({listed(found['sites'])})")
+    if found["extra"]:
+        told.append(f"so does conf.d ({listed(found['extra'])})")
+    if found["main"]:
+        told.append("nginx.conf is replaced")
+    if found["kept"]:
+        told.append(f"what it says of {listed(found['kept'])} goes on in conf.d/adopted.conf")
+    if found["gone"]:
+        told.append(f"the role's own values take the place of {listed(found['gone'])}")
+    return "; ".join(told), blocked
+
+
+def supervisor(server: Server) -> Told:
+    found = server.found.get("supervisor") or {}
+    if not found.get("by_hand"):
+        return "", []
+    told, blocked = ["a supervisord that somebody has configured"], []
+    if found["includes"]:
+        blocked.append(
+            (
+                f"its supervisord.conf reads {listed(found['includes'])}, too, and the role's does"
+                " not",
+                "move those files to /etc/supervisor/conf.d, with names that end in .conf",
+            )
+        )
+    if found["programs"]:
+        told.append(
+            f"its programs go on ({listed(found['programs'])}), and restart once, in the role's"
+            " sandbox"
+        )
+    if found["main"]:
+        told.append("supervisord.conf is replaced, and listens on its unix socket alone")
+    if found["kept"]:
+        told.append(f"its {listed(found['kept'])} go on in conf.d/adopted.conf")
+    if found["gone"]:
+        told.append(f"its {listed(found['gone'])} are gone")
+    return "; ".join(told), blocked
+
+
+def postgresql(server: Server) -> Told:
+    found = server.found.get("postgresql") or {}
+    stated = server.values.get("postgres_cluster")
+    for cluster in found.get("clusters") or []:
+        name = f"{cluster['version']}/{cluster['name']}"
+        if cluster["claims"] or (stated or name) != name:
+            continue
+        confs = [x for x in cluster["confs"] if x != "carafe.conf"]
+        theirs = sorted(cluster.get("databases") or {})
+        by_hand = cluster["hba"] or cluster["has_databases"] or confs or cluster.get("altered")
+        if not by_hand:
+            continue
+        told = [f"a PostgreSQL that somebody uses, {name} on port {cluster['port']}"]
+        if theirs:
+            told.append(f"its databases stay ({listed(theirs)})")
+        if cluster["hba"] or cluster["has_databases"]:
+            told.append(
+                "the lines of its pg_hba.conf go on behind the role's, except that the superuser"
+                " comes in by the unix socket alone, and nobody else to the app's database"
+            )
+        told.append("its memory and connections are as the role says, for which it restarts once")
+        if altered := cluster.get("altered"):
+            told.append(f"what ALTER SYSTEM has set stays and wins ({listed(altered)})")
+        if confs:
+            told.append(f"so do the files of conf.d that come after carafe.conf ({listed(confs)})")
+        return "; ".join(told), []
+    return "", []
+
+
 # What several servers say together.
 
 
@@ -368,6 +493,7 @@ CHECKS = (
     check_memory,
     check_memory_max,
     check_issue,
+    check_adoption,
 )
 # What is no problem, and may surprise.
 NOTES = (note_addresses,)

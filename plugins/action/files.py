@@ -111,6 +111,7 @@ class ActionModule(ActionBase):
                     "files": files,
                     "absent": arguments.get("absent") or [],
                     "checks": arguments.get("checks") or [],
+                    "backup": arguments.get("backup") or False,
                 },
                 task_vars=task_vars,
             )

@@ -5,6 +5,7 @@ Used by what looks at a server, and by what writes its files.
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ OURS = {
     *("real_ip_recursive", "reset_timedout_connection", "send_timeout", "sendfile"),
     *("server_names_hash_bucket_size", "server_tokens", "set_real_ip_from", "ssl_ciphers"),
     *("ssl_ecdh_curve", "ssl_protocols", "ssl_session_cache", "ssl_session_tickets"),
+    # Debian's nginx.conf says it, and nobody has chosen it.
+    "ssl_prefer_server_ciphers",
     *("ssl_session_timeout", "tcp_nopush", "types", "types_hash_max_size"),
     *("variables_hash_max_size",),
 }
@@ -56,9 +59,7 @@ OUR_VARIABLES = {
     "$connection_upgrade",
 }
 # What it includes itself.
-INCLUDED = re.compile(
-    r"(?:/etc/nginx/)?(?:mime\.types|conf\.d/\*(?:\.conf)?|sites-enabled/\*(?:\.conf)?)"
-)
+INCLUDED = re.compile(r"(?:/etc/nginx/)?(?:mime\.types|conf\.d/\*(?:\.conf)?|sites-enabled/\S*)")
 
 
 @dataclass
@@ -111,17 +112,18 @@ def statements(text: str) -> list[Statement]:
     return found
 
 
-def inside(text: str, block: str) -> list[Statement]:
-    """Return what stands in the blocks of this name, at the top of a configuration."""
+def top(text: str) -> list[Statement]:
+    """Return the statements of a file, none of one that nginx could not read either."""
     try:
-        return [
-            inner
-            for outer in statements(text)
-            if outer.name == block and outer.inner is not None
-            for inner in statements(outer.inner)
-        ]
+        return statements(text)
     except ValueError:
         return []
+
+
+def inside(text: str, block: str) -> list[Statement]:
+    """Return what stands in the blocks of this name, at the top of a configuration."""
+    blocks = [x.inner for x in top(text) if x.name == block and x.inner is not None]
+    return [inner for block in blocks for inner in top(block)]
 
 
 def is_ours(statement: Statement) -> bool:
@@ -142,32 +144,57 @@ def split(text: str) -> tuple[list[Statement], list[Statement]]:
     return [x for x in found if not is_ours(x)], [x for x in found if is_ours(x)]
 
 
+# What nginx writes while it runs, and where the role's sandbox lets it.
+WRITES = re.compile(r"(?:access|error)_log|\w+_(?:cache|temp)_path")
+WRITABLE = ("/run", "/var/run", "/var/log/nginx", "/var/lib/nginx", "/var/cache/nginx", "/dev")
+
+
+def written(texts: Iterable[str]) -> list[str]:
+    """Return the folders that nginx writes by these configurations, beyond those of the sandbox."""
+
+    def below(text: str) -> Iterator[Statement]:
+        for statement in top(text):
+            yield statement
+            yield from below(statement.inner or "")
+
+    found = set()
+    for statement in (x for text in texts for x in below(text)):
+        path = statement.words[1] if len(statement.words) > 1 else ""
+        # A path may have a variable in it.
+        if WRITES.fullmatch(statement.name) and path.startswith("/"):
+            place = Path(path.partition("$")[0])
+            whole = statement.name.endswith("_path") or "$" in path
+            found.add(str(place if whole else place.parent))
+    return sorted(
+        x for x in found if not any(Path(x).is_relative_to(inside) for inside in WRITABLE)
+    )
+
+
 def default_ports(texts: Iterable[str]) -> set[int]:
     """Return the ports whose default server is one of these configurations."""
     found = set()
     for text in texts:
-        try:
-            servers = [x for x in statements(text) if x.name == "server" and x.inner is not None]
-            listens = [y.words for x in servers for y in statements(x.inner or "")]
-        except ValueError:
-            continue
-        for words in listens:
+        for words in (x.words for x in inside(text, "server")):
             if words[0] == "listen" and {"default_server", "default"} & {*words[2:]}:
                 port = words[1].rpartition(":")[2]
                 found.add(int(port) if port.isdecimal() else 80)
     return found
 
 
+DROP_IN = Path("/etc/systemd/system/nginx.service.d/adopted.conf")
 HEADER = """\
 # What stood in {path} before Ansible wrote it, and is not said there any more. It is yours now:
 # no run of Carafe changes this file again.
 """
 
 
-def nginx(path: Path, text: str, others: Iterable[str] = ()) -> dict[Path, str]:
+def nginx(
+    path: Path, text: str, others: Iterable[str] = (), writes: Iterable[str] = ()
+) -> dict[Path, str]:
     """Return the files in which an nginx.conf that somebody has written goes on.
 
-    ``others`` are the sites whose names do not end as those that our nginx.conf reads.
+    ``others`` are the sites whose names do not end as those that our nginx.conf reads, and
+    ``writes`` the folders that nginx has to write besides.
     """
     folder = path.parent
     kept = [x.text for x in split(text)[0]]
@@ -180,15 +207,23 @@ def nginx(path: Path, text: str, others: Iterable[str] = ()) -> dict[Path, str]:
     ]
     if streams:
         found[folder / "sites-enabled/adopted.stream"] = "\n".join(streams)
+    if writes := list(writes):
+        lines = ["[Service]", f"ReadWritePaths={' '.join(f'-{x}' for x in writes)}"]
+        found[DROP_IN] = "\n".join(lines)
     return {k: f"{HEADER.format(path=path)}\n{v}\n" for k, v in found.items()}
 
 
-def other_sites(folder: Path) -> list[str]:
-    """Return the names in sites-enabled that only an include of all of them reads."""
+def other_sites(folder: Path, text: str) -> list[str]:
+    """Return the sites that somebody's nginx.conf reads, and ours does not by itself."""
+    words = [x.words[1] for x in inside(text, "http") if x.name == "include" and len(x.words) > 1]
+    patterns = [x.removeprefix("/etc/nginx/") for x in words]
     return sorted(
         x.name
         for x in folder.glob("sites-enabled/*")
-        if x.suffix not in (".conf", ".stream") and not x.name.startswith(".") and x.is_file()
+        if x.suffix not in (".conf", ".stream")
+        and x.is_file()
+        and not x.name.startswith(".")
+        and any(fnmatch.fnmatch(f"sites-enabled/{x.name}", pattern) for pattern in patterns)
     )
 
 

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import files
+from . import adopted, files
 from .commands import Refused
 from .files import diff, group_id, land, locked, stage, user_id
 
 # In a folder of root's: in /run/lock others could hold it.
 LOCK = Path("/run/carafe-files.lock")
 # Longer ones are compared by their size only, where somebody reads the difference.
+BACKUPS = Path("/var/backups/carafe")
 SHOWN = 200_000
 CHECK_SECONDS = 120
 
@@ -207,8 +208,9 @@ class FileSet:
         items: Iterable[Item | Absent],
         check_mode: bool,
         checks: Iterable[dict[str, str]] = (),
+        backup: bool = False,
     ) -> None:
-        self.check_mode, self.checks = check_mode, checks
+        self.check_mode, self.checks, self.backup = check_mode, checks, backup
         self.items = list(items)
         self.due = [x for x in self.items if x.due]
         self.paths = [str(x.path) for x in self.due]
@@ -327,6 +329,8 @@ class FileSet:
             # A full disk shows here, where nothing has changed yet.
             for file in due:
                 file.stage()
+            for file in due if self.backup else []:
+                keep(file)
             for file in due:
                 file.land()
                 done.append(str(file.path))
@@ -343,6 +347,31 @@ class FileSet:
             for file in due:
                 if file.staged:
                     files.remove(file.staged)
+
+
+def keep(file: File) -> None:
+    """Put a copy aside of a file that is replaced, unless a run of Carafe has written it."""
+    if file.there is None or not file.rewritten:
+        return
+    try:
+        # What a link leads to, too.
+        content = file.path.read_bytes()
+    except OSError:
+        return
+    if adopted.is_managed(content.decode(errors="replace")):
+        return
+    place = BACKUPS / file.path.relative_to("/")
+    for number in range(1, 1000):
+        copy = place if number == 1 else place.with_name(f"{place.name}.{number}")
+        if not copy.exists():
+            break
+        if copy.read_bytes() == content:
+            return
+    for folder in reversed([copy.parent, *copy.parent.parents]):
+        if BACKUPS in (folder, *folder.parents) and not folder.exists():
+            folder.mkdir(mode=0o700)
+    # Whatever was in it is for root alone from now on.
+    files.write(copy, content, 0o600)
 
 
 def with_parents(items: list[Item]) -> list[Item]:
@@ -372,6 +401,7 @@ def item(entry: dict[str, Any]) -> dict[str, Any]:
     taken = {name: value for name, value in entry.items() if value is not None}
     taken["path"] = Path(taken.pop("dest", None) or taken["path"])
     taken["mode"] = int(taken["mode"], 8)
+    taken.pop("adopt", None)
     if "content" in taken:
         encoded = taken.pop("encoding", "text") == "base64"
         content = taken["content"]

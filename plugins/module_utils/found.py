@@ -16,6 +16,12 @@ from . import adopted
 from .commands import ask
 
 ROOT = Path("/")
+# As a run of the role nginx begins a site.
+SITE = re.compile(r"^# The (?:site|service) \S+ of ", re.M)
+# What the role's nginx.conf reads.
+LIVE = ("conf.d/*.conf", "sites-enabled/*.conf")
+# The version that Debian has, by its release.
+USUAL = {"12": "15", "13": "17"}
 SAMPLE = 3  # names that stand for all that is in a folder
 SECONDS = 5
 LIMIT = 1_000_000  # bytes that are read of a configuration
@@ -141,27 +147,25 @@ def nginx() -> dict[str, Any]:
     main = text(folder / "nginx.conf")
     if not main:
         return {}
-    sites = [x for x in sorted(folder.glob("sites-enabled/*")) if x.is_file()]
-    # As a run of the role begins them.
-    theirs = [x for x in sites if not re.search(r"^# The (?:site|service) \S+ of ", text(x), re.M)]
+    sites = [x for x in sorted(folder.glob("sites-enabled/[!.]*")) if x.is_file()]
+    theirs = [x for x in sites if not SITE.search(text(x))]
     found: dict[str, Any] = {"sites": [x.name for x in theirs], "by_hand": False}
     if claims("nginx") or adopted.is_managed(main):
         return found
     packaged = as_packaged("nginx-common", "nginx")
-    theirs = [x for x in theirs if is_changed(x, packaged)]
+    others = adopted.other_sites(folder, main)
+    theirs = [
+        x for x in theirs if is_changed(x, packaged) and (x.suffix == ".conf" or x.name in others)
+    ]
     extra = [x for x in sorted(folder.glob("conf.d/*.conf")) if is_changed(x, packaged)]
     main_changed = is_changed(folder / "nginx.conf", packaged)
     kept, gone = adopted.split(main) if main_changed else ([], [])
     # The same in a file that goes on: nginx would refuse to start with both.
     twice = []
     for path in extra:
-        try:
-            said = adopted.statements(text(path))
-        except ValueError:
-            continue
         twice += [
             f"{x.name} in {path.relative_to(folder)}"
-            for x in said
+            for x in adopted.top(text(path))
             if adopted.is_ours(x) and x.name not in adopted.MANY
         ]
     return found | {
@@ -174,6 +178,47 @@ def nginx() -> dict[str, Any]:
         "gone": sorted({x.title for x in gone if x.name != "include"}),
         "twice": twice,
     }
+
+
+def goes_on(kind: str, path: Path) -> dict[Path, str]:
+    """Return the files in which what somebody has configured goes on once ``path`` is replaced."""
+    said = text(path)
+    if not said or adopted.is_managed(said):
+        return {}
+    if kind == "supervisor":
+        changed = is_changed(path, as_packaged("supervisor"))
+        return adopted.supervisor(path, said) if changed else {}
+    packaged, folder = as_packaged("nginx-common", "nginx"), path.parent
+    changed = is_changed(path, packaged)
+    others = [
+        x
+        for x in adopted.other_sites(folder, said)
+        if is_changed(folder / "sites-enabled" / x, packaged)
+    ]
+    texts = [x.text for x in adopted.inside(said, "http")] if changed else []
+    texts += [text(folder / "sites-enabled" / x) for x in others]
+    texts += [text(x) for place in LIVE for x in folder.glob(place)]
+    return adopted.nginx(path, said if changed else "", others, adopted.written(texts))
+
+
+def default_ports() -> list[int]:
+    """Return the ports whose default server is somebody else's, whom ours would be one too many."""
+    folder = ROOT / "etc/nginx"
+    files = [x for place in LIVE for x in folder.glob(place)]
+    main = text(folder / "nginx.conf")
+    texts = [text(x) for x in files]
+    if adopted.is_managed(main):
+        included = adopted.top(text(folder / "conf.d/adopted.conf"))
+        names = [x.words[1] for x in included if x.name == "include" and len(x.words) > 1]
+        texts += [text(folder / x) for x in names if x.startswith("sites-enabled/")]
+    elif main:
+        packaged = as_packaged("nginx-common", "nginx")
+        if is_changed(folder / "nginx.conf", packaged):
+            texts += [x.text for x in adopted.split(main)[0]]
+        for name in adopted.other_sites(folder, main):
+            if is_changed(folder / "sites-enabled" / name, packaged):
+                texts.append(text(folder / "sites-enabled" / name))
+    return sorted(adopted.default_ports(x for x in texts if not SITE.search(x)))
 
 
 def supervisor() -> dict[str, Any]:
@@ -246,6 +291,17 @@ def clusters() -> Iterator[dict[str, Any]]:
         }
 
 
+def cluster(version: str, name: str) -> dict[str, Any]:
+    """Return one of them, nothing where it is not there."""
+    return next((x for x in clusters() if (x["version"], x["name"]) == (version, name)), {})
+
+
+def has_databases(data: Path) -> bool:
+    """Tell whether somebody has made a database, also where the cluster does not run."""
+    numbers = [x.name for x in data.glob("base/*") if x.name.isdecimal()]
+    return any(int(x) >= FIRST_OWN_DATABASE for x in numbers)
+
+
 def contents(cluster: dict[str, Any]) -> dict[str, Any]:
     """Ask a cluster that runs what is in it, as its own superuser."""
     place = cluster["socket"] or "/var/run/postgresql"
@@ -276,24 +332,31 @@ def contents(cluster: dict[str, Any]) -> dict[str, Any]:
     return {"refused": " ".join(said.split())[: SAMPLE * 100]}
 
 
+def owners(cluster: dict[str, Any]) -> list[str]:
+    """Return for whom Carafe has configured a cluster."""
+    release = re.search(r'^VERSION_ID="?(\d+)', text(ROOT / "etc/os-release"), re.M)
+    usual = (USUAL.get(release[1] if release else ""), "main")
+    place = f"etc/carafe/postgres.d/{cluster['version']}-{cluster['name']}/*.json"
+    named = sorted(x.stem for x in ROOT.glob(place))
+    return claims("postgres") if (cluster["version"], cluster["name"]) == usual else named
+
+
 def postgresql() -> dict[str, Any]:
     found = list(clusters())
-    claimed = claims("postgres")
     for cluster in found:
+        cluster["claims"] = owners(cluster)
         folder = ROOT / "etc/postgresql" / cluster["version"] / cluster["name"]
         if cluster["runs"]:
             cluster |= contents(cluster)
-        if claimed:
+        if cluster["claims"]:
             continue
         rules = text(folder / "pg_hba.conf")
-        data = Path(cluster["data"])
-        numbers = [x.name for x in data.glob("base/*") if x.name.isdecimal()]
         cluster |= {
             "hba": 0 if adopted.is_debians(rules) else len(adopted.hba(rules)),
-            "has_databases": any(int(x) >= FIRST_OWN_DATABASE for x in numbers),
+            "has_databases": has_databases(Path(cluster["data"])),
             "confs": sorted(x.name for x in folder.glob("conf.d/*.conf")),
         }
-    return {"clusters": found, "claims": claimed}
+    return {"clusters": found}
 
 
 def look() -> dict[str, Any]:
@@ -305,5 +368,4 @@ def look() -> dict[str, Any]:
         "nginx": nginx(),
         "supervisor": supervisor(),
         "postgresql": postgresql(),
-        "claims": {"nginx": claims("nginx"), "postgres": claims("postgres")},
     }

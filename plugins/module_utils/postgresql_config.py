@@ -157,6 +157,17 @@ def hba(everybody: Mapping[str, Mapping[str, Any]], version: str) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
+def hba_behind(
+    everybody: Mapping[str, Mapping[str, Any]], version: str, kept: Iterable[str]
+) -> list[str]:
+    """Return the lines that somebody had before, which let nobody in to what is claimed."""
+    kept = list(kept)
+    names = [x["name"] for data in everybody.values() for x in data.get("databases", [])]
+    closed = [database_name(name, version) for name in names]
+    shut = [f"{kind} reject" for x in closed for kind in (f"local {x} all", f"host {x} all all")]
+    return [*dict.fromkeys(shut), *kept] if kept else []
+
+
 # The superuser comes in over the unix socket, as the unix user of that name, and in no other way.
 # "all" databases are all but the name by which a standby server comes.
 FIRST_LINES = (

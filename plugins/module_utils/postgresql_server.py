@@ -1,4 +1,4 @@
-"""Debian's PostgreSQL cluster "main": its files, its unit, and connections to it."""
+"""One of Debian's PostgreSQL clusters: its files, its unit, and connections to it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import found
 from .commands import Failure, ask
 
 try:
@@ -43,6 +44,16 @@ SELECT
       ELSE current_setting(name) END), '{{}}')
     FROM pg_settings WHERE pending_restart)
 """
+# What is read later wins: postgresql.auto.conf is read last of all.
+BEATEN = """
+SELECT DISTINCT ON (1) ours.name, ours.setting, other.setting, other.sourcefile, other.sourceline
+FROM pg_file_settings ours JOIN pg_file_settings other
+  ON lower(other.name) = lower(ours.name) AND other.seqno > ours.seqno
+WHERE ours.sourcefile = %s AND other.sourcefile <> ours.sourcefile
+  AND other.setting IS DISTINCT FROM ours.setting
+ORDER BY 1, other.seqno DESC
+"""
+READ = "SELECT EXISTS (SELECT FROM pg_file_settings WHERE sourcefile = %s)"
 
 
 def need_psycopg2() -> None:
@@ -92,7 +103,8 @@ PINNED_SINCE = {170000: {"transaction_timeout": "0"}}
 class Session:
     """One connection at a time to the cluster, and the list of what was changed through it."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: dict[str, Any] | None = None) -> None:
+        self.place = place or {}
         self.check = False
         self.changes: list[str] = []
         self.version = 0  # known from the first connection on, which is to no owner's database
@@ -111,6 +123,7 @@ class Session:
             self.connection = psycopg2.connect(
                 dbname=database,
                 user="postgres",
+                **self.place,
                 client_encoding="UTF8",
                 options=" ".join(f"-c {name}={value}" for name, value in pinned.items()),
             )
@@ -139,15 +152,26 @@ class Session:
 
 
 class Server:
-    """The cluster of one major version."""
+    """A cluster, by its version and its name, as pg_lsclusters has them."""
 
-    def __init__(self, version: str):
-        self.config = Path("/etc/postgresql", version, "main")
+    def __init__(self, version: str, name: str = "main"):
+        self.version, self.name = version, name
+        self.config = Path("/etc/postgresql", version, name)
         self.settings_file = self.config / "conf.d/carafe.conf"
         self.hba_file = self.config / "pg_hba.conf"
-        self.data = Path("/var/lib/postgresql", version, "main")
+        self.data = Path(self.look().get("data") or Path("/var/lib/postgresql", version, name))
         self.program = Path("/usr/lib/postgresql", version, "bin/postgres")
-        self.unit = f"postgresql@{version}-main.service"
+        self.unit = f"postgresql@{version}-{name}.service"
+
+    def look(self) -> dict[str, Any]:
+        """Return what is to be seen of the cluster without asking it; nothing before it is made."""
+        return found.cluster(self.version, self.name)
+
+    def place(self) -> dict[str, Any]:
+        """Return where this cluster listens, and no other one."""
+        seen = self.look()
+        host = {"host": seen["socket"]} if seen.get("socket") else {}
+        return {"port": seen["port"], **host} if seen else {}
 
     def is_installed(self) -> bool:
         return self.config.is_dir() and self.program.exists()
@@ -170,7 +194,7 @@ class Server:
         start = time.monotonic()
         while True:
             try:
-                return Session()
+                return Session(self.place())
             except psycopg2.OperationalError as error:
                 passed = time.monotonic() - start
                 # A server that was killed, or restored from a copy, first reads its log.
@@ -182,7 +206,19 @@ class Server:
 
     def is_starting(self) -> bool:
         """Tell whether the server is there and takes nobody yet."""
-        return ask("pg_isready", "--quiet").returncode == 1
+        place = [f"--{name}={value}" for name, value in self.place().items()]
+        return ask("pg_isready", "--quiet", *place).returncode == 1
+
+    def beaten(self, session: Session) -> list[str]:
+        """Return which of our settings another file has the last word on, a sentence for each."""
+        rows = session.rows(BEATEN, str(self.settings_file))
+        if not rows and not session.rows(READ, str(self.settings_file))[0][0]:
+            raise Failure(
+                f"PostgreSQL does not read {self.settings_file}, so that none of the role's"
+                " settings is in force. Add the line include_dir = 'conf.d' to"
+                f" {self.config}/postgresql.conf and run the playbook again."
+            )
+        return [beaten(*row) for row in rows]
 
     def state(self, session: Session) -> tuple[list[str], bool, dict[str, str]]:
         """Return what is wrong in the files, whether they are newer than what runs, and which
@@ -203,10 +239,21 @@ class Server:
             time.sleep(0.01)
 
 
-def session_now() -> Session | None:
+def beaten(name: str, ours: str, theirs: str, file: str, line: int) -> str:
+    by, way = f"{file}, line {line}", f"take it out of {file}"
+    if file.endswith("/postgresql.auto.conf"):
+        by = "ALTER SYSTEM"
+        way = f"take that back by ALTER SYSTEM RESET {name}"
+    return (
+        f"{name} is {theirs!r} by {by}, which beats the {ours!r} that the role postgres has"
+        f" written. Say it in postgres_settings in group_vars, or {way}."
+    )
+
+
+def session_now(server: Server | None = None) -> Session | None:
     """Return a session with the server, or None where it lets nobody in at this moment."""
     try:
-        return Session() if psycopg2 is not None else None
+        return Session(server and server.place()) if psycopg2 is not None else None
     except (psycopg2.OperationalError, KeyError):  # KeyError: there is no user postgres either
         return None
 

@@ -42,6 +42,8 @@ from .release_state import State
 from .services import slice_of
 
 UNITS = Path("/etc/systemd/system")
+CLAIMS = Path("/etc/carafe")
+NOLOGIN = "/usr/sbin/nologin"
 PROGRAMS = Path("/etc/supervisor/conf.d")
 SERVICE = """# Managed by Ansible.
 # Run it now: systemctl start {unit}; what it wrote: journalctl -u {unit}
@@ -319,12 +321,24 @@ def described(state: State, release: str, files_: dict[str, tuple[str, int, str]
 # The app's place on the server.
 
 
+def refuse_somebody(app: dict[str, Any], user: pwd.struct_passwd) -> None:
+    """Refuse a user who is not the app's: what the app leaves of itself says that it is."""
+    is_ours = (user.pw_dir, user.pw_shell) == (str(app["root"]), NOLOGIN)
+    if not is_ours and not (CLAIMS / f"{app['name']}.fact").exists():
+        raise Refused(
+            f"The server has a user {user.pw_name} already, and not from Carafe: uid {user.pw_uid},"
+            f" home {user.pw_dir}, shell {user.pw_shell}. Choose another app_name, app_user or"
+            " app_deploy_user in group_vars; if nobody needs that user: sudo deluser"
+            f" {user.pw_name}"
+        )
+
+
 def accounts(app: dict[str, Any], check: bool) -> list[str]:
     """Make the users; return what changed."""
     changed = []
     for name in (app["user"], app["deploy_user"]):
         try:
-            pwd.getpwnam(name)
+            refuse_somebody(app, pwd.getpwnam(name))
         except KeyError:
             changed.append(f"the user {name}")
             if not check:
@@ -332,7 +346,7 @@ def accounts(app: dict[str, Any], check: bool) -> list[str]:
                 if any(entry.gr_name == name for entry in grp.getgrall()):
                     group = ["--gid", name]
                 home = ["--no-create-home", "--home-dir", app["root"]]
-                run("useradd", "--system", *group, *home, "--shell", "/usr/sbin/nologin", name)
+                run("useradd", "--system", *group, *home, "--shell", NOLOGIN, name)
     members = {m for entry in grp.getgrall() if entry.gr_name == app["user"] for m in entry.gr_mem}
     if app["deploy_user"] != app["user"] and app["deploy_user"] not in members:
         changed.append(f"{app['deploy_user']} as a member of {app['user']}")

@@ -83,10 +83,23 @@ options:
       validate:
         description: Command that checks it before it lands. V(%s) in it is a copy of the file.
         type: str
+      adopt:
+        description: >-
+          Whose configuration it is. Where it replaces one that somebody has changed by hand, what
+          others need of that, such as programs, sites and what these refer to, goes on in files of
+          its own beside it, named C(adopted).
+        type: str
+        choices: [nginx, supervisor]
       sensitive:
         description: Whether its text is never shown.
         type: bool
         default: false
+  backup:
+    description: >-
+      Whether a copy of each file that is replaced goes to C(/var/backups/carafe), unless the file
+      says that Ansible has written it.
+    type: bool
+    default: false
   trees:
     description: >-
       Folders on the control machine that are copied with all that is in them. Everybody may read
@@ -164,6 +177,9 @@ changed_paths:
   returned: success
 """
 
+import os
+from pathlib import Path
+
 from ansible_collections.carafe.stack.plugins.module_utils.module import (
     Module,
     entries,
@@ -171,7 +187,8 @@ from ansible_collections.carafe.stack.plugins.module_utils.module import (
     without_default,
 )
 
-from ..module_utils.file_set import FileSet, alone, items_of
+from ..module_utils import found
+from ..module_utils.file_set import File, FileSet, alone, items_of
 
 OWNED = options(owner="root", group="root")
 FOLDER = {
@@ -185,6 +202,7 @@ FILE = {
     "vars": {"type": "dict"},
     "encoding": {"type": "str", "choices": ["text", "base64"], "default": "text"},
     **options(mode="0644", sensitive=False),
+    "adopt": {"type": "str", "choices": ["nginx", "supervisor"]},
     **OWNED,
 }
 TREE = {
@@ -198,13 +216,27 @@ CHECK = {
 ARGUMENTS = {
     **{"folders": entries(FOLDER), "files": entries(FILE), "trees": entries(TREE)},
     "absent": {"type": "list", "elements": "path", "default": []},
+    **options(backup=False),
     "checks": entries(CHECK),
 }
 
 
+def adopted_by(entries):
+    """Return the files in which what somebody has configured goes on, where they are not there."""
+    return [
+        File(path, content=text.encode())
+        for entry in entries
+        if entry["adopt"]
+        for path, text in found.goes_on(entry["adopt"], Path(entry["dest"])).items()
+        if not os.path.lexists(path)
+    ]
+
+
 def write(module):
     with alone():
-        files = FileSet(items_of(module.params), module.check_mode, module.params["checks"])
+        given = module.params
+        items = [*items_of(given), *adopted_by(given["files"])]
+        files = FileSet(items, module.check_mode, given["checks"], given["backup"])
         files.write()
     for note in files.notes:
         module.warn(note)

@@ -82,6 +82,11 @@ addresses:
   type: list
   elements: str
   returned: success
+default_ports:
+  description: Ports for which somebody has a default server of his own.
+  type: list
+  elements: int
+  returned: success
 over_tls:
   description: Whether any site, of any owner, is served over TLS.
   type: bool
@@ -105,6 +110,7 @@ import os
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options
 
 from ..module_utils import claims, nginx
+from ..module_utils import found as found_by_hand
 from ..module_utils.commands import Refused
 
 ARGUMENTS = {
@@ -152,6 +158,7 @@ def look(owner, sites, streams, settings, defaults, check_mode, state="present")
     ports = nginx.wanted_ports(sites, streams, in_force.get("nginx_extra_http", ""), tls)
     for problem in nginx.taken_ports(ports):
         raise Refused(problem)
+    found["default_ports"] = found_by_hand.default_ports()
     found |= {"settings": in_force, "claim": mine, "absent": gone, "over_tls": tls}
     found |= {"nameless": nameless, "addresses": told + nginx.addresses(sites, nameless)}
     return {"changed": False, **found}

@@ -7,7 +7,7 @@ DOCUMENTATION = r"""
 module: postgresql
 short_description: Configure and run a PostgreSQL server that several owners share
 description:
-  - V(configure) notes what one owner, an app for instance, claims of Debian's cluster C(main), in
+  - V(configure) notes what one owner, an app for instance, claims of a cluster of Debian's kind, in
     C(/etc/carafe/postgres.d/<owner>.json), and writes C(conf.d/carafe.conf) and C(pg_hba.conf) from
     the claims of all.
   - Each database is for its owner, its writers and readers and their members, by a line of
@@ -20,6 +20,11 @@ description:
   - V(activate) enables and starts the cluster, waits until it answers, and asks it what it thinks
     of its files. It reloads or restarts it where they are newer than what runs, whoever wrote them
     and whenever, so that a run that was cut short is made up for.
+  - A setting of which ALTER SYSTEM, or a file that is read later, has the last word is named in a
+    warning.
+  - The lines of a C(pg_hba.conf) that somebody has written by hand go on behind those of the
+    owners, from C(/etc/carafe/postgres.d/adopted-<version>-<cluster>.conf), and a copy of the file
+    goes to C(/var/backups/carafe). Only to what owners claim they let nobody in.
   - Where it does not start with new settings, it gets the former ones again, and the module fails.
   - C(PUBLIC) loses its privileges on the databases C(postgres) and C(template1), and the sessions
     of the superuser get C(pg_catalog, pg_temp) as their C(search_path).
@@ -37,6 +42,16 @@ options:
   version:
     description: Major version of the cluster, which all stages but V(contents) need.
     type: str
+  cluster:
+    description: Name of the cluster, as C(pg_lsclusters) has it.
+    type: str
+    default: main
+  claims:
+    description:
+      - Folder below C(/etc/carafe/postgres.d) where what owners claim of this cluster is noted, for
+        one that is not Debian's own.
+    type: str
+    default: ""
   owner:
     description: Who claims.
     type: str
@@ -261,7 +276,9 @@ from ansible_collections.carafe.stack.plugins.module_utils.module import (
 )
 
 from ..module_utils import (
+    adopted,
     claims,
+    found,
     postgresql_config,
     postgresql_contents,
     postgresql_removal,
@@ -286,7 +303,14 @@ ARGUMENTS = {
     **without_default("version", "dump_user"),
     **without_default("memory_mb", "cores", type="int"),
     **without_default("measured", type="dict"),
-    **options(owner="default", connections=0, max_connections=100, allow_restart=True),
+    **options(
+        owner="default",
+        cluster="main",
+        claims="",
+        connections=0,
+        max_connections=100,
+        allow_restart=True,
+    ),
     **options(settings={}, listen_addresses=[], client_addresses=[], unit_files={}),
     **{"hba": entries(RULE), "default_hba": entries(RULE)},
     **postgresql_contents.ARGUMENTS,
@@ -346,10 +370,40 @@ def wanted_files(
     ]
 
 
+def kept_path(server: Server) -> Path:
+    return postgresql_config.FOLDER / f"adopted-{server.version}-{server.name}.conf"
+
+
+def kept_rules(server: Server) -> list[str]:
+    """Return the lines of pg_hba.conf that somebody else's roles and databases go by."""
+    noted, there = read(kept_path(server)), read(server.hba_file) or ""
+    if noted is not None:
+        return adopted.hba_lines(noted)
+    is_new = adopted.is_debians(there) and not found.has_databases(server.data)
+    return [] if adopted.is_managed(there) or is_new else adopted.hba(there)
+
+
+def rules_for(server: Server, everybody: dict, kept: list[str]) -> str:
+    """Return pg_hba.conf: the lines of all owners, and behind them those that somebody had."""
+    lines = postgresql_config.hba(everybody, server.version)
+    lines += postgresql_config.hba_behind(everybody, server.version, kept)
+    return postgresql_config.hba_text(lines)
+
+
+def kept_file(server: Server, lines: list[str]) -> File:
+    """Return the file in which they are kept: who knows a server's users changes it there."""
+    text = adopted.HEADER.format(path=server.hba_file).replace(
+        "no run of Carafe changes this file again", "each run puts it behind the role's own lines"
+    )
+    noted = read(kept_path(server))
+    content = noted if noted is not None else "\n".join([text, *lines, ""])
+    return File(kept_path(server), mode=0o600, content=content.encode())
+
+
 def prove(server: Server, files: FileSet) -> None:
     """Where the running server cannot read the files that were written, put the former back."""
     read_by_server = [x for x in files.due if x.path.is_relative_to(server.config)]
-    session = session_now() if read_by_server else None
+    session = session_now(server) if read_by_server else None
     errors = server.state(session)[0] if session else []
     if errors:
         for file in read_by_server:
@@ -392,7 +446,7 @@ def warn_of_closed(module: Module, server: Server, rules: str, everybody: dict) 
     is_open = re.compile(r"^local\s+all\s+all\s", re.MULTILINE)
     if is_open.search(rules) or not is_open.search(read(server.hba_file) or ""):
         return
-    session = session_now()
+    session = session_now(server)
     named = postgresql_config.named_databases(everybody)
     closed = [name for name in session.databases() if name not in named] if session else []
     if closed:
@@ -406,7 +460,7 @@ def warn_of_closed(module: Module, server: Server, rules: str, everybody: dict) 
 def configure(module: Module) -> dict:
     given, check = module.params, module.check_mode
     folder, owner = postgresql_config.FOLDER, given["owner"]
-    server = Server(given["version"])
+    server = Server(given["version"], given["cluster"])
     postgresql_contents.refuse_locales(given["databases"])
     mine = postgresql_config.claim(given)
     with claims.locked(folder, check):
@@ -421,13 +475,17 @@ def configure(module: Module) -> dict:
         has_connections = connections_of(server, former)
         values = postgresql_config.settings(everybody, given["measured"], has_connections)
         text = postgresql_config.settings_text(values)
-        rules = postgresql_config.hba_text(postgresql_config.hba(everybody, given["version"]))
-        files = FileSet(wanted_files(server, given["unit_files"], text, rules), check)
+        kept = kept_rules(server)
+        rules = rules_for(server, everybody, kept)
+        wanted = wanted_files(server, given["unit_files"], text, rules)
+        wanted += [kept_file(server, kept)] * bool(kept)
+        # Of what somebody has configured by hand a copy stays.
+        files = FileSet(wanted, check, backup=True)
         changes = [f"write {x.path}" for x in files.due if isinstance(x, File)]
         if server.is_installed() and text != former:
             refuse_settings(server, text)
             if check:
-                changes += consequence(session_now(), former, values)
+                changes += consequence(session_now(server), former, values)
         warn_of_closed(module, server, rules, everybody)
         files.write()
         if not check:
@@ -443,7 +501,7 @@ def start(server: Server, check: bool) -> tuple[list[str], Session | None]:
     verbs = services.due(services.state(server.unit))
     changes = [SENTENCES[verb] for verb in verbs if verb in SENTENCES]
     if check:
-        return changes, session_now()
+        return changes, session_now(server)
     services.act(server.unit, [verb for verb in verbs if verb != "start"])
     if "start" in verbs:
         # Debian's pg_ctlcluster looks every half a second; wait() sees it sooner.
@@ -514,49 +572,53 @@ def activate(module: Module) -> dict:
     try:
         # To the end: a role that two owners share would be made by both.
         with claims.locked(postgresql_config.FOLDER, module.check_mode):
-            due = bring_about(given, changes, module.check_mode)
+            due, beaten = bring_about(given, changes, module.check_mode)
     except Failure as failure:
         # With what was done before.
         module.fail_json(msg=str(failure), **report(changes))
+    for sentence in beaten:
+        module.warn(sentence)
     if due:
         module.warn(
             f"A restart of PostgreSQL is due for {', '.join(due)}. It was not done, because"
             " postgres_allow_restart is false. Do it when it suits: systemctl restart"
-            f" {Server(given['version']).unit}"
+            f" {Server(given['version'], given['cluster']).unit}"
         )
     return {"restart_due": due, **report(changes)}
 
 
-def bring_about(given: dict, changes: list[str], check: bool) -> list[str]:
-    """Note what this changes, and return which settings wait for a restart."""
-    due, contents = [], (given["roles"], given["databases"])
+def bring_about(given: dict, changes: list[str], check: bool) -> tuple[list[str], list[str]]:
+    """Note what this changes; return which settings wait for a restart, and which are beaten."""
+    due, beaten, contents = [], [], (given["roles"], given["databases"])
     if given["stage"] == "contents":
         need_psycopg2()
-        session = session_now()
+        server = Server(given["version"], given["cluster"]) if given["version"] else None
+        session = session_now(server)
         if session is None:
             raise Failure("PostgreSQL lets nobody in. See why: systemctl status 'postgresql@*'")
     else:
-        server = Server(given["version"])
+        server = Server(given["version"], given["cluster"])
         if check and not server.is_installed():
             changes += [*SENTENCES.values(), *postgresql_contents.on_a_bare_server(*contents)]
-            return []
+            return [], []
         need_psycopg2()
         started, session = start(server, check)
         changes += started
         if session is None:  # only in a dry run, of a server that is down
-            return []
+            return [], []
         is_new = SENTENCES["start"] in started
         applied, due, session = apply(server, session, is_new, given["allow_restart"], check)
         changes += applied
+        beaten = [] if check else server.beaten(session)
     session.check, session.changes = check, changes
     postgresql_contents.ensure(session, *contents)
-    return due
+    return due, beaten
 
 
 def dump(module: Module) -> dict:
     """Dump what an owner is about to leave, for the control machine to fetch."""
     given = module.params
-    server, names = Server(given["version"]), []
+    server, names = Server(given["version"], given["cluster"]), []
     if owned := postgresql_removal.owned(given["owner"]).databases:
         session = postgresql_removal.session(server, given["owner"])
         names = [name for name in owned if session and name in session.databases()]
@@ -567,7 +629,11 @@ def dump(module: Module) -> dict:
 def remove(module: Module) -> dict:
     """Drop what an owner has, and bring the files of the others into force."""
     given, check, owner = module.params, module.check_mode, module.params["owner"]
-    folder, server, changes = postgresql_config.FOLDER, Server(given["version"]), []
+    folder, server, changes = (
+        postgresql_config.FOLDER,
+        Server(given["version"], given["cluster"]),
+        [],
+    )
     if claims.stored(folder, owner) is None:
         return report([])
     try:
@@ -595,7 +661,7 @@ def compose(
     has_connections = connections_of(server, read(server.settings_file))
     values = postgresql_config.settings(everybody, given["measured"], has_connections)
     text = postgresql_config.settings_text(values)
-    rules = postgresql_config.hba_text(postgresql_config.hba(everybody, given["version"]))
+    rules = rules_for(server, everybody, kept_rules(server))
     files = FileSet(wanted_files(server, {}, text, rules), module.check_mode)
     changes += [f"write {x.path}" for x in files.due]
     files.write()
@@ -603,7 +669,7 @@ def compose(
         return files.diff
     prove(server, files)
     # Those who stay are connected. Nothing that only a restart brings is worth one.
-    applied, due, _ = apply(server, Session(), False, not everybody, False)
+    applied, due, _ = apply(server, Session(server.place()), False, not everybody, False)
     changes += applied
     if due:
         module.warn(
@@ -618,6 +684,8 @@ STAGES = {"configure": configure, "dump": dump, "remove": remove}
 
 def main() -> None:
     module = Module(ARGUMENTS, required_if=REQUIRED)
+    if module.params["claims"]:
+        postgresql_config.FOLDER /= module.params["claims"]
     module.answer(STAGES.get(module.params["stage"], activate), module)
 
 

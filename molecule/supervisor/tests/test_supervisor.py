@@ -21,7 +21,9 @@ def pids(host):
 
     def running():
         lines = host.run("supervisorctl status").stdout.splitlines()
-        return {line.split()[0]: int(line.split()[3][:-1]) for line in lines if " pid " in line}
+        found = {line.split()[0]: int(line.split()[3][:-1]) for line in lines if " pid " in line}
+        # test_adopted.py has those of somebody else.
+        return {name: pid for name, pid in found.items() if not name.startswith("theirs")}
 
     return running
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
     Problem,
     Server,
     check_twins,
+    described,
     entries,
+    free,
 )
 
 RANGES = {
@@ -18,6 +21,11 @@ RANGES = {
     "postgres_max_connections": (4, None),
     "postgres_memory_mb": (1, None),
 }
+CLUSTER = r"[0-9]+/[A-Za-z0-9_][A-Za-z0-9_.-]*"
+PORT = 5432
+SOCKETS = ("/var/run/postgresql", "/run/postgresql")
+CLOSED = ("/boot/", "/etc/", "/home/", "/root/", "/usr/")
+DEBIANS = {"12": "15", "13": "17"}
 DATABASE_NAME_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1
 
 
@@ -56,4 +64,153 @@ def check_names(server: Server) -> Iterator[Problem]:
         yield from check_twins(server, variable, kind)
 
 
-CHECKS = (check_database_names, check_names)
+def check_cluster(server: Server) -> Iterator[Problem]:
+    """With two of them, one would get the settings and the other the databases."""
+    clusters = {f"{x['version']}/{x['name']}": x for x in found_clusters(server)}
+    release = DEBIANS.get(server.facts.get("distribution_major_version") or "")
+    stated, usual = str(server.values.get("postgres_cluster") or ""), f"{release}/main"
+    there = " and ".join(
+        f"{name} (port {x['port']}, {'running' if x['runs'] else 'stopped'})"
+        for name, x in clusters.items()
+    )
+    if stated and not re.fullmatch(CLUSTER, stated):
+        yield Problem(
+            "postgres_cluster",
+            f"is {stated!r}, and not a version and a name as pg_lsclusters has them: 17/main",
+        )
+    elif not clusters and stated not in ("", usual):
+        yield Problem(
+            "postgres_cluster",
+            f"is {stated!r}, and {server.name} has no PostgreSQL yet",
+            f"leave it out, for Debian's {usual}; or make that one first, by its packages",
+        )
+    elif not clusters:
+        yield from check_port(server)
+    elif stated and stated not in clusters:
+        version, name = stated.split("/")
+        yield Problem(
+            "postgres_cluster",
+            f"is {stated!r}, and {server.name} has {there}",
+            f"name one of those, or make it: sudo pg_createcluster {version} {name} --start",
+        )
+    elif (
+        not stated
+        and [*clusters] != [usual]
+        and not (
+            # Carafe's own, beside which somebody has put another one since.
+            usual in clusters and clusters[usual]["claims"]
+        )
+    ):
+        yield Problem(
+            "postgres_cluster",
+            f"is not set, and {server.name} has {there}, where Debian's own is {usual}: which one"
+            " is the app's? The others stay as they are",
+            f'add postgres_cluster: "{next(iter(clusters))}"'
+            + (
+                f"; for {usual} make it first: sudo apt-get install postgresql-{release}"
+                if usual not in clusters
+                else ""
+            ),
+        )
+    elif problem := unusable(server, clusters[stated or usual], stated or usual):
+        yield problem
+
+
+def check_port(server: Server) -> Iterator[Problem]:
+    """Debian's package would quietly take the next port, where no app looks for it."""
+    for holder in server.found.get("listeners") or []:
+        if holder["port"] == PORT:
+            yield Problem(
+                "postgres_cluster",
+                f"is to be made, and needs port {PORT}, which {described(holder)} holds on"
+                f" {server.name}",
+                free(holder, f"publish it on another port than {PORT}"),
+            )
+            return
+
+
+def unusable(server: Server, cluster: Mapping[str, Any], name: str) -> Problem | None:
+    """Return what keeps the role from configuring a cluster."""
+    folder = f"/etc/postgresql/{name}"
+    if not cluster["reads_conf_d"]:
+        return Problem(
+            "postgres_cluster",
+            f"is {name}, and on {server.name} its postgresql.conf does not read conf.d, where the"
+            " role's settings are",
+            f"add the line include_dir = 'conf.d' to {folder}/postgresql.conf",
+        )
+    if cluster["hba_file"] != f"{folder}/pg_hba.conf":
+        return Problem(
+            "postgres_cluster",
+            f"is {name}, whose hba_file on {server.name} is {cluster['hba_file']}, where the role"
+            f" writes {folder}/pg_hba.conf",
+            f"move its lines there, and set hba_file in {folder}/postgresql.conf",
+        )
+    if cluster["runs"] and cluster["socket"] not in SOCKETS:
+        return Problem(
+            "postgres_cluster",
+            f"is {name}, whose unix socket on {server.name} is in {cluster['socket']}, and apps"
+            f" look for it in {SOCKETS[1]}",
+            f"put {SOCKETS[0]} first in unix_socket_directories in {folder}/postgresql.conf",
+        )
+    if cluster["data"].startswith(CLOSED):
+        return Problem(
+            "postgres_cluster",
+            f"is {name}, whose data on {server.name} is in {cluster['data']}, which the role's"
+            " sandbox keeps it out of",
+            "move it to /var/lib/postgresql, or to a folder of /srv",
+        )
+    if "refused" in cluster:
+        return Problem(
+            "postgres_cluster",
+            f"is {name}, which does not let the unix user postgres in on {server.name}"
+            f" ({cluster['refused']})",
+            f"let {folder}/pg_hba.conf begin with the line 'local all postgres peer', then: sudo"
+            f" systemctl reload postgresql@{name.replace('/', '-')}",
+        )
+    return None
+
+
+def found_clusters(server: Server) -> list[Mapping[str, Any]]:
+    return (server.found.get("postgresql") or {}).get("clusters") or []
+
+
+def chosen(server: Server) -> Mapping[str, Any]:
+    """Return what is known of the cluster that the role configures."""
+    release = DEBIANS.get(server.facts.get("distribution_major_version") or "")
+    name = server.values.get("postgres_cluster") or f"{release}/main"
+    return next((x for x in found_clusters(server) if f"{x['version']}/{x['name']}" == name), {})
+
+
+def check_contents(server: Server) -> Iterator[Problem]:
+    """A database or a role of somebody else's would become the app's."""
+    cluster, owner = chosen(server), server.values.get("postgres_owner")
+    if owner in cluster.get("claims", []) or server.values.get("stack_adopt") is True:
+        return
+    has = cluster.get("databases") or {}
+    for name in [x.get("name") for x in entries(server, "postgres_databases")]:
+        if name in has:
+            yield Problem(
+                told(server, name, "postgres_databases"),
+                f"has the database {name!r}, which {server.name} has already, and not from Carafe:"
+                f" it is {has[name]}'s",
+                "choose another name; or write stack_adopt: true, and the app's role becomes the"
+                " owner of that database",
+            )
+    wanted = {str(x.get("name")) for x in entries(server, "postgres_roles")}
+    for name in sorted(wanted & {*(cluster.get("roles") or [])}):
+        yield Problem(
+            told(server, name, "postgres_roles"),
+            f"has the database role {name!r}, which {server.name} has already, and not from Carafe",
+            "choose another name; or write stack_adopt: true, and the role gets the settings,"
+            " memberships and password that are listed here",
+        )
+
+
+def told(server: Server, name: Any, variable: str) -> str:
+    """Return the variable from which a name comes: what is named after the app is the app's."""
+    app = server.values.get("app_name")
+    return "app_name" if app and name in (app, f"{app}-owner", f"{app}-deploy") else variable
+
+
+CHECKS = (check_database_names, check_names, check_cluster, check_contents)
