@@ -116,7 +116,8 @@ def test_what_ours_does_not_say_goes_on(server: Path) -> None:
     (server / "nginx/nginx.conf").write_text(MANAGED)
     assert found.default_ports() == [80]
     assert found.goes_on("nginx", server / "nginx/nginx.conf") == {}
-    assert found.nginx() == {"sites": ["blog", "default"], "by_hand": False}
+    after = {"sites": ["blog", "default"], "by_hand": False, "upstreams": ["back"]}
+    assert found.nginx() == after
 
 
 def test_a_site_that_was_dead_before_stays_so(server: Path) -> None:

@@ -1288,6 +1288,8 @@ def test_a_port_for_tls_where_a_site_has_a_certificate() -> None:
 
 
 def test_a_site_and_a_program_that_were_there_before() -> None:
+    upstream = the_only(beside(nginx={"upstreams": ["a", "back"]}))
+    assert "an upstream of that name" in upstream.what
     site = the_only(beside(nginx={"sites": ["a.conf", "blog", "z.conf"]}))
     assert site.variable == "nginx_sites"
     assert "/etc/nginx/sites-enabled/a.conf" in site.what

@@ -150,6 +150,11 @@ def nginx() -> dict[str, Any]:
     sites = [x for x in sorted(folder.glob("sites-enabled/[!.]*")) if x.is_file()]
     theirs = [x for x in sites if not SITE.search(text(x))]
     found: dict[str, Any] = {"sites": [x.name for x in theirs], "by_hand": False}
+    said = [text(x) for x in [*theirs, *folder.glob("conf.d/*.conf")]]
+    said += [] if adopted.is_managed(main) else [x.text for x in adopted.inside(main, "http")]
+    # By such a name nginx knows the servers behind one of our sites.
+    names = [x.words[1] for x in adopted.top("\n".join(said)) if x.name == "upstream"]
+    found["upstreams"] = sorted(names)
     if claims("nginx") or adopted.is_managed(main):
         return found
     packaged = as_packaged("nginx-common", "nginx")

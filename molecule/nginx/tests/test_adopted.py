@@ -14,7 +14,7 @@ def _by_hand(host):
 @pytest.mark.parametrize(
     ("name", "body"),
     [
-        ("theirs.test", "mapped"),  # a file of sites-enabled with no .conf, and a map of nginx.conf
+        ("byhand.test", "mapped"),  # a file of sites-enabled with no .conf, and a map of nginx.conf
         ("more.test", "more"),  # a file of conf.d
     ],
 )
@@ -29,8 +29,8 @@ def test_a_site_in_nginx_conf_itself_and_its_upstream_go_on(ask):
 
 
 def test_they_write_their_log_where_they_did(ask, host, eventually):
-    ask("theirs.test", "/logged")
-    eventually(lambda: "GET /logged" in host.file("/srv/theirs/access.log").content_string)
+    ask("byhand.test", "/logged")
+    eventually(lambda: "GET /logged" in host.file("/srv/byhand/access.log").content_string)
 
 
 def test_a_copy_of_the_file_stays(host):

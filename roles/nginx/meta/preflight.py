@@ -272,8 +272,17 @@ def check_ports(server: Server) -> Iterator[Problem]:
 
 def check_files(server: Server) -> Iterator[Problem]:
     """A site of that name that somebody has written would be overwritten."""
-    theirs = (server.found.get("nginx") or {}).get("sites") or []
+    found = server.found.get("nginx") or {}
+    theirs = found.get("sites") or []
     for site in present_sites(server):
+        if site["name"] in (found.get("upstreams") or []):
+            app = server.values.get("app_name")
+            yield Problem(
+                "app_name" if site["name"] == app else "nginx_sites",
+                f"has the site {site['name']!r}, and an upstream of that name is in what somebody"
+                f" has configured in /etc/nginx on {server.name}: nginx takes a name once",
+                "choose another name, or give their upstream another one, where it is used too",
+            )
         if f"{site['name']}.conf" in theirs:
             app = server.values.get("app_name")
             path = f"/etc/nginx/sites-enabled/{site['name']}.conf"
