@@ -206,7 +206,7 @@ def test_a_copy_of_what_is_replaced_stays(tmp_path: Path, monkeypatch: pytest.Mo
 
     def write(content: bytes) -> None:
         item = file_set.File(path, owner=None, group=None, content=content)
-        file_set.FileSet([item], False, backup=True).write()
+        file_set.FileSet([item], False, backup=lambda path: path.name != "b.conf").write()
 
     for text in (b"# Managed by Ansible.\n1\n", b"# Managed by Ansible.\n2\n"):
         write(text)
@@ -222,3 +222,8 @@ def test_a_copy_of_what_is_replaced_stays(tmp_path: Path, monkeypatch: pytest.Mo
     assert copy.read_bytes() == b"by hand\n"
     assert copy.with_name("a.conf.2").read_bytes() == b"again\n"
     assert not copy.with_name("a.conf.3").exists()
+    other = tmp_path / "b.conf"
+    other.write_bytes(b"as its package has brought it\n")
+    item = file_set.File(other, owner=None, group=None, content=b"new\n")
+    file_set.FileSet([item], False, backup=lambda path: path.name != "b.conf").write()
+    assert not copy.with_name("b.conf").exists()

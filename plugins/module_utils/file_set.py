@@ -11,7 +11,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,7 @@ class FileSet:
         items: Iterable[Item | Absent],
         check_mode: bool,
         checks: Iterable[dict[str, str]] = (),
-        backup: bool = False,
+        backup: Callable[[Path], bool] | None = None,
     ) -> None:
         self.check_mode, self.checks, self.backup = check_mode, checks, backup
         self.items = list(items)
@@ -330,7 +330,7 @@ class FileSet:
             for file in due:
                 file.stage()
             for file in due if self.backup else []:
-                keep(file)
+                keep(file, self.backup)
             for file in due:
                 file.land()
                 done.append(str(file.path))
@@ -349,8 +349,8 @@ class FileSet:
                     files.remove(file.staged)
 
 
-def keep(file: File) -> None:
-    """Put a copy aside of a file that is replaced, unless a run of Carafe has written it."""
+def keep(file: File, by_hand: Callable[[Path], bool]) -> None:
+    """Put a copy aside of a file that is replaced, unless nobody but a package or Carafe wrote it."""
     if file.there is None or not file.rewritten:
         return
     try:
@@ -358,7 +358,7 @@ def keep(file: File) -> None:
         content = file.path.read_bytes()
     except OSError:
         return
-    if adopted.is_managed(content.decode(errors="replace")):
+    if adopted.is_managed(content.decode(errors="replace")) or not by_hand(file.path):
         return
     place = BACKUPS / file.path.relative_to("/")
     for number in range(1, 1000):

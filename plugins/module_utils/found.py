@@ -121,14 +121,10 @@ def unit_of(pid: int) -> str:
 
 def as_packaged(*packages: str) -> dict[str, str]:
     """Return the digests that the configuration files of packages have come with."""
-    found = {}
-    for package in packages:
-        said = ask("dpkg-query", "--show", "--showformat=${Conffiles}", package)
-        for line in said.stdout.splitlines():
-            words = line.split()
-            if len(words) >= 2:
-                found[words[0]] = words[1]
-    return found
+    # It fails for those that are not installed, and lists the others.
+    said = ask("dpkg-query", "--show", "--showformat=${Conffiles}\n", *packages).stdout
+    lines = [line.split() for line in said.splitlines()]
+    return {words[0]: words[1] for words in lines if len(words) >= 2}
 
 
 def is_changed(path: Path, packaged: dict[str, str]) -> bool:
@@ -140,6 +136,11 @@ def is_changed(path: Path, packaged: dict[str, str]) -> bool:
     place = "/" + str(path.resolve().relative_to(ROOT.resolve()))
     digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
     return packaged.get(place) != digest
+
+
+def is_by_hand(path: Path) -> bool:
+    """Tell whether somebody has changed a file since its package has brought it."""
+    return is_changed(path, as_packaged("nginx-common", "nginx", "supervisor"))
 
 
 def nginx() -> dict[str, Any]:

@@ -47,7 +47,7 @@ def roles(claim: dict[str, Any]) -> list[str]:
 
 def session(server: Server, owner: str) -> Session | None:
     """Return a session, or None where PostgreSQL is gone from the server."""
-    found = session_now()
+    found = session_now(server)
     if found is None and server.is_installed():
         raise Failure(
             f"PostgreSQL lets nobody in, and may have data of {owner}. See why: systemctl status"
@@ -81,7 +81,7 @@ def write(server: Server, name: str, path: Path) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
     with os.fdopen(descriptor, "wb") as file:
         done = subprocess.run(
-            [*command, f"--dbname={psycopg2.extensions.make_dsn(dbname=name)}"],
+            [*command, f"--dbname={psycopg2.extensions.make_dsn(dbname=name, **server.place())}"],
             stdout=file,
             stderr=subprocess.PIPE,
             text=True,

@@ -96,8 +96,8 @@ options:
         default: false
   backup:
     description: >-
-      Whether a copy of each file that is replaced goes to C(/var/backups/carafe), unless the file
-      says that Ansible has written it.
+      Whether a copy of each file that is replaced goes to C(/var/backups/carafe), unless it is as
+      its package has brought it, or says that Ansible has written it.
     type: bool
     default: false
   trees:
@@ -236,7 +236,9 @@ def write(module):
     with alone():
         given = module.params
         items = [*items_of(given), *adopted_by(given["files"])]
-        files = FileSet(items, module.check_mode, given["checks"], given["backup"])
+        files = FileSet(
+            items, module.check_mode, given["checks"], found.is_by_hand if given["backup"] else None
+        )
         files.write()
     for note in files.notes:
         module.warn(note)

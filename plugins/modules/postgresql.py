@@ -480,7 +480,7 @@ def configure(module: Module) -> dict:
         wanted = wanted_files(server, given["unit_files"], text, rules)
         wanted += [kept_file(server, kept)] * bool(kept)
         # Of what somebody has configured by hand a copy stays.
-        files = FileSet(wanted, check, backup=True)
+        files = FileSet(wanted, check, backup=lambda path: bool(kept) and path == server.hba_file)
         changes = [f"write {x.path}" for x in files.due if isinstance(x, File)]
         if server.is_installed() and text != former:
             refuse_settings(server, text)
