@@ -238,7 +238,7 @@ def test_what_another_owner_claims_as_well_is_not_dropped(
 def test_a_server_that_lets_nobody_in_is_not_taken_for_empty(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(postgresql_removal, "session_now", lambda: None)
+    monkeypatch.setattr(postgresql_removal, "session_now", lambda *_: None)
     gone = SimpleNamespace(is_installed=lambda: False, unit="postgresql@17-main.service")
     assert postgresql_removal.session(gone, "shop") is None
     there = SimpleNamespace(is_installed=lambda: True, unit="postgresql@17-main.service")

@@ -350,7 +350,7 @@ class FileSet:
 
 
 def keep(file: File, by_hand: Callable[[Path], bool]) -> None:
-    """Put a copy aside of a file that is replaced, unless nobody but a package or Carafe wrote it."""
+    """Put a copy aside of a file that is replaced, if a person has written it."""
     if file.there is None or not file.rewritten:
         return
     try:
