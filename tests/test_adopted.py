@@ -227,3 +227,32 @@ def test_a_copy_of_what_is_replaced_stays(tmp_path: Path, monkeypatch: pytest.Mo
     item = file_set.File(other, owner=None, group=None, content=b"new\n")
     file_set.FileSet([item], False, backup=lambda path: path.name != "b.conf").write()
     assert not copy.with_name("b.conf").exists()
+
+
+@pytest.mark.parametrize(
+    ("rules", "claimed", "count"),
+    [
+        ("local all postgres peer\nlocal all all peer\n", False, 0),
+        ("host a a 10.0.0.0/8 md5\n", False, 1),
+        ("# Managed by Ansible, role postgres.\nhost a a 10.0.0.0/8 md5\n", False, 0),
+        ("host a a 10.0.0.0/8 md5\n", True, None),
+    ],
+)
+def test_what_is_seen_of_a_cluster(server: Path, rules: str, claimed: bool, count: int) -> None:
+    folder = server / "postgresql/17/main"
+    folder.mkdir(parents=True)
+    (server / "os-release").write_text('VERSION_ID="13"\n')
+    text = "port = 5433 # x\n#port = 1\ndata_directory = '/data/17'\ninclude_dir = 'conf.d'\n"
+    (folder / "postgresql.conf").write_text(text)
+    (folder / "pg_hba.conf").write_text(rules)
+    (folder / "conf.d").mkdir()
+    (folder / "conf.d/z.conf").write_text("port 5434\n")
+    (server.parent / "data/17/base/16384").mkdir(parents=True)
+    if claimed:
+        (server / "carafe/postgres.d").mkdir(parents=True)
+        (server / "carafe/postgres.d/shop.json").write_text("{}")
+    (cluster,) = found.postgresql()["clusters"]
+    assert (cluster["port"], cluster["runs"], cluster["reads_conf_d"]) == (5434, False, True)
+    assert cluster["claims"] == (["shop"] if claimed else [])
+    assert cluster.get("hba") == count
+    assert cluster.get("has_databases") is (None if claimed else True)

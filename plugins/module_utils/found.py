@@ -357,8 +357,10 @@ def postgresql() -> dict[str, Any]:
         if cluster["claims"]:
             continue
         rules = text(folder / "pg_hba.conf")
+        plain = adopted.is_debians(rules) or adopted.is_managed(rules)
         cluster |= {
-            "hba": 0 if adopted.is_debians(rules) else len(adopted.hba(rules)),
+            # A run that was cut short has written it, and claimed nothing yet.
+            "hba": 0 if plain else len(adopted.hba(rules)),
             "has_databases": has_databases(Path(cluster["data"])),
             "confs": sorted(x.name for x in folder.glob("conf.d/*.conf")),
         }
