@@ -48,7 +48,6 @@ def test_a_copy_of_the_file_stays(host):
 
 def test_the_other_cluster_is_as_it_was(other):
     assert other("SELECT count(*) FROM pg_roles WHERE rolname ~ '^shop'") == "0"
-    assert other("SHOW shared_buffers") == "128MB"
     assert other("SELECT count(*) FROM pg_hba_file_rules WHERE database = '{shop}'") == "0"
 
 
