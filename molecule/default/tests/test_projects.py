@@ -45,7 +45,7 @@ find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./tmp -o -pa
     sed 's/^/file /'
 find var run ! -path 'var/lib/postgresql/*' -name '*shop*' | sed 's/^/named /'
 sed 's/^/user /' /etc/passwd /etc/group
-systemctl list-unit-files --no-legend | sed 's/^/unit /'
+systemctl list-unit-files --no-legend | grep -v ' transient ' | sed 's/^/unit /'
 systemctl list-units --all --plain --no-legend '*shop*' '*.timer' | sed 's/^/runs /'
 supervisorctl status | awk '{ print "program", $1, $2 }'
 cd /var/lib/postgresql
