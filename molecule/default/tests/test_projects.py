@@ -35,13 +35,15 @@ app_workers: [{name: jobs, command: sleep infinity}]
 app_schedules: [{name: tick, command: echo tick, when: yearly}]
 """
 # What the server has, a line for each. Of the other apps, of logs and of what a service keeps for
-# itself only what is named after this one; of processes who has any, but for who asks.
+# itself only what is named after this one; of processes who has any, but for who asks. Packages
+# and Carafe's own programs are the server's.
 SEE = r"""
 cd /
 find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./tmp -o -path ./var/tmp \
     -o -path './root/.ansible*' -o -path ./home/deploy/.ansible \) -prune \
     -o -printf '%p %M %u %g\n' |
-    grep -vE '^\./(srv/(guestbook|neighbour)/|var/(log|cache|lib/(postgresql|systemd))/)' |
+    grep -vE '^\./(srv/(guestbook|neighbour)|usr/local/lib/carafe|var/(log|cache))/' |
+    grep -vE '^\./var/lib/(postgresql|systemd)/' |
     sed 's/^/file /'
 find var run ! -path 'var/lib/postgresql/*' -name '*shop*' | sed 's/^/named /'
 sed 's/^/user /' /etc/passwd /etc/group
