@@ -106,6 +106,7 @@ def test_wheels_only_is_said_to_uv_of_all_that_it_installs() -> None:
 def test_a_lock_is_a_requirements_file_by_who_made_it(lock: str, path: str, export: str) -> None:
     script = venvs.script(WANTED | {"lock": lock, "requirements": path}, Path("/srv/a"))
     assert export in script
+    assert "<" not in script
     assert '--output-file "$exported"' in script or '--output "$exported"' in script
     assert '--requirement "$exported"' in script
     assert "--require-hashes" not in script
