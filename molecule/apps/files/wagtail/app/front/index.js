@@ -1,0 +1,3 @@
+import confetti from "canvas-confetti";
+
+document.addEventListener("click", () => confetti());
