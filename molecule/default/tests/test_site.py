@@ -238,7 +238,8 @@ def test_what_a_server_consists_of_is_written_down(host: Host, tmp_path: Path) -
     bill = json.loads(file.read_text())
     found = {x["purl"]: x["version"] for x in bill["components"]}
     names = {purl.partition("@")[0] for purl in found}
-    assert names >= {"pkg:pypi/flask", "pkg:pypi/gunicorn", "pkg:deb/debian/postgresql"}
+    database = f"pkg:deb/debian/postgresql-{host.check_output('ls /etc/postgresql')}"
+    assert names >= {"pkg:pypi/flask", "pkg:pypi/gunicorn", database}
     (nginx,) = (
         version for purl, version in found.items() if purl.startswith("pkg:deb/debian/nginx@")
     )
