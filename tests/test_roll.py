@@ -58,6 +58,9 @@ class Server(http.server.ThreadingHTTPServer):
         client.setblocking(True)
         return client, address
 
+    def handle_error(self, request, client):
+        pass  # Nobody waits for an answer that comes too late.
+
 servers = [Server(fd) for fd in range(3, 3 + int(os.environ["LISTEN_FDS"]))]
 threads = [threading.Thread(target=x.serve_forever, args=(0.01,)) for x in servers]
 [thread.start() for thread in threads]

@@ -15,7 +15,8 @@ SCHEDULE = {"name": "night", "command": "echo 1", "when": "daily", "timeout": 60
 
 
 def unit(**app: Any) -> str:
-    app = {"name": "shop", "user": "shop", "run_command": "/srv/shop/bin/run", **app}
+    named = {"name": "shop", "user": "shop", "root": "/srv/shop"}
+    app = {**named, "run_command": "/srv/shop/bin/run", **app}
     return release_settings.schedule_files(app | {"schedules": [SCHEDULE]})[
         "schedules/shop.night.service"
     ]

@@ -66,6 +66,8 @@ def test_tools_are_installed_by_hashes_only() -> None:
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for path in COMMANDS
         if path.is_file() and path.suffix not in (".py", ".md", ".txt", ".in")
+        # Apps of others, installed as their users do; npm holds its lock's hashes by itself.
+        if ROOT / "molecule/apps" not in path.parents
         for line in path.read_text(errors="replace").splitlines()
         if re.search(r"\bpipx\b|\bpip\d?\"? (install|download)\b|\bnpm (ci|install)\b", line)
     ]
