@@ -50,12 +50,23 @@ def users() -> set[int]:
     return found - {pwd.getpwnam("postgres").pw_uid}
 
 
+def group(folder: Path) -> str:
+    """Return the control group of a process, by which systemd knows its unit."""
+    try:
+        return (folder / "cgroup").read_text()
+    except OSError:  # it has ended
+        return ""
+
+
 def of(uids: set[int]) -> dict[int, str]:
     """Return the processes of these users by number, with their names."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         said = status(folder.name)
         if said and uids & set(map(int, said["Uid"].split())) and lives(folder.name):
+            # An app's Valkey is its user's, and asks no database.
+            if "/valkey@" in group(folder):
+                continue
             found[int(folder.name)] = said["Name"]
     return found
 

@@ -259,7 +259,12 @@ class FileSet:
                 inside = [
                     x for x in self.due if isinstance(x, File | Absent) and folder in x.path.parents
                 ]
-                if inside:
+                missing = [x for x in check.get("needs") or [] if not Path(x).exists()]
+                if inside and missing and self.check_mode:
+                    notes.append(
+                        f"{folder} is not checked, since the server has no {missing[0]} yet."
+                    )
+                elif inside:
                     copy = Path(place, f"check-{number}")
                     self.copy(folder, copy, inside)
                     notes += self.ask(check["command"], copy, folder)

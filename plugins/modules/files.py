@@ -137,6 +137,13 @@ options:
         description: The command. V(%s) in it is the copy.
         type: str
         required: true
+      needs:
+        description:
+          - Files that it cannot do without. Only in check mode may one be missing, and then nothing
+            is checked, since a package that is yet to come will bring it.
+        type: list
+        elements: path
+        default: []
 attributes:
   check_mode:
     support: full
@@ -212,6 +219,7 @@ TREE = {
 CHECK = {
     "folder": {"type": "path", "required": True},
     "command": {"type": "str", "required": True},
+    "needs": {"type": "list", "elements": "path", "default": []},
 }
 ARGUMENTS = {
     **{"folders": entries(FOLDER), "files": entries(FILE), "trees": entries(TREE)},

@@ -287,7 +287,14 @@ from ..module_utils import (
 from ..module_utils.commands import Failure, run
 from ..module_utils.file_set import File, FileSet, Folder
 from ..module_utils.files import read, write
-from ..module_utils.postgresql_server import Server, Session, need_psycopg2, report, session_now
+from ..module_utils.postgresql_server import (
+    Server,
+    Session,
+    need_psycopg2,
+    psycopg2,
+    report,
+    session_now,
+)
 
 KINDS = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
 METHODS = ("peer", "scram-sha-256", "cert", "reject", "ident", "ldap", "gss", "radius", "pam")
@@ -600,6 +607,9 @@ def bring_about(given: dict, changes: list[str], check: bool) -> tuple[list[str]
         server = Server(given["version"], given["cluster"])
         if check and not server.is_installed():
             changes += [*SENTENCES.values(), *postgresql_contents.on_a_bare_server(*contents)]
+            return [], []
+        if check and psycopg2 is None:  # one set up by hand, and the package is yet to come
+            changes += postgresql_contents.on_a_bare_server(*contents)
             return [], []
         need_psycopg2()
         started, session = start(server, check)
