@@ -70,7 +70,7 @@ def test_what_programs_print_is_for_root_alone_after_a_rotation_too(host, eventu
     assert {"chatty_0.log", "chatty_0.log.1", "old.log", "supervisord.log"} <= {
         Path(path).name for path in found
     }
-    # What a supervisord set up by hand has named itself, by mkstemp, is closed to the group as well.
+    # What a supervisord set up by hand has named itself, by mkstemp, is closed to the group too.
     theirs = {path for path in found if "---supervisor-" in path}
     assert {found.pop(path) for path in theirs} <= {("600", "f", "root"), ("640", "f", "root")}
     assert set(found.values()) == {("640", "f", "root")}
