@@ -67,7 +67,8 @@ def install(tmp_path: Path) -> Callable[..., str]:
 
     def run(text: str, **variables: str) -> str:
         (release / "requirements.txt").write_text(text)
-        shutil.rmtree(root, ignore_errors=True)
+        if root.exists():
+            shutil.rmtree(root)
         wanted = {"version": "x", "path": str(root / "venv"), "requirements": "requirements.txt"}
         uv = venvs.uv(wanted, root)
         uv.parent.mkdir(parents=True, exist_ok=True)
