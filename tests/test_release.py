@@ -1009,6 +1009,30 @@ def test_several_servers_wait_for_the_migration_and_then_for_all_probes(app: App
         ]
 
 
+@pytest.mark.parametrize(
+    "early", [{"user_migrates": True}, {"commands": {"setup": "true"}}], ids=["itself", "set up"]
+)
+def test_no_server_loads_what_another_one_still_sets_up(app: App, early: dict) -> None:
+    for number, migrates in enumerate((True, False)):
+        changes = {"servers": 2, "migrate_enabled": migrates, "break_lock": True, **early}
+        plan = app.step("begin", "a", run=RUN_2 | {"id": str(number)}, **changes)["plan"]
+        assert [trip["steps"] for trip in plan] == [
+            ["build", *(["migrate"] if migrates else [])],
+            ["load"],
+            ["probe"],
+            ["switch"],
+        ]
+
+
+def test_a_server_that_does_not_migrate_notes_that_the_app_was_set_up(app: App) -> None:
+    said = app.root / "said"
+    commands = {"setup": f"echo set up >>{said}"}
+    app.deploy("a", commands=dict(commands), servers=2, migrate_enabled=False)
+    # It has become the one that does.
+    app.deploy("b", commands=dict(commands), servers=2)
+    assert not said.exists()
+
+
 def test_hooks_around_a_migration_run_without_one(app: App) -> None:
     hooks = {f"{when}_migrate": [f"echo {when} >>{app.root}/hooks"] for when in ("before", "after")}
     app.deploy("a", hooks=hooks, commands={"migrate": ""})

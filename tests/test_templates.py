@@ -90,6 +90,7 @@ FOUND = {
     "http2_on": True,
     "post_quantum": True,
     "over_tls": True,
+    "default_ports": [],
     "nameless": {"443": {"site": "x", "certificate": "/etc/x.pem", "key": "/etc/x.pem"}},
     "settings": NGINX.defaults,
 }

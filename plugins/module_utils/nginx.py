@@ -131,7 +131,7 @@ def addresses(sites: list[dict], taken: dict[str, dict]) -> list[str]:
     for site in present(sites):
         if not site["certificate"]:
             continue
-        names = [x for x in site["server_names"] if not is_address(x)]
+        names = [x for x in site["server_names"] if not is_address(x) and x[0] not in "~*."]
         port = str(site["listen_tls"])
         has = taken.get(port, {}).get("certificate") == site["certificate"]
         seen = "" if int(site["redirect_port"]) == 443 else f":{site['redirect_port']}"

@@ -445,7 +445,10 @@ def begin(app: Release) -> None:
             app.lock_path.unlink()
         raise
     # An app that finds nothing of its own yet, or migrates itself, cannot be loaded before.
-    early = app.app["user_migrates"] or set_up_is_due(app)
+    # Several servers go in the same order, whichever of them notes that it was set up.
+    several = app.app["servers"] > 1
+    due = app.app["commands"]["setup"] if several else set_up_is_due(app)
+    early = app.app["user_migrates"] or due
     middle = ("migrate", "load") if early else ("load", "migrate")
     app.output["plan"] = plan(app, ("build", *middle, "probe", "switch"))
 
@@ -458,7 +461,8 @@ def plan(app: Release, steps: tuple[str, ...]) -> list[dict[str, Any]]:
     """
     commands, found, trip = app.app["commands"], [], []
     for step in steps:
-        if trip and step in ("probe", "switch") and app.app["servers"] > 1:
+        early = step == "load" and "migrate" in steps[: steps.index(step)]
+        if trip and (early or step in ("probe", "switch")) and app.app["servers"] > 1:
             found.append({"steps": trip, "point": ""})
             trip = []
         if step in ("load", "probe") and not commands[step]:
@@ -628,8 +632,12 @@ def set_up(app: Release) -> None:
             app.patiently(is_due, tries=1)
         except Failure as failure:
             raise Failure(f"app_setup_command: {failure}") from None
-        line = f"{clock(time.time())} {app.id}\n"
-        files.write(app.state / "setup", line, owner=os.geteuid(), group=os.getegid())
+        note_set_up(app)
+
+
+def note_set_up(app: Release) -> None:
+    line = f"{clock(time.time())} {app.id}\n"
+    files.write(app.state / "setup", line, owner=os.geteuid(), group=os.getegid())
 
 
 def set_up_is_due(app: Release) -> str:
@@ -853,6 +861,9 @@ def finish(app: Release) -> None:
     for path in app.app["health"]["sockets"]:
         if trouble := unix_http.look(path, app.app["health"]):
             raise Failure(f"{Path(path).stem} did not stay healthy: {trouble}")
+    # By another server, where this one does not migrate: once in the app's life, whichever does.
+    if app.app["commands"]["setup"] and files.read(app.state / "setup") is None:
+        note_set_up(app)
     rollback = app.lock["what"].startswith("rollback")
     served = {} if rollback else {"deployed": time.time()}
     app.note(app.id, broken=None, run=app.app["run"]["id"], **served)

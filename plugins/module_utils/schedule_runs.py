@@ -13,6 +13,7 @@ FOLDER is ``<root>/logs/schedules``, which root alone reads, since it has what t
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -89,9 +90,7 @@ def failing(folder: Path, names: list[str]) -> list[str]:
         runs = read(folder / f"{name}.json")
         if not runs or how(runs[-1]) == "ok":
             continue
-        since = 0
-        while since < len(runs) and how(runs[-1 - since]) != "ok":
-            since += 1
+        since = len([*itertools.takewhile(lambda run: how(run) != "ok", reversed(runs))])
         times = "its last run" if since == 1 else f"its last {since} runs"
         found.append(
             f"the schedule {name}: {times} {how(runs[-1])}, at {clock(runs[-1]['ended'])}."
@@ -110,7 +109,7 @@ def listing(folder: Path, names: list[str], whole: str = "") -> list[str]:
         runs = read(folder / f"{name}.json")[::-1]
         lines.append(f"{name}: {'the last runs, the newest first' if runs else 'no run yet'}")
         for number, entry in enumerate(runs):
-            took = entry["ended"] - entry.get("began", entry["ended"])
+            took = entry["ended"] - entry["began"]
             lines.append(f"  {clock(entry['ended'])}  {took:.0f} s  {how(entry)}")
             if whole or not number:
                 wrote = escaped(str(entry.get("output", ""))).splitlines()

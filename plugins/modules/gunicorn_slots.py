@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = """
 module: gunicorn_slots
-short_description: Roll the slots of a WSGI app, one at a time
+short_description: Roll the slots of an app, one at a time
 description:
   - >-
     A slot is a gunicorn that supervisord runs. All slots of an app accept on one socket. This

@@ -134,6 +134,7 @@ def leave(owner, defaults, check_mode):
     tls = nginx.over_tls({nginx.Path(path).stem for path in gone})
     found = nginx.abilities(check_mode) | {"settings": {**defaults, **stated}, "over_tls": tls}
     found["nameless"], _ = nginx.share_nameless(everybody, owner)
+    found["default_ports"] = found_by_hand.default_ports()
     return {"changed": False, "absent": there, **found}
 
 

@@ -133,6 +133,11 @@ def run(app: release_steps.Release, params: dict) -> None:
         app.output["table"] = app.listing() if app.root.exists() else []
     elif step == "runs":
         folder, names = release_settings.history(app.root), release_settings.scheduled(app)
+        if params["schedule"] and params["schedule"] not in names:
+            there = ", ".join(names) or "none"
+            raise Failure(
+                f"app_schedule: there is no schedule {params['schedule']}. There is: {there}"
+            )
         app.output["table"] = schedule_runs.listing(folder, names, params["schedule"])
     elif step == "gate":
         release_steps.take(app, params["steps"])

@@ -11,17 +11,17 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import Probl
 RANGES = {"valkey_memory_mb": (4, None)}
 SETTING, VALUE = re.compile(r"[a-z][a-z0-9-]*"), re.compile(r"[^\n\r\0]+")
 # What the instances are kept apart by, and what the role has a variable for.
-OWN = {
-    **dict.fromkeys(("maxmemory", "maxmemory-policy", "appendonly")),
-    **dict.fromkeys(("port", "bind", "tls-port", "unixsocket", "unixsocketperm", "dir")),
-    **dict.fromkeys(("user", "aclfile", "requirepass", "rename-command", "include", "loadmodule")),
-    **dict.fromkeys(("daemonize", "supervised", "pidfile", "logfile", "syslog-enabled")),
-    **dict.fromkeys(("enable-debug-command", "enable-module-command", "enable-protected-configs")),
-}
 VARIABLES = {
     "maxmemory": "valkey_memory_mb",
     "maxmemory-policy": "valkey_eviction",
     "appendonly": "valkey_persistent",
+}
+OWN = {
+    *VARIABLES,
+    *("port", "bind", "tls-port", "unixsocket", "unixsocketperm", "dir"),
+    *("user", "aclfile", "requirepass", "rename-command", "include", "loadmodule"),
+    *("daemonize", "supervised", "pidfile", "logfile", "syslog-enabled"),
+    *("enable-debug-command", "enable-module-command", "enable-protected-configs"),
 }
 
 
