@@ -44,7 +44,7 @@ THEIRS = DEBIAN.replace(
 """,
 )
 PACKAGED = "server { listen 80 default_server; }"
-MANAGED = "#\n# Ansible managed\n#\nhttp {}\n"
+MANAGED = "#\n# Ansible managed\n#\n# What all sites share. Paths are relative.\nhttp {}\n"
 
 
 @pytest.fixture

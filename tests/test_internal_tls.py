@@ -502,6 +502,7 @@ def test_a_tunnel_runs_and_loads_what_is_new(units: Units, folder: Path) -> None
     assert first["changes"][-2:] == [f"enable {NAME}", f"start {NAME}"]
     assert units.did[0] == "quiet"
     (folder / "server.pem").touch()
+    os.utime(folder / "server.pem", (2, 2))
     loaded = internal_tls.RUN / "internal-tls-shop.loaded"
     assert not module.serve(SERVED, True)["changed"]
     os.utime(loaded, (1, 1))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from ansible.parsing.dataloader import DataLoader
-from ansible.template import Templar
+from ansible.template import Templar, trust_as_template
 from ansible_collections.carafe.stack.plugins.module_utils import (
     certificates,
     claims,
@@ -126,11 +126,14 @@ def test_a_folder_of_everybody_s_stays(path: str) -> None:
 def test_a_user_who_was_not_made_for_the_app_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removal, "run", lambda *words: pytest.fail(f"ran {words}"))
     found = removal.Removal(check=False)
-    there = SimpleNamespace(pw_uid=33, pw_dir="/var/www")
+    there = SimpleNamespace(pw_uid=33, pw_dir="/var/www", pw_shell=removal.NOLOGIN)
     monkeypatch.setattr(removal.pwd, "getpwnam", lambda name: there)
     (said,) = found.users(["www-data"], "/srv/shop")
-    assert said == "The user www-data stays: its home is /var/www, so it is not the app's."
-    root = SimpleNamespace(pw_uid=0, pw_dir="/srv/shop")
+    assert said.startswith("The user www-data stays: its home is /var/www and its shell ")
+    person = SimpleNamespace(pw_uid=1000, pw_dir="/srv/shop", pw_shell="/bin/bash")
+    monkeypatch.setattr(removal.pwd, "getpwnam", lambda name: person)
+    assert len(list(found.users(["anna"], "/srv/shop"))) == 1
+    root = SimpleNamespace(pw_uid=0, pw_dir="/srv/shop", pw_shell=removal.NOLOGIN)
     monkeypatch.setattr(removal.pwd, "getpwnam", lambda name: root)
     assert len(list(found.users(["root"], "/srv/shop"))) == 1
     assert found.changes == []
@@ -140,7 +143,10 @@ def test_a_user_of_the_app_goes_with_what_the_system_keeps_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[tuple[str, ...]] = []
-    there = {"shop-deploy": SimpleNamespace(pw_name="shop-deploy", pw_uid=999, pw_dir="/srv/shop")}
+    user = SimpleNamespace(
+        pw_name="shop-deploy", pw_uid=999, pw_dir="/srv/shop", pw_shell=removal.NOLOGIN
+    )
+    there = {"shop-deploy": user}
     monkeypatch.setattr(removal.pwd, "getpwnam", there.__getitem__)
     monkeypatch.setattr(removal, "run", lambda *words: done.append(words))
     monkeypatch.setattr(removal, "ask", lambda *words: SimpleNamespace(returncode=1))
@@ -210,9 +216,9 @@ BLOG = {"databases": [{"name": "common", "roles": ["common-owner", "blog", "repo
 @pytest.mark.parametrize(
     ("shop", "blog", "databases", "roles"),
     [
-        (SHOP, {}, ["shop", "common"], ["shop-owner", "shop", "report", "common-owner"]),
+        (SHOP, {}, ["shop", "common"], ["shop-owner", "shop", "report"]),
         (SHOP, BLOG, ["shop"], ["shop-owner", "shop"]),
-        (SHOP, {"roles": ["shop"]}, ["shop", "common"], ["shop-owner", "report", "common-owner"]),
+        (SHOP, {"roles": ["shop"]}, ["shop", "common"], ["shop-owner", "report"]),
         ({"databases": SHOP["databases"]}, BLOG, ["shop"], ["shop-owner", "shop"]),
         ({"roles": ["postgres", "x"]}, {}, [], ["x"]),
         ({}, BLOG, [], []),
@@ -303,3 +309,30 @@ def test_each_role_lets_go_and_says_of_what(role: str) -> None:
     """A role that is added to the stack says so in its tasks/remove.yml, and nowhere else."""
     tasks = load_yaml(ROOT / "roles" / role / "tasks/remove.yml")
     assert f"__{role}_removed" in [task.get("register") for task in tasks]
+
+
+def play() -> dict[str, Any]:
+    return next(x for x in load_yaml(ROOT / "playbooks/remove.yml") if "vars" in x)
+
+
+@pytest.mark.parametrize(
+    ("local", "roles", "environment"),
+    [
+        ({}, {"nginx", "postgres", "certificates"}, "prod"),
+        ({"shop": {"environment": "prod"}}, {"app", "gunicorn", "supervisor", "valkey"}, "prod"),
+        ({"shop": {"environment": "staging"}}, {"app"}, "staging"),
+    ],
+)
+def test_what_has_the_app_s_name_alone_goes_only_where_carafe_has_put_the_app(
+    local: dict, roles: set[str], environment: str
+) -> None:
+    tasks = {x["name"]: x for x in play()["tasks"]}
+    known = {"app_name": "shop", "app_environment_name": "prod", "stack_cache": True}
+    facts = {"ansible_facts": {"ansible_local": local}}
+    more = {"stack_has_database": True, "stack_has_internal_tls": True}
+    templar = Templar(DataLoader(), {**WIRING, **play()["vars"], **known, **facts, **more})
+    loop = next(x["loop"] for x in tasks.values() if "loop" in x)
+    found = set(templar.template(trust_as_template(loop)))
+    assert roles <= found
+    assert ("app" in found) == bool(local)
+    assert templar.template(templar.available_variables["remove_environment"]) == environment

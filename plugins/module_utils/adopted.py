@@ -13,6 +13,11 @@ from pathlib import Path
 
 # What every template of a role begins with, whatever the sign of its comments.
 MANAGED = re.compile(r"\AAnsible managed|^\W*(?:Ansible managed|Managed by Ansible)", re.M)
+# Others' roles say that they are managed, too; what a server has one of says next what it is.
+CARAFES = re.compile(
+    r"^(?:# What all sites share\.|; The supervisord daemon\.|# Managed by Ansible, role \w+\.)",
+    re.M,
+)
 HEAD = 400  # characters in which a file says that it is ours
 
 # --- nginx ------------------------------------------------------------------------------------
@@ -302,3 +307,8 @@ def hba(text: str) -> list[str]:
 
 def is_managed(text: str) -> bool:
     return bool(MANAGED.search(text[:HEAD]))
+
+
+def is_carafes(text: str) -> bool:
+    """Tell whether a service's main file is Carafe's, and not that of somebody's other roles."""
+    return bool(CARAFES.search(text[:HEAD]))

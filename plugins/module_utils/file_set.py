@@ -22,8 +22,8 @@ from .files import diff, group_id, land, locked, stage, user_id
 
 # In a folder of root's: in /run/lock others could hold it.
 LOCK = Path("/run/carafe-files.lock")
-# Longer ones are compared by their size only, where somebody reads the difference.
 BACKUPS = Path("/var/backups/carafe")
+# Longer ones are compared by their size only, where somebody reads the difference.
 SHOWN = 200_000
 CHECK_SECONDS = 120
 
@@ -214,6 +214,8 @@ class FileSet:
         self.items = list(items)
         self.due = [x for x in self.items if x.due]
         self.paths = [str(x.path) for x in self.due]
+        verbs = ["remove" if isinstance(x, Absent) else "write" for x in self.due]
+        self.changes = [f"{verb} {path}" for verb, path in zip(verbs, self.paths, strict=True)]
         self.diff = [entry for x in self.due for entry in x.diff()]
         self.notes: list[str] = []
         if not check_mode:
@@ -363,7 +365,10 @@ def keep(file: File, by_hand: Callable[[Path], bool]) -> None:
         content = file.path.read_bytes()
     except OSError:
         return
-    if adopted.is_managed(content.decode(errors="replace")) or not by_hand(file.path):
+    text = content.decode(errors="replace")
+    is_main = file.path.name in ("nginx.conf", "supervisord.conf", "pg_hba.conf")
+    is_ours = adopted.is_carafes(text) if is_main else adopted.is_managed(text)
+    if is_ours or not by_hand(file.path):
         return
     place = BACKUPS / file.path.relative_to("/")
     for number in range(1, 1000):

@@ -152,11 +152,11 @@ def nginx() -> dict[str, Any]:
     theirs = [x for x in sites if not SITE.search(text(x))]
     found: dict[str, Any] = {"sites": [x.name for x in theirs], "by_hand": False}
     said = [text(x) for x in [*theirs, *folder.glob("conf.d/*.conf")]]
-    said += [] if adopted.is_managed(main) else [x.text for x in adopted.inside(main, "http")]
+    said += [] if adopted.is_carafes(main) else [x.text for x in adopted.inside(main, "http")]
     # By such a name nginx knows the servers behind one of our sites.
     names = [x.words[1] for x in adopted.top("\n".join(said)) if x.name == "upstream"]
     found["upstreams"] = sorted(names)
-    if claims("nginx") or adopted.is_managed(main):
+    if claims("nginx") or adopted.is_carafes(main):
         return found
     packaged = as_packaged("nginx-common", "nginx")
     others = adopted.other_sites(folder, main)
@@ -189,7 +189,7 @@ def nginx() -> dict[str, Any]:
 def goes_on(kind: str, path: Path) -> dict[Path, str]:
     """Return the files in which what somebody has configured goes on once ``path`` is replaced."""
     said = text(path)
-    if not said or adopted.is_managed(said):
+    if not said or adopted.is_carafes(said):
         return {}
     if kind == "supervisor":
         changed = is_changed(path, as_packaged("supervisor"))
@@ -213,7 +213,7 @@ def default_ports() -> list[int]:
     files = [x for place in LIVE for x in folder.glob(place)]
     main = text(folder / "nginx.conf")
     texts = [text(x) for x in files]
-    if adopted.is_managed(main):
+    if adopted.is_carafes(main):
         included = adopted.top(text(folder / "conf.d/adopted.conf"))
         names = [x.words[1] for x in included if x.name == "include" and len(x.words) > 1]
         texts += [text(folder / x) for x in names if x.startswith("sites-enabled/")]
@@ -237,7 +237,7 @@ def supervisor() -> dict[str, Any]:
         x.name for x in sorted(folder.glob("conf.d/*.conf")) if not adopted.is_managed(text(x))
     ]
     found: dict[str, Any] = {"programs": theirs, "by_hand": False}
-    if adopted.is_managed(main):
+    if adopted.is_carafes(main):
         return found
     changed = is_changed(path, as_packaged("supervisor"))
     plain = {x for x, _ in adopted.sections(main)} - set(adopted.PLAIN)
@@ -357,7 +357,7 @@ def postgresql() -> dict[str, Any]:
         if cluster["claims"]:
             continue
         rules = text(folder / "pg_hba.conf")
-        plain = adopted.is_debians(rules) or adopted.is_managed(rules)
+        plain = adopted.is_debians(rules) or adopted.is_carafes(rules)
         cluster |= {
             # A run that was cut short has written it, and claimed nothing yet.
             "hba": 0 if plain else len(adopted.hba(rules)),

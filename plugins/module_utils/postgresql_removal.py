@@ -33,9 +33,11 @@ def owned(owner: str) -> Owned:
     roles_of_others = {x for data in everybody.values() for x in roles(data)} | {"postgres"}
     mine = claims.stored(postgresql_config.FOLDER, owner) or {}
     databases = [x for x in mine.get("databases", []) if x["name"] not in theirs]
+    # One that a database only lets in, a reader for instance, may be somebody's.
+    made = roles(mine) if mine.get("roles") is None else mine["roles"]
     return Owned(
         [x["name"] for x in databases],
-        [x for x in roles(mine) if x not in roles_of_others],
+        [x for x in made if x not in roles_of_others],
     )
 
 
@@ -109,13 +111,17 @@ def forget(owner: str) -> None:
         DUMPS.rmdir()
 
 
+def existing(session: Session, names: Iterable[str]) -> list[str]:
+    """Return the databases that are there, one that lets nobody in as well."""
+    has = {name for (name,) in session.rows("SELECT datname FROM pg_database")}
+    return [name for name in names if name in has]
+
+
 def drop(session: Session, owned: Owned) -> None:
     """Drop an owner's databases, whoever is connected to them, and then its roles."""
-    has = [name for (name,) in session.rows("SELECT datname FROM pg_database")]
     try:
-        for name in owned.databases:
-            if name in has:
-                session.change(f"drop database {name}", "DROP DATABASE {d} WITH (FORCE)", d=name)
+        for name in existing(session, owned.databases):
+            session.change(f"drop database {name}", "DROP DATABASE {d} WITH (FORCE)", d=name)
         for name in members(session, owned):
             session.change(f"drop role {name}", "DROP ROLE {r}", r=name)
     except psycopg2.Error as error:

@@ -252,8 +252,12 @@ def beaten(name: str, ours: str, theirs: str, file: str, line: int) -> str:
 
 def session_now(server: Server | None = None) -> Session | None:
     """Return a session with the server, or None where it lets nobody in at this moment."""
+    place = server.place() if server else None
+    # Of a cluster that is not there, libpq would ask another one.
+    if psycopg2 is None or (server and not place):
+        return None
     try:
-        return Session(server and server.place()) if psycopg2 is not None else None
+        return Session(place)
     except (psycopg2.OperationalError, KeyError):  # KeyError: there is no user postgres either
         return None
 

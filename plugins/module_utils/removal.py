@@ -21,6 +21,7 @@ from typing import Any
 
 from . import files, supervisord
 from .commands import Failure, Refused, ask, run
+from .release_settings import NOLOGIN
 from .services import slice_of
 
 UNITS = Path("/etc/systemd/system")
@@ -129,10 +130,16 @@ class Removal:
             try:
                 user = pwd.getpwnam(name)
             except KeyError:
-                self.group(name)
+                # One that had members before the app came is theirs.
+                with contextlib.suppress(KeyError):
+                    if not grp.getgrnam(name).gr_mem:
+                        self.group(name)
                 continue
-            if user.pw_uid == 0 or user.pw_dir != home:
-                yield f"The user {name} stays: its home is {user.pw_dir}, so it is not the app's."
+            if user.pw_uid == 0 or (user.pw_dir, user.pw_shell) != (home, NOLOGIN):
+                yield (
+                    f"The user {name} stays: its home is {user.pw_dir} and its shell"
+                    f" {user.pw_shell}, so it is not the app's."
+                )
                 continue
             self.units([glob.escape(slice_of(name))])
             if self.note(f"remove the user {name}"):

@@ -182,6 +182,12 @@ changed_paths:
   type: list
   elements: str
   returned: success
+changes:
+  description: The same, a sentence for each.
+  type: list
+  elements: str
+  returned: success
+  sample: [write /etc/shop.conf, remove /etc/old.conf]
 """
 
 import os
@@ -255,6 +261,7 @@ def write(module):
     return {
         "changed": bool(files.paths),
         "changed_paths": files.paths,
+        "changes": files.changes,
         "diff": files.diff if module._diff else [],
         # It has the texts of all files.
         "invocation": {},

@@ -387,7 +387,7 @@ def kept_rules(server: Server) -> list[str]:
     if noted is not None:
         return adopted.hba_lines(noted)
     is_new = adopted.is_debians(there) and not found.has_databases(server.data)
-    return [] if adopted.is_managed(there) or is_new else adopted.hba(there)
+    return [] if adopted.is_carafes(there) or is_new else adopted.hba(there)
 
 
 def rules_for(server: Server, everybody: dict, kept: list[str]) -> str:
@@ -631,7 +631,7 @@ def dump(module: Module) -> dict:
     server, names = Server(given["version"], given["cluster"]), []
     if owned := postgresql_removal.owned(given["owner"]).databases:
         session = postgresql_removal.session(server, given["owner"])
-        names = [name for name in owned if session and name in session.databases()]
+        names = postgresql_removal.existing(session, owned) if session else []
     dumps = postgresql_removal.dump(server, given["owner"], names, given["dump_user"], module)
     return {"dumps": dumps, **report([f"dump the database {name}" for name in names])}
 
@@ -655,10 +655,11 @@ def remove(module: Module) -> dict:
                 session.check, session.changes = check, changes
                 postgresql_removal.drop(session, owned)
             diff = compose(module, server, everybody, changes, given) if session else []
-            if claims.claim(folder, owner, None, check):
-                changes.append(f"remove {folder / owner}.json")
             if not check:
                 postgresql_removal.forget(owner)
+            # Last, so that a removal that was cut short is gone on with.
+            if claims.claim(folder, owner, None, check):
+                changes.append(f"remove {folder / owner}.json")
     except Failure as failure:
         module.fail_json(msg=str(failure), **report(changes))
     return report(changes, diff)
