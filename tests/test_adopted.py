@@ -253,6 +253,6 @@ def test_what_is_seen_of_a_cluster(server: Path, rules: str, claimed: bool, coun
         (server / "carafe/postgres.d/shop.json").write_text("{}")
     (cluster,) = found.postgresql()["clusters"]
     assert (cluster["port"], cluster["runs"], cluster["reads_conf_d"]) == (5434, False, True)
-    assert cluster["claims"] == (["shop"] if claimed else [])
+    assert cluster["claims"] == ({"shop": {"databases": [], "roles": None}} if claimed else {})
     assert cluster.get("hba") == count
     assert cluster.get("has_databases") is (None if claimed else True)

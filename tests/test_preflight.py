@@ -1304,7 +1304,7 @@ def cluster(name: str = "17/main", **changes: Any) -> dict[str, Any]:
     return {
         **{"version": version, "name": name, "port": 5432, "runs": True},
         **{"socket": "/var/run/postgresql", "data": f"/var/lib/postgresql/{version}/{name}"},
-        **{"reads_conf_d": True, "hba_file": f"{folder}/pg_hba.conf", "claims": []},
+        **{"reads_conf_d": True, "hba_file": f"{folder}/pg_hba.conf", "claims": {}},
         **{"databases": {}, "roles": [], "altered": [], "hba": 0, "has_databases": False},
         **{"confs": [], **changes},
     }
@@ -1348,7 +1348,13 @@ def test_which_cluster_is_the_app_s(there: list[str], stated: str, says: str) ->
 
 
 def test_a_cluster_that_carafe_has_is_told_from_one_beside_it() -> None:
-    assert of_clusters(cluster(claims=["guestbook"]), cluster("16/main", port=5433)) == []
+    assert (
+        of_clusters(
+            cluster(claims={"guestbook": {"databases": [], "roles": []}}),
+            cluster("16/main", port=5433),
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -1383,8 +1389,16 @@ def test_a_database_and_a_role_that_were_there_before() -> None:
     assert "it is anna's" in database.what
     assert "'guestbook-owner'" in role.what
     assert of_clusters(there, **mine, stack_adopt=True) == []
-    known = {**there, "claims": ["guestbook"]}
+    claim = {"databases": ["guestbook"], "roles": ["guestbook-owner"]}
+    known = {**there, "claims": {"guestbook": claim}}
     assert of_clusters(known, **mine, postgres_owner="guestbook") == []
+    # One that somebody has made beside it is theirs all the same.
+    theirs = known | {"databases": {**there["databases"], "wordpress": "anna"}}
+    more = {"postgres_databases": [*mine["postgres_databases"], {"name": "wordpress"}]}
+    (problem,) = of_clusters(theirs, **more, postgres_owner="guestbook")
+    assert "'wordpress'" in problem.what
+    older = {**there, "claims": {"guestbook": claim | {"roles": None}}}
+    assert of_clusters(older, **mine, postgres_owner="guestbook") == []
 
 
 BY_HAND: dict[str, dict[str, Any]] = {

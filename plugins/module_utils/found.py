@@ -338,13 +338,23 @@ def contents(cluster: dict[str, Any]) -> dict[str, Any]:
     return {"refused": " ".join(said.split())[: SAMPLE * 100]}
 
 
-def owners(cluster: dict[str, Any]) -> list[str]:
-    """Return for whom Carafe has configured a cluster."""
+def owners(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return for whom Carafe has configured a cluster, with the databases and roles of each.
+
+    Roles are None where the claim is an older one, which does not name them.
+    """
     release = re.search(r'^VERSION_ID="?(\d+)', text(ROOT / "etc/os-release"), re.M)
     usual = (USUAL.get(release[1] if release else ""), "main")
-    place = f"etc/carafe/postgres.d/{cluster['version']}-{cluster['name']}/*.json"
-    named = sorted(x.stem for x in ROOT.glob(place))
-    return claims("postgres") if (cluster["version"], cluster["name"]) == usual else named
+    named = "" if (cluster["version"], cluster["name"]) == usual else "{version}-{name}/"
+    claimed = {}
+    for path in sorted(ROOT.glob(f"etc/carafe/postgres.d/{named.format(**cluster)}*.json")):
+        try:
+            stated = json.loads(text(path) or "{}")
+        except ValueError:
+            stated = {}
+        databases = [x["name"] for x in stated.get("databases", [])]
+        claimed[path.stem] = {"databases": databases, "roles": stated.get("roles")}
+    return claimed
 
 
 def postgresql() -> dict[str, Any]:

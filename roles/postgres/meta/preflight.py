@@ -185,11 +185,13 @@ def chosen(server: Server) -> Mapping[str, Any]:
 def check_contents(server: Server) -> Iterator[Problem]:
     """A database or a role of somebody else's would become the app's."""
     cluster, owner = chosen(server), server.values.get("postgres_owner")
-    if owner in cluster.get("claims", []) or server.values.get("stack_adopt") is True:
+    claims = cluster.get("claims") or {}
+    if server.values.get("stack_adopt") is True:
         return
     has = cluster.get("databases") or {}
+    claimed = {x for claim in claims.values() for x in claim["databases"]}
     for name in [x.get("name") for x in entries(server, "postgres_databases")]:
-        if name in has:
+        if name in has and name not in claimed:
             yield Problem(
                 told(server, name, "postgres_databases"),
                 f"has the database {name!r}, which {server.name} has already, and not from Carafe:"
@@ -197,7 +199,11 @@ def check_contents(server: Server) -> Iterator[Problem]:
                 "choose another name; or write stack_adopt: true, and the app's role becomes the"
                 " owner of that database",
             )
-    wanted = {str(x.get("name")) for x in entries(server, "postgres_roles")}
+    # A claim of an older Carafe names no roles: those of its owner are not asked for.
+    if owner in claims and claims[owner]["roles"] is None:
+        return
+    claimed = {x for claim in claims.values() for x in claim["roles"] or []}
+    wanted = {str(x.get("name")) for x in entries(server, "postgres_roles")} - claimed
     for name in sorted(wanted & {*(cluster.get("roles") or [])}):
         yield Problem(
             told(server, name, "postgres_roles"),
