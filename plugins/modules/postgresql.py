@@ -246,10 +246,13 @@ EXAMPLES = r"""
 
 RETURN = r"""
 dumps:
-  description: Dumps on the server, each with its RV(dumps[].database) and RV(dumps[].path).
+  description: Dumps on the server, one for each database.
   type: list
   elements: dict
   returned: with V(dump)
+  contains:
+    database: {description: Name of the database., type: str, returned: always}
+    path: {description: Where its dump is., type: str, returned: always}
 changes:
   description: What was changed, or would be, a sentence for each.
   type: list

@@ -7,8 +7,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+try:
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
+except ImportError:  # ansible-test imports plugins without what ansible-core brings along
+    InvalidRequirement = Requirement = canonicalize_name = None
 
 from ..module_utils.commands import Failure
 from .urls import without_credentials

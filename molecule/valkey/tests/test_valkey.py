@@ -71,7 +71,7 @@ def test_it_is_not_on_the_network_nor_is_the_one_of_the_package(host: Host) -> N
 @pytest.mark.parametrize(
     "command",
     [
-        *("CONFIG SET dir /tmp", "CONFIG GET *", "MODULE LOAD /tmp/x.so", "DEBUG SLEEP 0"),
+        *("CONFIG SET dir /tmp", "CONFIG GET '*'", "MODULE LOAD /tmp/x.so", "DEBUG SLEEP 0"),
         *("SHUTDOWN NOSAVE", "REPLICAOF 127.0.0.1 6379", "MONITOR", "ACL SETUSER x on +@all"),
         *("BGSAVE", "SLOWLOG GET", "MIGRATE 127.0.0.1 6379 x 0 10"),
         *("EVAL \"return redis.call('CONFIG', 'GET', '*')\" 0", "FAILOVER", "RESTORE x 0 y"),
@@ -86,9 +86,9 @@ def test_what_is_for_the_server_is_refused(ask: Ask, command: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("INFO memory", "KEYS *", "SELECT 3", "CLIENT LIST", "CLIENT SETNAME x", "SCAN 0"),
+        *("INFO memory", "KEYS '*'", "SELECT 3", "CLIENT LIST", "CLIENT SETNAME x", "SCAN 0"),
         *("EVAL \"return redis.call('INCR', 'n')\" 0", "LPUSH rq:queue:x 1", "PUBLISH shop x"),
-        *("XADD s * a b", "FLUSHDB", "SORT nothing", "ACL WHOAMI"),
+        *("XADD s '*' a b", "FLUSHDB", "SORT nothing", "ACL WHOAMI"),
     ],
 )
 def test_what_libraries_do_with_data_is_not(ask: Ask, command: str) -> None:
