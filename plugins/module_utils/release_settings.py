@@ -186,11 +186,6 @@ def in_unit(command: str) -> str:
     return command
 
 
-def history(root: str | Path) -> Path:
-    """Return the folder in which the runs of the schedules are noted."""
-    return Path(root, "logs/schedules")
-
-
 def schedule_files(app: dict[str, Any]) -> dict[str, str]:
     """Return the units of the app's schedules, by file."""
     found = {}
@@ -204,7 +199,7 @@ def schedule_files(app: dict[str, Any]) -> dict[str, str]:
             "slice": slice_of(app["user"]),
             "sandbox": "\n".join(sandbox.for_app(app.get("sandbox"))),
             "program": programs.FOLDER / "schedules",
-            "history": history(app["root"]),
+            "history": schedule_runs.history(app["root"]),
         }
         found[f"schedules/{unit}.service"] = SERVICE.format_map(values)
         found[f"schedules/{unit}.timer"] = TIMER.format_map(values)
@@ -433,13 +428,6 @@ def place(app: dict[str, Any], check: bool) -> list[str]:
 # What serves, brought to supervisord and systemd.
 
 
-def scheduled(state: State) -> list[str]:
-    """Return the names of the schedules that the release which serves has."""
-    prefix = f"{state.app['name']}."
-    found = (state.root / "serving/schedules").glob(f"{prefix}*.timer")
-    return sorted(path.stem.removeprefix(prefix) for path in found)
-
-
 def apply_schedules(state: State, check: bool) -> list[str]:
     """Let systemd run the schedules of the release that serves, and no others."""
     prefix, serving = f"{state.app['name']}.", state.root / "serving/schedules"
@@ -460,7 +448,7 @@ def apply_schedules(state: State, check: bool) -> list[str]:
     for name in gone:
         (UNITS / name).unlink(missing_ok=True)
         schedule = name.removeprefix(prefix).rpartition(".")[0]
-        (history(state.root) / f"{schedule}.json").unlink(missing_ok=True)
+        (schedule_runs.history(state.root) / f"{schedule}.json").unlink(missing_ok=True)
     for name in written:
         files.write(UNITS / name, want[name])
     if written or gone:

@@ -842,8 +842,8 @@ def schedules(app: Release) -> None:
     """Let systemd run the schedules of what serves, unless another release is on its way."""
     if not app.lock_path.exists() or app.mine:
         app.output["schedules"] = settings.apply_schedules(app, app.check)
-        there = settings.scheduled(app)
-        app.output["failing"] = schedule_runs.failing(settings.history(app.root), there)
+        there = schedule_runs.scheduled(app.app["name"], app.root)
+        app.output["failing"] = schedule_runs.failing(schedule_runs.history(app.root), there)
 
 
 def finish(app: Release) -> None:

@@ -29,6 +29,18 @@ KEEP, LENGTH = 30, 4000  # runs of a schedule, and bytes of the output of each
 PATIENCE = 10  # seconds for systemd or its journal to answer: the run is not held up for a note
 
 
+def history(root: str | Path) -> Path:
+    """Return the folder in which the runs of an app's schedules are noted."""
+    return Path(root, "logs/schedules")
+
+
+def scheduled(app: str, root: str | Path) -> list[str]:
+    """Return the names of the schedules that the release which serves has."""
+    prefix = f"{app}."
+    found = Path(root, "serving/schedules").glob(f"{prefix}*.timer")
+    return sorted(path.stem.removeprefix(prefix) for path in found)
+
+
 def ask(*command: str) -> str:
     """Ask systemd something; '' where it does not say."""
     try:

@@ -109,7 +109,6 @@ import json
 import os
 
 from ansible_collections.carafe.stack.plugins.module_utils import (
-    release_settings,
     release_steps,
     schedule_runs,
 )
@@ -132,7 +131,8 @@ def run(app: release_steps.Release, params: dict) -> None:
     if step == "list":
         app.output["table"] = app.listing() if app.root.exists() else []
     elif step == "runs":
-        folder, names = release_settings.history(app.root), release_settings.scheduled(app)
+        folder = schedule_runs.history(app.root)
+        names = schedule_runs.scheduled(app.app["name"], app.root)
         if params["schedule"] and params["schedule"] not in names:
             there = ", ".join(names) or "none"
             raise Failure(

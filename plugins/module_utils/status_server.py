@@ -1,0 +1,294 @@
+"""What is to be seen of a server: disks, memory, units, upgrades, certificates, backups, bans."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import backup_state, status_app
+from .certificates import read_certificate
+from .commands import ask
+from .levels import DAY, GREEN, RED, YELLOW, Row, above, below, span
+from .levels import worst as worst_of
+from .processes import units_upgraded
+from .words import one_line
+
+ROOT = Path("/")
+# Folders that fill, each of which may be a file system of its own.
+PLACES = (
+    "/",
+    "/boot",
+    "/home",
+    "/srv",
+    "/var",
+    "/var/lib",
+    "/var/lib/postgresql",
+    "/var/log",
+)
+# Percent that is used.
+FULL, ALMOST_FULL = 95, 85
+# Days left by a line through the history, which has to go back for some hours to say anything.
+DAYS_SOON, DAYS_NOW = 14, 3
+HISTORY = DAY / 4
+# Those that a stack of Carafe's is made of, where they are on the server.
+SERVICES = ("nginx", "supervisor", "ssh", "fail2ban", "nftables", "unattended-upgrades")
+# A share of the memory that is to be had still.
+SCARCE, SHORT = 0.10, 0.04
+RESTORE = "ansible-playbook carafe.stack.restore"
+STAMPS = "var/lib/apt/periodic"
+RESTART = "python3 /usr/local/lib/carafe/restart-upgraded"
+
+
+def text(path: str) -> str:
+    try:
+        return (ROOT / path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+# --- disks and memory --------------------------------------------------------------------------
+
+
+def filesystems() -> dict[str, os.statvfs_result]:
+    """Return the file systems that the stack writes to, by the folder that each begins at."""
+    found: dict[int, tuple[str, os.statvfs_result]] = {}
+    for place in PLACES:
+        path = ROOT / place.lstrip("/")
+        with contextlib.suppress(OSError):
+            # The first one that is on it has the shortest name.
+            found.setdefault(path.stat().st_dev, (place, os.statvfs(path)))
+    return {place: about for place, about in found.values() if about.f_blocks}
+
+
+def used(about: os.statvfs_result) -> int:
+    return (about.f_blocks - about.f_bfree) * about.f_frsize
+
+
+def disks(history: Sequence[Mapping[str, Any]] = (), now: float = 0) -> Iterator[Row]:
+    """Yield how full each file system is, and when it will be by what the history says."""
+    for place, about in filesystems().items():
+        room = used(about) + about.f_bavail * about.f_frsize
+        percent = 100 * used(about) / room if room else 100.0
+        level = above(percent, ALMOST_FULL, FULL)
+        says = f"{percent:.0f} % of {room / 2**30:.1f} GiB used"
+        points = [(x["at"], x["disks"][place]) for x in history if place in x.get("disks", {})]
+        days = days_left([*points, (now or time.time(), used(about))], room)
+        if days is not None:
+            level = worst_of((level, below(days, DAYS_SOON, DAYS_NOW)))
+            says += f"; full in {days:.0f} days, as it grows"
+        # Where the next level of folders is the one to look at.
+        look = f"du -xh --max-depth=2 {place} | sort -h | tail -n 20"
+        yield Row(f"disk {place}", level, says, "" if level == GREEN else look)
+        if about.f_files:
+            share = 100 * (about.f_files - about.f_ffree) / about.f_files
+            level = above(share, ALMOST_FULL, FULL)
+            if level != GREEN:
+                look = f"du -x --inodes --max-depth=2 {place} | sort -n | tail -n 20"
+                yield Row(f"inodes {place}", level, f"{share:.0f} % of them used", look)
+
+
+def days_left(points: Sequence[tuple[float, float]], room: float) -> float | None:
+    """Return in how many days a line through the points reaches the room; None for none soon."""
+    if len(points) < 3 or points[-1][0] - points[0][0] < HISTORY:
+        return None
+    at = [(x - points[0][0]) / DAY for x, _ in points]
+    middle, mean = sum(at) / len(at), sum(y for _, y in points) / len(points)
+    spread = sum((x - middle) ** 2 for x in at)
+    slope = sum((x - middle) * (y - mean) for x, (_, y) in zip(at, points, strict=True)) / spread
+    # What grows by less than a thousandth of the room in a day is noise.
+    if slope < room / 1000:
+        return None
+    return max(room - points[-1][1], 0) / slope
+
+
+def sample(now: float) -> dict[str, Any]:
+    """Return what the history keeps of this moment."""
+    return {"at": now, "disks": {place: used(about) for place, about in filesystems().items()}}
+
+
+def memory() -> Iterator[Row]:
+    """Yield the memory that is to be had still, what the apps are promised, and the swap."""
+    said = dict(re.findall(r"^(\w+):\s+(\d+) kB", text("proc/meminfo"), re.M))
+    total, free = (int(said.get(x, 0)) // 1024 for x in ("MemTotal", "MemAvailable"))
+    if not total:
+        return
+    look = "ps -eo pid,user,rss,args --sort=-rss | head -n 20"
+    level = below(free / total, SCARCE, SHORT)
+    says = f"{total - free} of {total} MiB used"
+    promised = status_app.promised()
+    if promised:
+        says += f"; {sum(promised.values())} MiB promised to {', '.join(promised)}"
+        if sum(promised.values()) > total:
+            level, look = worst_of((level, YELLOW)), "cat /etc/carafe/*.fact"
+    yield Row("memory", level, says, "" if level == GREEN else look)
+    swap, left = (int(said.get(x, 0)) // 1024 for x in ("SwapTotal", "SwapFree"))
+    if swap:
+        level = YELLOW if left < swap / 4 else GREEN
+        says = f"{swap - left} of {swap} MiB used"
+        yield Row("swap", level, says, "" if level == GREEN else look)
+
+
+# --- what systemd runs -------------------------------------------------------------------------
+
+
+def units(apps: Sequence[str] = ()) -> Iterator[Row]:
+    """Yield the services of the stack that are not up, and what else has failed."""
+    done = ask("systemctl", "list-units", "--failed", "--plain", "--no-legend", "--no-pager")
+    failed = [line.split()[0] for line in done.stdout.splitlines() if line.split()]
+    names = [f"{x}.service" for x in SERVICES]
+    shown = ask(*("systemctl", "show", "--property=Id,LoadState,UnitFileState,ActiveState", *names))
+    for block in shown.stdout.strip().split("\n\n"):
+        unit = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        name, state = unit.get("Id", ""), unit.get("ActiveState")
+        # What is loaded once, as nftables is, is active for as long as it holds.
+        wanted = unit.get("LoadState") == "loaded" and unit.get("UnitFileState") == "enabled"
+        if wanted and state not in ("active", "reloading", "activating"):
+            yield Row(f"unit {name}", RED, f"it is {state}", f"systemctl status {name}")
+        if name in failed:
+            failed.remove(name)
+    # A schedule's last run is told of among the schedules.
+    schedules = re.compile("|".join(re.escape(f"{x}.") for x in apps) or "$^")
+    for name in failed:
+        if not schedules.match(name):
+            yield Row(f"unit {name}", YELLOW, "it has failed", f"systemctl status {name}")
+
+
+def upgraded() -> Iterator[Row]:
+    """Yield what runs with a library of before an upgrade, and whether a reboot is due."""
+    if due := text("run/reboot-required"):
+        packages = one_line(" ".join(dict.fromkeys(text("run/reboot-required.pkgs").split())))
+        said = f"a reboot is due{packages and f', for {packages}'}"
+        yield Row("reboot", YELLOW, said if due else "", "systemctl reboot")
+    if found := units_upgraded():
+        names = one_line(", ".join(x for x in found if x))
+        says = f"{names}: running as before an upgrade"
+        yield Row("restarts", YELLOW, says, RESTART)
+
+
+def updates(now: float) -> Iterator[Row]:
+    """Yield the security updates that wait, by the lists on the server, and who brings them."""
+    done = ask("apt-get", "--simulate", "--quiet", "--option=Debug::NoLocking=1", "upgrade")
+    waiting = re.findall(r"^Inst (\S+) .*\([^)]*-[Ss]ecurity", done.stdout, re.M)
+    stamp = age(f"{STAMPS}/unattended-upgrades-stamp", now)
+    lists = age(f"{STAMPS}/update-success-stamp", now)
+    upgrade = "apt-get update && unattended-upgrade"
+    says = f"{len(waiting)} security updates wait" if waiting else "no security update waits"
+    if stamp is None:
+        up = age("proc/1", now)
+        nobody = up is not None and up > 2 * DAY and bool(waiting)
+        level = YELLOW if nobody else GREEN
+        says += "; no night has brought any yet"
+    else:
+        level = YELLOW if stamp > 2 * DAY else GREEN
+        says += f"; looked for {span(stamp)} ago"
+    if lists is not None and lists > 3 * DAY:
+        level = YELLOW
+        says += f"; the lists are {span(lists)} old"
+    names = f": {one_line(' '.join(waiting), 80)}" if waiting else ""
+    yield Row("updates", level, says + names, "" if level == GREEN else upgrade)
+
+
+def age(path: str, now: float) -> float | None:
+    with contextlib.suppress(OSError):
+        return now - (ROOT / path).stat().st_mtime
+    return None
+
+
+def clock_sync() -> Iterator[Row]:
+    """Yield whether the clock is kept right; that of a container is its host's."""
+    if ask("systemd-detect-virt", "--quiet", "--container").returncode == 0:
+        return
+    said = ask("timedatectl", "show", "--property=NTPSynchronized", "--value").stdout.strip()
+    level = YELLOW if said == "no" else GREEN
+    says = "it is not synchronized" if said == "no" else "synchronized"
+    yield Row("clock", level, says, "timedatectl timesync-status" if said == "no" else "")
+
+
+def bans() -> Iterator[Row]:
+    """Yield how many addresses are banned."""
+    if not (ROOT / "usr/bin/fail2ban-client").exists():
+        return
+    done = ask("fail2ban-client", "banned")
+    if done.returncode:
+        yield Row("bans", YELLOW, "fail2ban does not answer", "systemctl status fail2ban")
+        return
+    count = len(re.findall(r"'[0-9a-fA-F.:/]+'", re.sub(r"'[^']*':", "", done.stdout)))
+    yield Row("bans", GREEN, f"{count} addresses banned")
+
+
+# --- certificates and backups ------------------------------------------------------------------
+
+
+def certificates() -> Iterator[Row]:
+    """Yield the end of each certificate that nginx serves."""
+    paths = {}
+    for path in sorted((ROOT / "etc/nginx/sites-enabled").glob("[!.]*")):
+        with contextlib.suppress(OSError):
+            for found in re.findall(
+                r"^\s*ssl_certificate\s+([^\s;$]+)\s*;", path.read_text(errors="replace"), re.M
+            ):
+                paths[found] = path.stem
+    now = datetime.datetime.now(datetime.UTC)
+    renew = "ansible-playbook carafe.stack.site --tags certificates"
+    for name, site in paths.items():
+        what = f"certificate {site}"
+        certificate = read_certificate(ROOT / name.lstrip("/"))
+        if certificate is None:
+            yield Row(what, RED, f"{name} holds none", renew)
+            continue
+        left = (certificate.end - now).total_seconds()
+        life = (certificate.end - certificate.start).total_seconds()
+        # It is renewed when a third of its life is left.
+        level = below(left, life / 4, min(7 * DAY, life / 10))
+        says = f"ends {certificate.end:%Y-%m-%d}, in {span(left)}"
+        if certificate.stands_in:
+            level, says = worst_of((level, YELLOW)), "a stand-in, which no browser trusts"
+        yield Row(what, level, says, "" if level == GREEN else renew)
+
+
+def backups(now: float, keeps: bool) -> Iterator[Row]:
+    """Yield each kind of backup, drill and copy that is to be there; ``keeps``: there is data."""
+    jobs = backup_state.expected()
+    if not jobs and keeps:
+        says = "none is made of what the apps keep here"
+        yield Row("backup", YELLOW, says, "ansible-playbook carafe.stack.site")
+    wrong = set()
+    for problem in backup_state.problems(now):
+        what, says = kind_of(problem["what"], jobs)
+        wrong.add(what)
+        yield Row(titled(what), problem["level"], one_line(says), problem["next"], app_of(what))
+    for what in jobs:
+        last = backup_state.read(what)
+        if last and what not in wrong:
+            says = f"well {span(now - last['last_ok'])} ago; {one_line(last['message'])}"
+            yield Row(titled(what), GREEN, says, "", app_of(what))
+    # What somebody has asked for, and no timer does again.
+    for path in sorted(backup_state.STATE.glob("restore-*.json")):
+        last, app = backup_state.read(path.stem), path.stem.removeprefix("restore-")
+        if last and last["result"] != "ok":
+            yield Row("restore", RED, one_line(last["message"]), RESTORE, app)
+
+
+def kind_of(said: str, jobs: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what a problem is of, by which the next run knows it again, and what it is."""
+    head, _, rest = said.partition(": ")
+    if head in jobs:
+        return head, rest
+    timer = said.split(" ", 1)[0]
+    return (timer if timer.endswith(".timer") else "archiving"), said
+
+
+def titled(what: str) -> str:
+    if what.startswith("files-"):
+        return "backup of files"
+    return f"backup {what}" if what.startswith("database-") else what
+
+
+def app_of(what: str) -> str:
+    return what.removeprefix("files-") if what.startswith("files-") else ""
