@@ -111,7 +111,9 @@ def check(tmp_path: Path) -> Callable[[str, str], subprocess.CompletedProcess[st
     def run(app: str, interface: str) -> subprocess.CompletedProcess[str]:
         settings = write(tmp_path / "settings", app, interface)
         command = Role("gunicorn").value(
-            "gunicorn_check_command", gunicorn_config=f"{settings}/gunicorn.conf.py"
+            "gunicorn_check_command",
+            gunicorn_config=f"{settings}/gunicorn.conf.py",
+            gunicorn_interface=interface,
         )
         return subprocess.run(
             ["sh", "-euc", command],

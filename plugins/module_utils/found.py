@@ -21,7 +21,7 @@ SITE = re.compile(r"^# The (?:site|service) \S+ of ", re.M)
 # What the role's nginx.conf reads.
 LIVE = ("conf.d/*.conf", "sites-enabled/*.conf")
 # The version that Debian has, by its release.
-USUAL = {"12": "15", "13": "17"}
+POSTGRESQL_OF_DEBIAN = {"12": "15", "13": "17"}
 SAMPLE = 3  # names that stand for all that is in a folder
 SECONDS = 5
 LIMIT = 1_000_000  # bytes that are read of a configuration
@@ -344,7 +344,7 @@ def owners(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
     Roles are None where the claim is an older one, which does not name them.
     """
     release = re.search(r'^VERSION_ID="?(\d+)', text(ROOT / "etc/os-release"), re.M)
-    usual = (USUAL.get(release[1] if release else ""), "main")
+    usual = (POSTGRESQL_OF_DEBIAN.get(release[1] if release else ""), "main")
     named = "" if (cluster["version"], cluster["name"]) == usual else "{version}-{name}/"
     claimed = {}
     for path in sorted(ROOT.glob(f"etc/carafe/postgres.d/{named.format(**cluster)}*.json")):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ansible_collections.carafe.stack.plugins.module_utils.found import POSTGRESQL_OF_DEBIAN
 from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
     Problem,
     Server,
@@ -25,7 +26,6 @@ CLUSTER = r"[0-9]+/[A-Za-z0-9_][A-Za-z0-9_.-]*"
 PORT = 5432
 SOCKETS = ("/var/run/postgresql", "/run/postgresql")
 CLOSED = ("/boot/", "/etc/", "/home/", "/root/", "/usr/")
-DEBIANS = {"12": "15", "13": "17"}
 DATABASE_NAME_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1
 
 
@@ -67,7 +67,7 @@ def check_names(server: Server) -> Iterator[Problem]:
 def check_cluster(server: Server) -> Iterator[Problem]:
     """With two of them, one would get the settings and the other the databases."""
     clusters = {f"{x['version']}/{x['name']}": x for x in found_clusters(server)}
-    release = DEBIANS.get(server.facts.get("distribution_major_version") or "")
+    release = POSTGRESQL_OF_DEBIAN.get(server.facts.get("distribution_major_version") or "")
     stated, usual = str(server.values.get("postgres_cluster") or ""), f"{release}/main"
     there = " and ".join(
         f"{name} (port {x['port']}, {'running' if x['runs'] else 'stopped'})"
@@ -177,7 +177,7 @@ def found_clusters(server: Server) -> list[Mapping[str, Any]]:
 
 def chosen(server: Server) -> Mapping[str, Any]:
     """Return what is known of the cluster that the role configures."""
-    release = DEBIANS.get(server.facts.get("distribution_major_version") or "")
+    release = POSTGRESQL_OF_DEBIAN.get(server.facts.get("distribution_major_version") or "")
     name = server.values.get("postgres_cluster") or f"{release}/main"
     return next((x for x in found_clusters(server) if f"{x['version']}/{x['name']}" == name), {})
 
