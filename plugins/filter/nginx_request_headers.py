@@ -133,6 +133,7 @@ def nginx_request_headers(
         "X-Forwarded-For": "$remote_addr",
         "Upgrade": "$upgrade",
         "Connection": "$connection_upgrade",
+        "X-Request-ID": "$named_request_id" if behind_proxy else "$request_id",
     }
     told |= dict.fromkeys(held_back, '""')
     # Where no proxy is believed, what a visitor says goes through as it is.

@@ -61,7 +61,7 @@ OURS = {
 # What it says once, of which nginx takes any number.
 OUR_VARIABLES = {
     *("$visitor", "$trusted_proxy", "$forwarded_proto", "$visitor_port", "$upgrade"),
-    "$connection_upgrade",
+    *("$connection_upgrade", "$named_request_id"),
 }
 # What it includes itself.
 INCLUDED = re.compile(r"(?:/etc/nginx/)?(?:mime\.types|conf\.d/\*(?:\.conf)?|sites-enabled/\S*)")

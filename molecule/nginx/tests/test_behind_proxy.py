@@ -19,6 +19,18 @@ def test_the_word_of_a_proxy_counts_and_nobody_elses(ask, as_proxy, header):
     assert ask("app.test", "/", *said).seen_header(header) == [own]
 
 
+@pytest.mark.parametrize(
+    ("said", "counts"), [("9f.a_1-Z", True), ("a b", False), ("x" * 65, False)]
+)
+def test_a_request_has_the_id_that_the_proxy_gives_it(ask, as_proxy, said, counts):
+    header = ["--header", f"X-Request-ID: {said}"]
+    (seen,) = ask("app.test", "/", *header, *as_proxy).seen_header("X-Request-ID")
+    (own,) = ask("app.test", "/", *header).seen_header("X-Request-ID")
+    assert (seen == said) is counts
+    assert own != said
+    assert len(own) == 32
+
+
 @pytest.mark.parametrize("path", ["/", "/?status=404"])
 def test_headers_that_a_site_asks_for_come_from_the_proxy_alone(ask, as_proxy, path):
     said = ["--header", "Remote-User: ann", "--header", "X-Remote-User: ann"]

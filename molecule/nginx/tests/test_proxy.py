@@ -55,6 +55,17 @@ def test_the_app_sees_no_header_that_the_client_forged(ask, header, value):
     assert ask("app.test", "/", *forged).seen_header(header) == ([value] if value else [])
 
 
+def test_a_request_has_one_id_in_the_log_and_for_the_app(ask, host, unique, eventually):
+    forged = "0123456789abcdef0123456789abcdef"
+    (given,) = ask("app.test", unique, "--header", f"X-Request-ID: {forged}").seen_header(
+        "X-Request-ID"
+    )
+    assert given != forged
+    # nginx writes its log every few seconds.
+    line = f"grep -F '{unique}' /var/log/nginx/access.log"
+    eventually(lambda: host.run(line).stdout.strip().endswith(f" {given}"))
+
+
 # The site unbuffered asks for two of them, and every path of it gets them.
 @pytest.mark.parametrize(
     ("name", "path", "asked"),
