@@ -8,7 +8,7 @@ import pwd
 import re
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -338,14 +338,32 @@ def contents(cluster: dict[str, Any]) -> dict[str, Any]:
     return {"refused": " ".join(said.split())[: SAMPLE * 100]}
 
 
-def owners(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def usual_version() -> str:
+    """Return the major version that the server's Debian has."""
+    release = re.search(r'^VERSION_ID="?(\d+)', text(ROOT / "etc/os-release"), re.M)
+    return POSTGRESQL_OF_DEBIAN.get(release[1] if release else "", "")
+
+
+def formers(names: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return Debian's own cluster of a release before, where that of this one is not there yet."""
+    usual = usual_version()
+    if (usual, "main") in names or not usual:
+        return []
+    versions = [int(x) for x in POSTGRESQL_OF_DEBIAN.values() if int(x) < int(usual) and (x, "main") in names]
+    return [(str(max(versions)), "main")] if versions else []
+
+
+def owners(
+    cluster: dict[str, Any], cluster_names: Iterable[tuple[str, str]] = ()
+) -> dict[str, dict[str, Any]]:
     """Return for whom Carafe has configured a cluster, with the databases and roles of each.
 
     Roles are None where the claim is an older one, which does not name them.
     """
-    release = re.search(r'^VERSION_ID="?(\d+)', text(ROOT / "etc/os-release"), re.M)
-    usual = (POSTGRESQL_OF_DEBIAN.get(release[1] if release else ""), "main")
-    named = "" if (cluster["version"], cluster["name"]) == usual else "{version}-{name}/"
+    usual, this = (usual_version(), "main"), (cluster["version"], cluster["name"])
+    # After an upgrade of Debian it is still there by the version that Debian had before.
+    is_former = this in formers(cluster_names)
+    named = "" if this == usual or is_former else "{version}-{name}/"
     claimed = {}
     for path in sorted(ROOT.glob(f"etc/carafe/postgres.d/{named.format(**cluster)}*.json")):
         try:
@@ -359,8 +377,10 @@ def owners(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def postgresql() -> dict[str, Any]:
     found = list(clusters())
+    names = [(x["version"], x["name"]) for x in found]
     for cluster in found:
-        cluster["claims"] = owners(cluster)
+        cluster["claims"] = owners(cluster, names)
+        cluster["is_former"] = (cluster["version"], cluster["name"]) in formers(names)
         folder = ROOT / "etc/postgresql" / cluster["version"] / cluster["name"]
         if cluster["runs"]:
             cluster |= contents(cluster)

@@ -78,6 +78,10 @@ def check_cluster(server: Server) -> Iterator[Problem]:
             "postgres_cluster",
             f"is {stated!r}, and not a version and a name as pg_lsclusters has them: 17/main",
         )
+    elif former := next((x for x in clusters.values() if x.get("is_former") and x["claims"]), None):
+        # The playbook that upgrades it says so itself.
+        if not server.raw.get("upgrade_postgres"):
+            yield from_the_release_before(server, former, usual)
     elif not clusters and stated not in ("", usual):
         yield Problem(
             "postgres_cluster",
@@ -114,6 +118,19 @@ def check_cluster(server: Server) -> Iterator[Problem]:
         )
     elif problem := unusable(server, clusters[stated or usual], stated or usual):
         yield problem
+
+
+def from_the_release_before(server: Server, former: Mapping[str, Any], usual: str) -> Problem:
+    """Debian was upgraded, which leaves PostgreSQL as it was: it gets no more updates."""
+    has = f"{former['version']}/{former['name']}"
+    return Problem(
+        "postgres_cluster",
+        f"is {usual} on {server.name} since its Debian was upgraded, and the data of"
+        f" {' and '.join(sorted(former['claims']))} is in {has} yet, for which Debian has no more"
+        " updates",
+        "take it along, see docs/how-to/upgrading-debian.md: ansible-playbook"
+        " carafe.stack.upgrade_postgres",
+    )
 
 
 def check_port(server: Server) -> Iterator[Problem]:

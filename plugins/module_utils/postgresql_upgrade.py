@@ -1,0 +1,409 @@
+"""Take a PostgreSQL cluster to the major version of the server's Debian, and back.
+
+pg_upgradecluster copies the data while both clusters are down. The former cluster stays as it was,
+down, until it is dropped. What is done so far is noted, so that an upgrade that was cut short goes
+on, and so that the way back is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import files, found, postgresql_config
+from .commands import Failure, ask, run
+from .postgresql_server import Server, Session, one_line, psycopg2, sql
+
+STATE = Path("/var/lib/carafe/postgres-upgrade.json")
+BACKUPS = Path("/var/lib/carafe/backup")
+CREATE = Path("/etc/postgresql-common/createcluster.d/zz-carafe-upgrade.conf")
+# Whatever a server's new clusters are made with, pg_upgrade wants the former one's.
+LIKE_THE_FORMER = "# For the time of an upgrade, by Carafe.\ninitdb_options = ''\n"
+BINARIES = Path("/usr/lib/postgresql")
+# Room for the copy, and for the log that its start and its statistics write.
+SPARE = 1.1
+LOG_ROOM = 256 * 1024 * 1024  # bytes
+CONTROL = "Data page checksum version"
+LARGEST_SAID = 1500  # characters of what pg_upgrade says
+
+LOCALES = """
+SELECT pg_encoding_to_char(encoding), datcollate, datctype, datlocprovider, {icu}
+FROM pg_database WHERE datname = 'template0'
+"""
+# Of what people have made, in one database: relations by kind, and the bytes of tables. An upgrade
+# copies files as they are.
+RELATIONS = """
+SELECT relkind::text, count(*), sum(CASE WHEN relkind IN ('r', 'm') THEN pg_relation_size(oid) END)
+FROM pg_class WHERE oid >= 16384 AND relkind IN ('r', 'm', 'v', 'S', 'i', 'p', 'f')
+AND relnamespace NOT IN (SELECT oid FROM pg_namespace WHERE nspname ~ '^pg_') GROUP BY 1
+"""
+KINDS = {
+    "r": "tables",
+    "m": "materialized views",
+    "v": "views",
+    "S": "sequences",
+    "i": "indexes",
+    "p": "partitioned tables",
+    "f": "foreign tables",
+}
+OLDER_COLLATIONS = """
+SELECT n.nspname, c.collname FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace
+WHERE c.collversion IS DISTINCT FROM pg_collation_actual_version(c.oid)
+AND c.collversion IS NOT NULL
+"""
+OLDER_DATABASE = """
+SELECT datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid)
+FROM pg_database WHERE datname = current_database() AND datcollversion IS NOT NULL
+"""
+OLDER_EXTENSIONS = """
+SELECT name, installed_version, default_version FROM pg_available_extensions
+WHERE installed_version IS DISTINCT FROM default_version AND installed_version IS NOT NULL
+"""
+
+
+def noted() -> dict[str, Any]:
+    """Return what is known of an upgrade of this server, nothing where there was none."""
+    try:
+        return json.loads(files.read(STATE) or "{}")
+    except ValueError:
+        return {}
+
+
+def note(**state: Any) -> None:
+    if not STATE.parent.is_dir():
+        STATE.parent.mkdir(mode=0o750)
+    files.write(STATE, json.dumps(state, indent=2) + "\n", 0o640, "root", "root")
+
+
+def backed_up() -> float:
+    """Return when the newest backup of the databases has ended, 0 where there is none."""
+    ends = [0.0]
+    for path in BACKUPS.glob("database-*.json"):
+        with contextlib.suppress(ValueError, TypeError):
+            ends.append(float(json.loads(files.read(path) or "{}").get("last_ok") or 0))
+    return max(ends)
+
+
+def older(version: str, name: str) -> str:
+    """Return the version of the newest cluster of this name that is older, '' where none is."""
+    versions = [
+        x["version"]
+        for x in found.clusters()
+        if x["name"] == name and x["version"].isdecimal() and int(x["version"]) < int(version)
+    ]
+    return max(versions, key=int, default="")
+
+
+class Upgrade:
+    """The way of a cluster from one version to another."""
+
+    def __init__(self, former: str, version: str, name: str):
+        self.former, self.version, self.name = former, version, name
+        self.old, self.new = Server(former, name), Server(version, name)
+        self.state = noted()
+        if (self.state.get("former"), self.state.get("version")) != (former, version):
+            self.state = {}
+
+    # What is there.
+
+    def step(self) -> str:
+        """Return how far it is: '' (nothing done), copied, serving."""
+        return self.state.get("step", "") if self.new.look() else ""
+
+    def size(self) -> int:
+        """Return the bytes of the data, tablespaces included."""
+        said = run("du", "--summarize", "--block-size=1", "--dereference-args", self.old.data)
+        spaces = [x.resolve() for x in (self.old.data / "pg_tblspc").glob("*")]
+        more = [run("du", "--summarize", "--block-size=1", x) for x in spaces]
+        return sum(int(x.split()[0]) for x in [said, *more])
+
+    def room(self) -> int:
+        return shutil.disk_usage(self.old.data.parent).free
+
+    def binary(self, version: str, program: str) -> Path:
+        return BINARIES / version / "bin" / program
+
+    # Before anything is stopped.
+
+    def refuse(self) -> None:
+        """Refuse what pg_upgrade would refuse half-way, while everybody is served as before."""
+        need, free = int(self.size() * SPARE) + LOG_ROOM, self.room()
+        if free < need:
+            raise Failure(
+                f"The copy needs {megabytes(need)} below {self.old.data.parent}, and"
+                f" {megabytes(free)} are free. Nothing was touched. Make room and run this again."
+            )
+        if not self.binary(self.version, "pg_upgrade").exists():
+            raise Failure(
+                f"PostgreSQL {self.version} is not installed. Nothing was touched. Install it:"
+                f" sudo apt-get install postgresql-{self.version}"
+            )
+        self.ask_pg_upgrade()
+
+    def ask_pg_upgrade(self) -> None:
+        """Let pg_upgrade compare the cluster that runs with an empty one of the new version."""
+        session = self.old.wait()
+        query = LOCALES.format(icu="daticulocale" if session.version >= 150000 else "NULL")
+        encoding, collate, ctype, provider, icu = session.rows(query)[0]
+        scratch = self.old.data.parents[1] / self.version / "carafe-check"
+        files.remove(scratch)
+        options = [f"--encoding={encoding}", f"--lc-collate={collate}", f"--lc-ctype={ctype}"]
+        if provider == "i":
+            options += ["--locale-provider=icu", f"--icu-locale={icu}"]
+        if self.has_checksums(self.old):
+            options.append("--data-checksums")
+        if not scratch.parent.is_dir():
+            scratch.parent.mkdir(mode=0o755)
+            shutil.chown(scratch.parent, "postgres", "postgres")
+        try:
+            self.as_postgres(
+                self.binary(self.version, "initdb"), "-D", scratch, "--no-sync", *options
+            )
+            self.as_postgres(
+                *(self.binary(self.version, "pg_upgrade"), "--check"),
+                *("-b", self.binary(self.former, "postgres").parent),
+                *("-B", self.binary(self.version, "postgres").parent),
+                *("-d", self.old.config, "-D", scratch, "-s", scratch),
+                *("-p", str(self.old.place()["port"])),
+                folder=scratch,
+            )
+        finally:
+            files.remove(scratch)
+
+    def as_postgres(self, *command: str | Path, folder: Path = Path("/")) -> str:
+        done = subprocess.run(
+            command,
+            user="postgres",
+            group="postgres",
+            extra_groups=[],
+            cwd=folder,
+            env={"LC_ALL": "C.UTF-8", "PATH": os.defpath},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if done.returncode:
+            reports = [files.read(x) or "" for x in sorted(folder.glob("**/*.txt"))]
+            said = one_line(" ".join([done.stdout, done.stderr, *reports]))[-LARGEST_SAID:]
+            raise Failure(
+                f"PostgreSQL {self.version} does not take the data of {self.former}/{self.name} as"
+                f" it is. Nothing was touched. {Path(command[0]).name} says: {said}"
+            )
+        return done.stdout
+
+    def has_checksums(self, server: Server) -> bool:
+        said = run(server.program.parent / "pg_controldata", server.data)
+        values = dict(x.split(":", 1) for x in said.splitlines() if ":" in x)
+        return values[CONTROL].strip() != "0"
+
+    # The copy.
+
+    def copy(self) -> list[str]:
+        """Stop the former cluster, and have its data and configuration in the new one."""
+        if self.step():
+            return []
+        if self.new.look():
+            # A copy that was cut short: it has never served.
+            self.drop_new()
+        relations = self.relations(self.old)
+        port = self.old.place()["port"]
+        self.state = {
+            "former": self.former,
+            "version": self.version,
+            "name": self.name,
+            "port": port,
+            "relations": relations,
+            "began": time.time(),
+        }
+        note(**self.state, step="copying")
+        with like_the_former():
+            done = ask(
+                *("pg_upgradecluster", "--method=upgrade", "--no-start"),
+                *(f"--jobs={os.cpu_count() or 1}", f"--version={self.version}"),
+                *(self.former, self.name),
+            )
+        if done.returncode:
+            self.back_to_the_former()
+            raise Failure(
+                f"PostgreSQL could not be upgraded, and {self.former}/{self.name} runs as before."
+                f" pg_upgradecluster says: {one_line(done.stdout + done.stderr)[-LARGEST_SAID:]}"
+            )
+        # It is enabled by name, which start.conf has no word in: both would start at boot.
+        run("systemctl", "disable", "--quiet", self.old.unit)
+        self.bring_along()
+        if not self.has_checksums(self.new):
+            self.as_postgres(
+                self.binary(self.version, "pg_checksums"), "--enable", "-D", self.new.data
+            )
+        self.state["step"] = "copied"
+        note(**self.state)
+        return [f"copy {self.former}/{self.name} to {self.version}/{self.name}"]
+
+    def bring_along(self) -> None:
+        """Copy what pg_upgradecluster leaves behind: settings, and lines that are not ours."""
+        for path in sorted((self.old.config / "conf.d").iterdir()):
+            target = self.new.config / "conf.d" / path.name
+            shutil.copy2(path, target)
+            shutil.chown(target, path.stat().st_uid, path.stat().st_gid)
+        kept = postgresql_config.FOLDER / f"adopted-{self.former}-{self.name}.conf"
+        if kept.exists():
+            target = postgresql_config.FOLDER / f"adopted-{self.version}-{self.name}.conf"
+            shutil.copy2(kept, target)
+
+    def drop_new(self) -> None:
+        run("pg_dropcluster", "--stop", self.version, self.name)
+
+    def back_to_the_former(self) -> None:
+        """Have the former cluster serve again; the new one has not served yet, and goes."""
+        if self.new.look():
+            self.drop_new()
+        self.make_serve(self.old)
+        files.remove(STATE)
+
+    def make_serve(self, server: Server) -> None:
+        """Run a cluster on the port that apps know, now and at each boot."""
+        port = str(self.state["port"])
+        run("pg_conftool", server.version, server.name, "set", "port", port)
+        start = server.config / "start.conf"
+        files.write(start, "auto\n", 0o644, "postgres", "postgres")
+        run("systemctl", "daemon-reload")
+        run("systemctl", "enable", "--quiet", server.unit)
+        run("systemctl", "start", server.unit)
+        server.wait()
+
+    # What a copy needs before it serves.
+
+    def finish(self) -> list[str]:
+        """Bring extensions and sorting up to date in the cluster that runs now, and compare it."""
+        if self.step() == "serving":
+            return []
+        session, changes = self.new.wait(), []
+        for database in [*session.databases(), "postgres", "template1"]:
+            session.open(database)
+            changes += self.refresh(session, database)
+        if lost := less(self.state["relations"], self.relations(self.new)):
+            raise Failure(f"After the upgrade there is less than before: {'; '.join(lost)}.")
+        self.state |= {"step": "serving", "ended": time.time()}
+        note(**self.state)
+        return [*changes, f"serve from {self.version}/{self.name}"]
+
+    def refresh(self, session: Session, database: str) -> list[str]:
+        """Bring one database up to date. What is sorted by other rules is sorted anew."""
+        done: list[str] = []
+        session.changes = done
+        try:
+            for name, has, wanted in session.rows(OLDER_EXTENSIONS):
+                session.change(
+                    f"{database}: take {name} from {has} to {wanted}",
+                    "ALTER EXTENSION {e} UPDATE",
+                    e=name,
+                )
+            collations = session.rows(OLDER_COLLATIONS)
+            is_older = session.rows(OLDER_DATABASE) == [(True,)]
+            if collations or is_older:
+                session.change(
+                    f"{database}: sort the indexes anew, since Debian sorts otherwise now",
+                    "REINDEX DATABASE {d}",
+                    d=database,
+                )
+            for schema, name in collations:
+                session.cursor.execute(
+                    sql.SQL("ALTER COLLATION {} REFRESH VERSION").format(
+                        sql.Identifier(schema, name)
+                    )
+                )
+            if is_older:
+                session.change(
+                    f"{database}: note the rules by which it sorts",
+                    "ALTER DATABASE {d} REFRESH COLLATION VERSION",
+                    d=database,
+                )
+        except psycopg2.Error as error:
+            raise Failure(
+                f"The database {database} could not be brought up to date: {one_line(error)}"
+            ) from None
+        return done
+
+    def relations(self, server: Server) -> dict[str, Any]:
+        """Return what is in each database: by kind, how many there are, and the tables' bytes."""
+        session, counted = server.wait(), {}
+        for name in session.databases():
+            session.open(name)
+            rows = session.rows(RELATIONS)
+            counted[name] = {kind: [count, int(size or 0)] for kind, count, size in sorted(rows)}
+        return counted
+
+    def analyze(self) -> list[str]:
+        """Gather the statistics that queries are planned by, coarse ones first."""
+        port = str(self.new.place()["port"])
+        self.as_postgres(
+            self.binary(self.version, "vacuumdb"),
+            *("--all", "--analyze-in-stages", "--no-password", f"--port={port}"),
+            f"--jobs={os.cpu_count() or 1}",
+        )
+        return ["gather statistics of all databases"]
+
+    # The way back, and its end.
+
+    def undo(self) -> list[str]:
+        """Let the former cluster serve again. What was written since stays in the new one."""
+        if not self.old.look():
+            raise Failure(
+                f"{self.former}/{self.name} was dropped, so there is no way back to it. A restore"
+                " from a backup is the way to former data."
+            )
+        kept = f"undone-{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
+        run("systemctl", "disable", "--now", "--quiet", self.new.unit)
+        spare = str(self.old.look()["port"])
+        run("pg_conftool", self.version, self.name, "set", "port", spare)
+        files.write(self.new.config / "start.conf", "manual\n", 0o644, "postgres", "postgres")
+        run("pg_renamecluster", self.version, self.name, kept)
+        run("systemctl", "daemon-reload")
+        self.make_serve(self.old)
+        files.remove(STATE)
+        return [f"serve from {self.former}/{self.name}", f"keep the new one: {self.version}/{kept}"]
+
+    def drop(self) -> list[str]:
+        """Remove the former cluster, and with it the way back."""
+        if not self.old.look():
+            return []
+        run("pg_dropcluster", "--stop", self.former, self.name)
+        files.remove(postgresql_config.FOLDER / f"adopted-{self.former}-{self.name}.conf")
+        files.remove(STATE)
+        return [f"drop {self.former}/{self.name}"]
+
+
+def less(had: dict[str, Any], has: dict[str, Any]) -> list[str]:
+    """Return what there is less of, a few words for each. More is what came until the stop."""
+    found = []
+    for database, kinds in had.items():
+        for kind, (count, size) in kinds.items():
+            left, bytes_left = has.get(database, {}).get(kind, [0, 0])
+            if left < count or bytes_left < size:
+                found.append(
+                    f"{database} has {left} of {count} {KINDS[kind]}, of {size} bytes {bytes_left}"
+                )
+    return found
+
+
+@contextlib.contextmanager
+def like_the_former() -> Iterator[None]:
+    if not CREATE.parent.is_dir():
+        CREATE.parent.mkdir(mode=0o755)
+    files.write(CREATE, LIKE_THE_FORMER, 0o644, "root", "root")
+    try:
+        yield
+    finally:
+        files.remove(CREATE)
+
+
+def megabytes(count: float) -> str:
+    return f"{count / 1024**2:,.0f} MB"
