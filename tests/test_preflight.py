@@ -55,7 +55,11 @@ def problems(facts: dict[str, Any] | None = None, contact: Any = None, **changes
     """Return what all checks of one server find when some values are changed."""
     values = {**GOOD, **changes}
     server = Server(
-        "web1", ["app"], values=values, contact=contact or {}, facts={**FACTS, **(facts or {})}
+        *("web1", ["app"]),
+        values=values,
+        raw=changes,
+        contact=contact or {},
+        facts={**FACTS, **(facts or {})},
     )
     if "nginx_default_sites" in changes:
         for name in ("nginx_default_sites", "nginx_sites"):
@@ -1345,6 +1349,16 @@ def test_which_cluster_is_the_app_s(there: list[str], stated: str, says: str) ->
     problem = the_only(found)
     assert problem.variable == "postgres_cluster"
     assert says in problem.what
+
+
+def test_data_that_debian_s_upgrade_left_behind_is_to_be_taken_along_first() -> None:
+    left = cluster("15/main", claims={"guestbook": {"databases": [], "roles": []}}, is_former=True)
+    problem = the_only(of_clusters(left))
+    assert "the data of guestbook is in 15/main yet" in problem.what
+    assert "carafe.stack.upgrade_postgres" in problem.command
+    # Staying with it would be no way either: its claims are those of Debian's own.
+    assert the_only(of_clusters(left, postgres_cluster="15/main")).what == problem.what
+    assert of_clusters(left, upgrade_postgres=True) == []
 
 
 def test_a_cluster_that_carafe_has_is_told_from_one_beside_it() -> None:

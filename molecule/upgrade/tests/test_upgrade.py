@@ -1,0 +1,190 @@
+"""A server goes from Debian 12 to 13 as docs/how-to/upgrading-debian.md has it, its data back too.
+
+The tests build on each other, in their order.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+from testinfra.host import Host
+
+SCENARIO = Path(__file__).parents[1]
+REPOSITORY = SCENARIO.parents[1]
+VARIABLES = yaml.safe_load((SCENARIO / "converge.yml").read_text())[0]["vars"]
+GUIDE = REPOSITORY / "docs/how-to/upgrading-debian.md"
+sys.path.insert(0, str(REPOSITORY / "molecule"))
+from load import Load  # noqa: E402 (found by the line above)
+
+CONFIRMED = {"upgrade_confirm": "ledger", "upgrade_without_backup": True}
+
+
+@pytest.fixture
+def playbook(host: Host) -> Callable[..., tuple[int, str]]:
+    """Run a playbook on the server; returns its exit status, and its output in one line."""
+
+    def run(name: str, **variables: object) -> tuple[int, str]:
+        done = subprocess.run(
+            [
+                "ansible-playbook",
+                REPOSITORY / ("" if name == "site" else "playbooks") / f"{name}.yml",
+                f"--inventory={Path(os.environ['MOLECULE_INVENTORY_FILE']).parent}",
+                f"--extra-vars={json.dumps(VARIABLES | variables)}",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
+        )
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+    return run
+
+
+@pytest.fixture
+def url(published: Callable[[int], str]) -> str:
+    """Where the site answers."""
+    return f"http://localhost:{published(80).rpartition(':')[2]}"
+
+
+def rows(host: Host) -> set[str]:
+    """Return the ids of all rows that were written."""
+    return set(
+        host.check_output("runuser -u ledger -- psql -XAtc 'SELECT id FROM rows' ledger").split()
+    )
+
+
+def clusters(host: Host) -> dict[str, tuple[str, str]]:
+    """Return each cluster's port and state."""
+    lines = host.check_output("pg_lsclusters --no-header").splitlines()
+    return {f"{x[0]}/{x[1]}": (x[2], x[3].split(",")[0]) for x in map(str.split, lines)}
+
+
+def test_debian_is_upgraded_by_the_commands_of_the_guide(host: Host, url: str) -> None:
+    with Load(url, 20) as load:
+        load.go_on(40)
+    assert set(load.acknowledged) <= rows(host)
+    (block,) = re.findall(r"(?m)^ +sudo sed .*\n(?: +sudo .*\n)+", GUIDE.read_text())
+    script = block.replace("sudo ", "")
+    done = host.run(f"cd /; export DEBIAN_FRONTEND=noninteractive; set -e\n{script}")
+    assert done.rc == 0, (done.stdout + done.stderr)[-3000:]
+    assert host.check_output("cut -d. -f1 /etc/debian_version") == "13"
+    assert clusters(host) == {"15/main": ("5432", "online")}
+
+
+def test_every_other_work_is_refused_until_the_database_is_taken_along(
+    playbook: Callable[..., tuple[int, str]],
+) -> None:
+    status, said = playbook("site")
+    assert status
+    assert "carafe.stack.upgrade_postgres" in said
+    assert "15/main" in said
+
+
+def test_nothing_is_touched_without_the_apps_name_and_a_backup(
+    host: Host, playbook: Callable[..., tuple[int, str]]
+) -> None:
+    status, said = playbook("upgrade_postgres")
+    assert status
+    assert "The data of ledger would go from 15/main to 17/main" in said
+    assert "-e upgrade_confirm=ledger" in said
+    status, said = playbook("upgrade_postgres", upgrade_confirm="ledger")
+    assert status
+    assert "There is no backup of the databases" in said
+    assert "-e upgrade_without_backup=true" in said
+    assert clusters(host) == {"15/main": ("5432", "online")}
+
+
+def test_what_pg_upgrade_refuses_is_said_while_all_are_served(
+    host: Host, playbook: Callable[..., tuple[int, str]], url: str
+) -> None:
+    psql = "cd /; runuser -u postgres -- psql -Xqd postgres -c"
+    host.check_output(f"{psql} 'ALTER SYSTEM SET max_prepared_transactions = 1'")
+    host.check_output("systemctl restart postgresql@15-main")
+    host.check_output(f"{psql} 'BEGIN' -c 'SELECT txid_current()' -c \"PREPARE TRANSACTION 'x'\"")
+    try:
+        with Load(url, 20) as load:
+            status, said = playbook("upgrade_postgres", **CONFIRMED)
+        assert status
+        assert "Nothing was touched" in said
+        assert "prepared transactions" in said
+        assert load.failures == []
+    finally:
+        host.check_output(f"{psql} \"ROLLBACK PREPARED 'x'\"")
+        host.check_output(f"{psql} 'ALTER SYSTEM RESET max_prepared_transactions'")
+        host.check_output("systemctl restart postgresql@15-main")
+    assert clusters(host) == {"15/main": ("5432", "online")}
+
+
+def test_the_upgrade_loses_no_row_and_shows_the_page_meanwhile(
+    host: Host, playbook: Callable[..., tuple[int, str]], url: str
+) -> None:
+    settings = host.check_output("cat /etc/postgresql/15/main/conf.d/carafe.conf")
+    with Load(url, 20) as load:
+        load.go_on(20)
+        status, said = playbook("upgrade_postgres", **CONFIRMED)
+        after = load.now
+        load.go_on(40, after)
+    assert status == 0, said
+    # To those on their way when the database went, the app says so; all others saw the page.
+    assert {x.failure for x in load.answers if x.failure} <= {"status 503", "status 500"}
+    assert [x.failure for x in load.answers if x.due > after and x.failure] == []
+    assert set(load.acknowledged) <= rows(host)
+    assert clusters(host) == {"15/main": ("5433", "down"), "17/main": ("5432", "online")}
+    assert host.check_output("cat /etc/postgresql/17/main/conf.d/carafe.conf") == settings
+    controls = host.check_output(
+        "/usr/lib/postgresql/17/bin/pg_controldata /var/lib/postgresql/17/main"
+    )
+    assert not re.search(r"checksum version:\s+0$", controls, re.M)
+
+
+def test_site_finds_the_new_version_and_brings_the_app_to_the_new_python(
+    host: Host, playbook: Callable[..., tuple[int, str]], url: str
+) -> None:
+    status, said = playbook("site")
+    assert status == 0, said
+    assert requests.get(f"{url}/healthz", timeout=30).ok
+    version = host.check_output("/srv/ledger/serving/../current/bin/python --version || true")
+    assert "3.13" in version or "3.13" in host.check_output(
+        "readlink -f /proc/$(supervisorctl pid ledger:ledger_0)/exe"
+    )
+    status, said = playbook("site")
+    assert status == 0
+    assert " changed=0 " in said
+
+
+def test_after_a_reboot_the_new_version_alone_runs(
+    host: Host, restart_server: Callable[[], None], url: str, eventually: Callable[..., None]
+) -> None:
+    restart_server()
+    eventually(lambda: requests.get(f"{url}/healthz", timeout=30).ok)
+    assert clusters(host) == {"15/main": ("5433", "down"), "17/main": ("5432", "online")}
+
+
+def test_there_is_a_way_back_and_forth_again(
+    host: Host, playbook: Callable[..., tuple[int, str]], url: str
+) -> None:
+    before = rows(host)
+    status, said = playbook("upgrade_postgres", upgrade_undo=True, upgrade_confirm="ledger")
+    assert status == 0, said
+    assert clusters(host)["15/main"] == ("5432", "online")
+    assert rows(host) < before
+    (kept,) = clusters(host).keys() - {"15/main"}
+    assert kept.startswith("17/undone-")
+    with Load(url, 20) as load:
+        load.go_on(40)
+    assert load.failures == []
+    status, said = playbook("upgrade_postgres", **CONFIRMED)
+    assert status == 0, said
+    assert clusters(host)["17/main"] == ("5432", "online")
+    assert set(load.acknowledged) <= rows(host)
+    status, said = playbook("upgrade_postgres", upgrade_drop=True, upgrade_confirm="ledger")
+    assert status == 0, said
+    assert clusters(host).keys() == {"17/main", kept}

@@ -1,0 +1,117 @@
+"""What an upgrade of PostgreSQL goes by, and what it says when less comes out than went in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from ansible_collections.carafe.stack.plugins.module_utils import found, postgresql_upgrade
+
+HAD = {"shop": {"r": [3, 4096], "S": [1, 0]}, 'it\'s "strange"': {"v": [2, 0]}}
+
+
+def make_clusters(root: Path, *names: str, debian: str = "13") -> None:
+    (root / "etc").mkdir()
+    (root / "etc/os-release").write_text(f'NAME="Debian GNU/Linux"\nVERSION_ID="{debian}"\n')
+    for name in names:
+        folder = root / "etc/postgresql" / name
+        folder.mkdir(parents=True)
+        (folder / "postgresql.conf").write_text("port = 5432\ninclude_dir = 'conf.d'\n")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A server's files, as the functions see them."""
+    monkeypatch.setattr(found, "ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("has", "said"),
+    [
+        (HAD, []),
+        # What a worker wrote until the stop is more.
+        ({**HAD, "shop": {"r": [4, 8192], "S": [1, 0]}, "new": {}}, []),
+        (
+            {**HAD, "shop": {"r": [2, 4096], "S": [1, 0]}},
+            ["shop has 2 of 3 tables, of 4096 bytes 4096"],
+        ),
+        (
+            {**HAD, "shop": {"r": [3, 0], "S": [1, 0]}},
+            ["shop has 3 of 3 tables, of 4096 bytes 0"],
+        ),
+        ({**HAD, "shop": {"r": [3, 4096]}}, ["shop has 0 of 1 sequences, of 0 bytes 0"]),
+        (
+            {"shop": HAD["shop"]},
+            ['it\'s "strange" has 0 of 2 views, of 0 bytes 0'],
+        ),
+    ],
+)
+def test_less_than_before_is_found(has: dict, said: list[str]) -> None:
+    # As it comes back from the file in which it is noted.
+    assert postgresql_upgrade.less(json.loads(json.dumps(HAD)), has) == said
+
+
+@pytest.mark.parametrize(
+    ("clusters", "version", "name", "former"),
+    [
+        (["15/main"], "17", "main", "15"),
+        (["9.6/main", "13/main", "15/main", "17/main"], "17", "main", "15"),
+        (["15/second"], "17", "main", ""),
+        (["17/main", "18/main"], "17", "main", ""),
+        ([], "17", "main", ""),
+        (["13/shop", "15/main"], "17", "shop", "13"),
+    ],
+)
+def test_which_cluster_is_the_former_one(
+    root: Path, clusters: list[str], version: str, name: str, former: str
+) -> None:
+    make_clusters(root, *clusters)
+    assert postgresql_upgrade.older(version, name) == former
+
+
+@pytest.mark.parametrize(
+    ("clusters", "debian", "claimed"),
+    [
+        # The upgrade of Debian leaves it as it was.
+        (["15/main"], "13", {"15/main": ["shop"]}),
+        (["13/main", "15/main"], "13", {"13/main": [], "15/main": ["shop"]}),
+        # From then on the new one is ours, and the former one nobody's.
+        (["15/main", "17/main"], "13", {"15/main": [], "17/main": ["shop"]}),
+        (["15/main"], "12", {"15/main": ["shop"]}),
+        # Somebody's, of a version that no Debian of ours had, or by another name.
+        (["14/main"], "13", {"14/main": []}),
+        (["15/second"], "13", {"15/second": []}),
+        (["16/main", "15/main"], "12", {"15/main": ["shop"], "16/main": []}),
+    ],
+)
+def test_whose_a_cluster_is_after_an_upgrade_of_debian(
+    root: Path, clusters: list[str], debian: str, claimed: dict[str, list[str]]
+) -> None:
+    make_clusters(root, *clusters, debian=debian)
+    folder = root / "etc/carafe/postgres.d"
+    folder.mkdir(parents=True)
+    (folder / "shop.json").write_text('{"databases": [], "roles": []}')
+    said = {f"{x['version']}/{x['name']}": x for x in found.postgresql()["clusters"]}
+    assert {name: sorted(x["claims"]) for name, x in said.items()} == claimed
+    former = {"15/main"} & {name for name in claimed if claimed[name]} if debian == "13" else set()
+    assert {name for name, x in said.items() if x["is_former"]} == former - {"17/main"}
+
+
+@pytest.mark.parametrize(
+    ("files", "ended"),
+    [
+        ({}, 0),
+        ({"database-full": '{"last_ok": 5.5}', "database-incr": '{"last_ok": 7}'}, 7),
+        ({"database-full": '{"last_ok": null}', "files-shop": '{"last_ok": 9}'}, 0),
+        ({"database-full": "no json"}, 0),
+    ],
+)
+def test_when_there_was_a_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], ended: float
+) -> None:
+    monkeypatch.setattr(postgresql_upgrade, "BACKUPS", tmp_path)
+    for name, text in files.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    assert postgresql_upgrade.backed_up() == ended
