@@ -1,6 +1,6 @@
 # Short names only: each target is one command line, which works as well without make.
 ENV ?= prod
-.PHONY: help setup up down vault test test-fast lint scan bench
+.PHONY: help setup up down vault test test-fast test-long lint scan bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -25,6 +25,9 @@ test-fast: ## run what needs no container
 
 lint: ## run every linter
 	scripts/test lint
+
+test-long: ## kill processes and the whole server, again and again, under load
+	scripts/test long
 
 scan: ## let scanners look at two servers, and print what they find
 	scripts/test scan

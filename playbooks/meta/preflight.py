@@ -382,10 +382,12 @@ def supervisor(server: Server) -> Told:
 
 def postgresql(server: Server) -> Told:
     found = server.found.get("postgresql") or {}
-    stated = server.values.get("postgres_cluster")
-    for cluster in found.get("clusters") or []:
+    stated, clusters = server.values.get("postgres_cluster"), found.get("clusters") or []
+    # Beside one of Carafe's, which is the app's, others stay as they are.
+    is_told = stated or any(x["claims"] for x in clusters)
+    for cluster in clusters:
         name = f"{cluster['version']}/{cluster['name']}"
-        if cluster["claims"] or (stated or name) != name:
+        if cluster["claims"] or (is_told and stated != name):
             continue
         confs = [x for x in cluster["confs"] if x != "carafe.conf"]
         theirs = sorted(cluster.get("databases") or {})

@@ -49,9 +49,9 @@ def playbook(host: Host) -> Callable[..., tuple[int, str]]:
 
 
 @pytest.fixture
-def url(published: Callable[[int], str]) -> str:
-    """Where the site answers."""
-    return f"http://localhost:{published(80).rpartition(':')[2]}"
+def url(published: Callable[[int], str]) -> Callable[[], str]:
+    """Get where the site answers; a restart of the server may change the port."""
+    return lambda: f"http://localhost:{published(80).rpartition(':')[2]}"
 
 
 def rows(host: Host) -> set[str]:
@@ -67,8 +67,8 @@ def clusters(host: Host) -> dict[str, tuple[str, str]]:
     return {f"{x[0]}/{x[1]}": (x[2], x[3].split(",")[0]) for x in map(str.split, lines)}
 
 
-def test_debian_is_upgraded_by_the_commands_of_the_guide(host: Host, url: str) -> None:
-    with Load(url, 20) as load:
+def test_debian_is_upgraded_by_the_commands_of_the_guide(host: Host, url: Callable[[], str]) -> None:
+    with Load(url(), 20) as load:
         load.go_on(40)
     assert set(load.acknowledged) <= rows(host)
     (block,) = re.findall(r"(?m)^ +sudo sed .*\n(?: +sudo .*\n)+", GUIDE.read_text())
@@ -103,14 +103,14 @@ def test_nothing_is_touched_without_the_apps_name_and_a_backup(
 
 
 def test_what_pg_upgrade_refuses_is_said_while_all_are_served(
-    host: Host, playbook: Callable[..., tuple[int, str]], url: str
+    host: Host, playbook: Callable[..., tuple[int, str]], url: Callable[[], str]
 ) -> None:
     psql = "cd /; runuser -u postgres -- psql -Xqd postgres -c"
     host.check_output(f"{psql} 'ALTER SYSTEM SET max_prepared_transactions = 1'")
     host.check_output("systemctl restart postgresql@15-main")
     host.check_output(f"{psql} 'BEGIN' -c 'SELECT txid_current()' -c \"PREPARE TRANSACTION 'x'\"")
     try:
-        with Load(url, 20) as load:
+        with Load(url(), 20) as load:
             status, said = playbook("upgrade_postgres", **CONFIRMED)
         assert status
         assert "Nothing was touched" in said
@@ -124,10 +124,10 @@ def test_what_pg_upgrade_refuses_is_said_while_all_are_served(
 
 
 def test_the_upgrade_loses_no_row_and_shows_the_page_meanwhile(
-    host: Host, playbook: Callable[..., tuple[int, str]], url: str
+    host: Host, playbook: Callable[..., tuple[int, str]], url: Callable[[], str]
 ) -> None:
     settings = host.check_output("cat /etc/postgresql/15/main/conf.d/carafe.conf")
-    with Load(url, 20) as load:
+    with Load(url(), 20) as load:
         load.go_on(20)
         status, said = playbook("upgrade_postgres", **CONFIRMED)
         after = load.now
@@ -146,11 +146,11 @@ def test_the_upgrade_loses_no_row_and_shows_the_page_meanwhile(
 
 
 def test_site_finds_the_new_version_and_brings_the_app_to_the_new_python(
-    host: Host, playbook: Callable[..., tuple[int, str]], url: str
+    host: Host, playbook: Callable[..., tuple[int, str]], url: Callable[[], str]
 ) -> None:
     status, said = playbook("site")
     assert status == 0, said
-    assert requests.get(f"{url}/healthz", timeout=30).ok
+    assert requests.get(f"{url()}/healthz", timeout=30).ok
     version = host.check_output("/srv/ledger/serving/../current/bin/python --version || true")
     assert "3.13" in version or "3.13" in host.check_output(
         "readlink -f /proc/$(supervisorctl pid ledger:ledger_0)/exe"
@@ -161,15 +161,15 @@ def test_site_finds_the_new_version_and_brings_the_app_to_the_new_python(
 
 
 def test_after_a_reboot_the_new_version_alone_runs(
-    host: Host, restart_server: Callable[[], None], url: str, eventually: Callable[..., None]
+    host: Host, restart_server: Callable[[], None], url: Callable[[], str], eventually: Callable[..., None]
 ) -> None:
     restart_server()
-    eventually(lambda: requests.get(f"{url}/healthz", timeout=30).ok)
+    eventually(lambda: requests.get(f"{url()}/healthz", timeout=30).ok)
     assert clusters(host) == {"15/main": ("5433", "down"), "17/main": ("5432", "online")}
 
 
 def test_there_is_a_way_back_and_forth_again(
-    host: Host, playbook: Callable[..., tuple[int, str]], url: str
+    host: Host, playbook: Callable[..., tuple[int, str]], url: Callable[[], str]
 ) -> None:
     before = rows(host)
     status, said = playbook("upgrade_postgres", upgrade_undo=True, upgrade_confirm="ledger")
@@ -178,7 +178,7 @@ def test_there_is_a_way_back_and_forth_again(
     assert rows(host) < before
     (kept,) = clusters(host).keys() - {"15/main"}
     assert kept.startswith("17/undone-")
-    with Load(url, 20) as load:
+    with Load(url(), 20) as load:
         load.go_on(40)
     assert load.failures == []
     status, said = playbook("upgrade_postgres", **CONFIRMED)

@@ -1,0 +1,101 @@
+"""A ledger under load, of which no row that was acknowledged may be lost."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+from testinfra.host import Host
+
+SCENARIO = Path(__file__).parents[1]
+REPOSITORY = SCENARIO.parents[1]
+VARIABLES = yaml.safe_load((SCENARIO / "converge.yml").read_text())[0]["vars"]
+sys.path.insert(0, str(REPOSITORY / "molecule"))
+from load import Load  # noqa: E402 (found by the line above)
+
+LONG = 120  # seconds after which what does not serve again never will
+
+
+@pytest.fixture
+def url(published: Callable[[int], str]) -> Callable[[], str]:
+    """Get where the site answers; a restart of the server may change the port."""
+    return lambda: f"http://localhost:{published(80).rpartition(':')[2]}"
+
+
+@pytest.fixture
+def rows(host: Host) -> Callable[[], list[str]]:
+    """Get the ids of all rows that were written."""
+    query = "runuser -u ledger -- psql -XAtc 'SELECT id FROM rows' ledger"
+    return lambda: host.check_output(query).split()
+
+
+@pytest.fixture
+def serves(url: Callable[[], str]) -> Callable[[], float]:
+    """Wait until the site serves, its database included; returns after how many seconds."""
+
+    def wait() -> float:
+        began = time.monotonic()
+        while True:
+            with contextlib.suppress(requests.RequestException):
+                if requests.get(f"{url()}/readyz", timeout=5).ok:
+                    return time.monotonic() - began
+            assert time.monotonic() < began + LONG, "it does not serve again"
+            time.sleep(0.05)
+
+    return wait
+
+
+@pytest.fixture
+def load(url: Callable[[], str], rows: Callable[[], list[str]]) -> Iterator[Load]:
+    """Load that may lose requests, but no row that was acknowledged, and write none twice."""
+    before = rows()
+    with Load(url(), 20) as site:
+        yield site
+    has = rows()
+    assert set(has) >= set(before) | set(site.acknowledged)
+    assert len(has) == len(set(has))
+
+
+@pytest.fixture
+def books(host: Host) -> Callable[[], dict]:
+    """Get what is known of the releases, and which one serves."""
+
+    def read() -> dict:
+        known = json.loads(host.file("/srv/ledger/state/releases.json").content_string)
+        serving = host.check_output("basename $(readlink /srv/ledger/serving)")
+        return {"known": known, "serving": serving}
+
+    return read
+
+
+@pytest.fixture
+def command(host: Host) -> Callable[..., list[str]]:
+    """Return the words that run a playbook on this server."""
+
+    def words(playbook: str, **variables: object) -> list[str]:
+        return [
+            "ansible-playbook",
+            str(REPOSITORY / ("" if playbook == "site" else "playbooks") / f"{playbook}.yml"),
+            f"--inventory={Path(os.environ['MOLECULE_INVENTORY_FILE']).parent}",
+            f"--extra-vars={json.dumps(VARIABLES | variables)}",
+        ]
+
+    return words
+
+
+@pytest.fixture
+def kill_server(docker_name: str) -> Callable[[], None]:
+    """Let the power of the server fail, and come back."""
+
+    def kill() -> None:
+        subprocess.run(["docker", "kill", docker_name], check=True, capture_output=True)
+        subprocess.run(["docker", "start", docker_name], check=True, capture_output=True)
+
+    return kill
