@@ -349,7 +349,11 @@ def formers(names: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     usual = usual_version()
     if (usual, "main") in names or not usual:
         return []
-    versions = [int(x) for x in POSTGRESQL_OF_DEBIAN.values() if int(x) < int(usual) and (x, "main") in names]
+    versions = [
+        int(x)
+        for x in POSTGRESQL_OF_DEBIAN.values()
+        if int(x) < int(usual) and (x, "main") in names
+    ]
     return [(str(max(versions)), "main")] if versions else []
 
 
