@@ -65,6 +65,11 @@ def test_an_inventory_beside_the_app_is_meant_too(project: Path, tmp_path: Path)
         ("web: [\n", "line 2"),
         ("web:\n a: 1\n  b: 2\n", "line 3"),
         ("- web\n", "it is no mapping of groups to hosts"),
+        # Ansible would take the last one, and forget the servers of the other.
+        ("web:\n  hosts: {a: }\n  hosts: {b: }\n", "line 3: hosts is there twice; it is in line 2"),
+        ("web: {}\napp: {}\nweb: {}\n", "line 3: web is there twice"),
+        ("web: {vars: &x {b: 1}}\napp: {vars: {<<: *x, c: 1}}\n", ""),
+        ("web: {vars: {password: !vault x, other: !unsafe y}}\n", ""),
     ],
 )
 def test_a_file_that_cannot_be_read(project: Path, text: str, says: str) -> None:
@@ -73,6 +78,14 @@ def test_a_file_that_cannot_be_read(project: Path, text: str, says: str) -> None
     found = inventories.complaint([str(path.parent)], {"web": ["a"]}, WANTED, project)
     assert found == "" if not says else "inventory/prod/hosts.yml" in found
     assert says in found
+
+
+def test_json_may_be_indented_by_tabs(project: Path) -> None:
+    path = project / "hosts.json"
+    path.write_text('{\n\t"web": {}\n}')
+    assert inventories.unreadable(path) == ""
+    path.write_text("{")
+    assert inventories.unreadable(path)
 
 
 def test_no_inventory_or_one_with_no_server(project: Path) -> None:
@@ -108,8 +121,9 @@ def vault(project: Path) -> Iterator[Path]:
 
 def test_a_vault_that_opens_says_nothing(project: Path, vault: Path) -> None:
     folders = [project / "inventory/prod"]
-    assert inventories.vaults(folders, ["all", "prod"], ["a"]) == [vault]
-    assert inventories.vaults(folders, ["all", "staging"], ["a"]) == []
+    files = inventories.variable_files(folders, ["all", "prod"], ["a"])
+    assert [x for x in files if inventories.begins(x)] == [vault]
+    assert inventories.variable_files(folders, ["all", "staging"], ["a"]) == []
     assert inventories.locked(vault, loader("right")) == ""
 
 
@@ -134,6 +148,62 @@ def test_a_vault_that_does_not_open(project: Path, vault: Path, key: str, says: 
     assert says in said
     assert "(such as vault_database_password)" in said
     assert "ansible-vault view group_vars/prod/vault.yml" in said
+
+
+def seal(text: str, key: str = "right") -> str:
+    """Return what ansible-vault encrypt_string makes of a text, in one line."""
+    sealed = VaultLib([("default", VaultSecret(key.encode()))]).encrypt(text).decode()
+    return '!vault "{}"'.format(sealed.replace("\n", "\\n"))
+
+
+def test_a_value_that_does_not_open_is_named_with_its_line(project: Path) -> None:
+    path = project / "group_vars/prod/main.yml"
+    path.write_text(
+        f"app_name: x\na: {seal('1')}\nb:\n  c:\n    - d: {seal('2', 'wrong')}\n{{not: yaml"
+    )
+    assert [*inventories.sealed([path])] == [], "where it is no YAML, Ansible says so"
+    path.write_text(path.read_text().partition("{not")[0])
+    first, second = inventories.sealed([path])
+    assert (first.name, first.line) == ("a", 2)
+    assert (second.name, second.line) == ("b.c.d", 5)
+    assert not inventories.closed(first, loader("right"))
+    assert inventories.closed(second, loader("right"))
+    sources = Sources(project, ["inventory/prod"], [], [])
+    said = inventories.value_complaint(second, sources, str(project / ".vault-password"))
+    assert said.startswith("group_vars/prod/main.yml, line 5: b.c.d is encrypted, and its key is")
+    assert "ansible-vault encrypt_string --name d" in said
+
+
+def test_a_file_of_secrets_that_lies_open_is_told(project: Path, vault: Path) -> None:
+    files = [vault, project / "group_vars/prod/main.yml"]
+    assert [*inventories.laid_open(files)] == []
+    vault.write_text(f"vault_a: {seal('1')}\nother: x\n")
+    assert [*inventories.laid_open(files)] == []
+    vault.write_text(f"vault_a: {seal('1')}\nvault_b: {{c: x}}\n")
+    assert [*inventories.laid_open(files)] == [vault]
+
+
+VARIABLES = {
+    "app_domains: [a.test]\napp_environment:\n\tA: b\n": "line 3: it is indented by a tab",
+    "app_domains: [a.test]\napp_domains: [b.test]\n": "line 2: app_domains is there twice",
+    f"app_secret_key: {seal('x', 'wrong')}\n": "line 1: app_secret_key is encrypted",
+}
+
+
+@pytest.mark.parametrize("text", VARIABLES, ids=VARIABLES.values())
+def test_variables_that_cannot_be_read_end_the_run_at_once(
+    tmp_path: Path, ansible_environment: dict[str, str], text: str
+) -> None:
+    (tmp_path / "hosts.yml").write_text("app: {hosts: {a: }}\n")
+    (tmp_path / "group_vars").mkdir()
+    (tmp_path / "group_vars/app.yml").write_text(text)
+    key = tmp_path / "key"
+    key.write_text("right\n")
+    words = ["-i", f"{tmp_path}/hosts.yml", "--vault-password-file", str(key)]
+    status, said = run(ansible_environment, *words)
+    assert status != 0
+    assert f"group_vars/app.yml, {VARIABLES[text]}" in said
+    assert "PLAY [" not in said
 
 
 def run(environment: dict[str, str], *words: str) -> tuple[int, str]:

@@ -65,6 +65,25 @@ def test_facts_are_gathered_only_where_a_playbook_says_so() -> None:
     assert "strategy" not in config["defaults"]
 
 
+def test_a_project_of_ones_own_is_told_what_the_clone_is() -> None:
+    (play,) = load_yaml(ROOT / "playbooks/vault.yml")
+    (text,) = (
+        x["ansible.builtin.copy"]["content"]
+        for x in play["tasks"]
+        if "any_unparsed_is_failed" in str(x.get("ansible.builtin.copy"))
+    )
+    clone, own = (configparser.ConfigParser(interpolation=None) for _ in range(2))
+    clone.read(ROOT / "ansible.cfg")
+    own.read_string(text)
+    for section in ("inventory", "connection"):
+        assert {**own[section]} == {**clone[section]}
+    arguments = own["ssh_connection"]["ssh_args"]
+    assert arguments == clone["ssh_connection"]["ssh_args"]
+    # ssh waits once more than it has asked.
+    every, times = map(int, re.findall(r"ServerAlive\w+=(\d+)", arguments))
+    assert every * (times + 1) <= 60
+
+
 @pytest.mark.parametrize("text", [None, "all:\n\thosts:\n", "all: [\n"])
 def test_an_inventory_that_is_none_is_an_error(tmp_path: Path, text: str | None) -> None:
     if text is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from ansible.utils.vars import load_extra_vars
 from ansible.vars.plugins import get_vars_from_inventory_sources
 
 from ..module_utils.words import escaped
-from ..plugin_utils import options
+from ..plugin_utils import inventories, options
 from ..plugin_utils.problems import Problem, Server
 from ..plugin_utils.sources import Sources, report
 
@@ -63,6 +64,14 @@ class ActionModule(ActionBase):
         if found:
             return {"failed": True, "msg": says}
         notes = [x for server in servers for note in self.stack.checks.NOTES for x in note(server)]
+        files = {
+            path
+            for server in servers
+            for path in inventories.variable_files(sources.folders(), server.groups, [server.name])
+        }
+        for path in map(sources.short, sorted(inventories.laid_open(files))):
+            encrypt = shlex.join([sources.tool("ansible-vault"), "encrypt", path])
+            notes.append(f"{path} is not encrypted, so whoever has it has its secrets: {encrypt}")
         told = {"warnings": list(dict.fromkeys(map(escaped, notes)))} if notes else {}
         return {"changed": False, "again": escaped(sources.again()), **told}
 

@@ -9,8 +9,9 @@ description:
   - Returns a pattern for the C(hosts) of a play, made of the names of groups.
   - >-
     Fails where no server is in any of the groups, where by itself Ansible would do nothing and
-    succeed, and says which inventory was probably meant. Fails as well where a file of secrets
-    cannot be opened, and names the file and the key.
+    succeed, and says which inventory was probably meant. Fails as well where a file of hosts or
+    of variables cannot be read, or names one thing twice, and where a file of secrets, or
+    a single one, cannot be decrypted, and names the file, the variable and the key.
   - It asks no server, and costs no task.
 options:
   _terms:
@@ -61,10 +62,18 @@ class LookupModule(LookupBase):
         hosts = {x for name in terms for x in groups.get(name) or []}
         theirs = [name for name, members in groups.items() if hosts & {*members}]
         sources = Sources(current, given, [], [])
-        for path in inventories.vaults(sources.folders(), ["all", *theirs], sorted(hosts)):
-            if inventories.locked(path, self._loader):
+        files = inventories.variable_files(sources.folders(), ["all", *theirs], sorted(hosts))
+        open_files = [x for x in files if not inventories.begins(x)]
+        for path in files:
+            if path not in open_files and inventories.locked(path, self._loader):
                 secrets = inventories.used(sources.folders())
                 raise AnsibleError(inventories.vault_complaint(path, sources, key_file(), secrets))
+        for path in open_files:
+            if why := inventories.unreadable(path, sources.short(path), "variables"):
+                raise AnsibleError(f"The variables cannot be read: {why}.")
+        for value in inventories.sealed([*sources.inventory_files(), *open_files]):
+            if inventories.closed(value, self._loader):
+                raise AnsibleError(inventories.value_complaint(value, sources, key_file()))
         return pattern
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from ansible.errors import AnsibleError
@@ -73,24 +74,51 @@ def missing(path: Path, current: Path) -> str:
     return f"{path} is not there, and {current} has no inventory. Go to the folder of your project."
 
 
-def unreadable(path: Path) -> str:
-    """Return why a file of hosts cannot be read, '' where it can, or is no YAML."""
+def unreadable(path: Path, shown: str = "", of: str = "groups to hosts") -> str:
+    """Return why a file of hosts, or of variables, cannot be read, '' where it can, or is no YAML.
+
+    Ansible takes the last of two keys of one name: a server, or a setting, would get lost.
+    """
     if path.suffix not in (".yml", ".yaml", ".json"):
         return ""
+    shown = shown or str(path)
     try:
-        said = yaml.safe_load(path.read_text(errors="replace"))
+        text = path.read_text(errors="replace")
+        # It may be indented by tabs.
+        if path.suffix == ".json":
+            text = json.dumps(json.loads(text))
+        nodes = [x for x in yaml.compose_all(text, Loader=yaml.SafeLoader) if x]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        text = path.read_text(errors="replace").splitlines()[line - 1 : line]
-        if any(re.match(r" *\t", x) for x in text):
-            return f"{path}, line {line}: it is indented by a tab, and YAML takes blanks only"
-        return f"{path}, line {line}: {error.problem or error.context}"
-    except (OSError, yaml.YAMLError) as error:
-        return f"{path}: {' '.join(str(error).split())}"
-    if said is not None and not isinstance(said, Mapping):
-        return f"{path}: it is no mapping of groups to hosts"
+        if any(re.match(r" *\t", x) for x in text.splitlines()[line - 1 : line]):
+            return f"{shown}, line {line}: it is indented by a tab, and YAML takes blanks only"
+        return f"{shown}, line {line}: {error.problem or error.context}"
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return f"{shown}: {' '.join(str(error).split())}"
+    for node in nodes:
+        if not isinstance(node, yaml.MappingNode):
+            return f"{shown}: it is no mapping of {of}"
+        for key, first in twins(node):
+            line, other = (x.start_mark.line + 1 for x in (key, first))
+            return f"{shown}, line {line}: {key.value} is there twice; it is in line {other}, too"
     return ""
+
+
+def twins(node: yaml.Node) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    """Yield the keys that a mapping has already, each with the one before it."""
+    if isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from twins(value)
+    elif isinstance(node, yaml.MappingNode):
+        there: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            # What merges another mapping may be there more than once.
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in there:
+                    yield key, there[key.value]
+                there[key.value] = key
+            yield from twins(value)
 
 
 def complaint(
@@ -128,8 +156,10 @@ def complaint(
 # --- the vault --------------------------------------------------------------------------------
 
 
-def vaults(folders: Iterable[Path], groups: Iterable[str], hosts: Iterable[str]) -> list[Path]:
-    """Return the files with variables of these groups and hosts that are encrypted as a whole."""
+def variable_files(
+    folders: Iterable[Path], groups: Iterable[str], hosts: Iterable[str]
+) -> list[Path]:
+    """Return the files with variables of these groups and hosts."""
     found = []
     for folder in folders:
         places = [folder / "group_vars" / x for x in groups]
@@ -137,7 +167,7 @@ def vaults(folders: Iterable[Path], groups: Iterable[str], hosts: Iterable[str])
         for place in places:
             files = [place.with_name(place.name + end) for end in ENDS[:4]]
             files += sorted(place.glob("**/*")) if place.is_dir() else []
-            found += [x for x in files if x.is_file() and begins(x)]
+            found += [x for x in files if x.is_file()]
     return list(dict.fromkeys(x.resolve() for x in found))
 
 
@@ -147,6 +177,54 @@ def begins(path: Path) -> bool:
             return file.read(len(VAULT)) == VAULT
     except OSError:
         return False
+
+
+class Sealed(NamedTuple):
+    """A value that is encrypted by itself, in a file that is not."""
+
+    path: Path
+    line: int
+    name: str
+    text: str
+
+
+def sealed(paths: Iterable[Path]) -> Iterator[Sealed]:
+    """Yield the values in these files that are encrypted one by one."""
+    for path in paths:
+        text = path.read_text(errors="replace")
+        if "!vault" not in text:
+            continue
+        try:
+            nodes = [x for x in yaml.compose_all(text, Loader=yaml.SafeLoader) if x]
+        except yaml.YAMLError:
+            # Ansible says where it is wrong.
+            continue
+        for node in nodes:
+            for name, value in scalars(node):
+                if value.tag in ("!vault", "!vault-encrypted"):
+                    yield Sealed(path, value.start_mark.line + 1, name, value.value)
+
+
+def laid_open(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield the files of secrets, by their names, in which some are not encrypted at all."""
+    for path in paths:
+        if path.stem == "vault" and path.suffix in (".yml", ".yaml") and not begins(path):
+            nodes = yaml.compose_all(path.read_text(errors="replace"), Loader=yaml.SafeLoader)
+            found = [x for node in nodes if node for x in scalars(node)]
+            if any(x.startswith("vault_") and "!vault" not in value.tag for x, value in found):
+                yield path
+
+
+def scalars(node: yaml.Node, name: str = "") -> Iterator[tuple[str, yaml.ScalarNode]]:
+    """Yield what is in a document, with the keys that lead there."""
+    if isinstance(node, yaml.ScalarNode):
+        yield name, node
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from scalars(value, name)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from scalars(value, f"{name}.{key.value}".lstrip("."))
 
 
 def used(folders: Iterable[Path]) -> list[str]:
@@ -173,10 +251,18 @@ def locked(path: Path, loader: Any) -> str:
     return ""
 
 
-def vault_complaint(path: Path, sources: Sources, key_file: str, secrets: Iterable[str]) -> str:
-    """Return what to do about a vault whose key is missing or wrong."""
-    shown, key = sources.short(path), Path(key_file) if key_file else None
-    names = ", ".join(secrets) or "vault_app_secret_key"
+def closed(value: Sealed, loader: Any) -> bool:
+    """Tell whether a value cannot be decrypted."""
+    try:
+        loader._vault.decrypt(value.text.encode())
+    except AnsibleError:
+        return True
+    return False
+
+
+def key_complaint(sources: Sources, key_file: str) -> tuple[str, str]:
+    """Return what is wrong with the key of something that does not open, and what to do."""
+    key = Path(key_file) if key_file else None
     if key_file == TYPED:
         what, way = (
             "is encrypted with another key than the one that was typed",
@@ -191,6 +277,25 @@ def vault_complaint(path: Path, sources: Sources, key_file: str, secrets: Iterab
     else:
         what = f"is encrypted with another key than the one in {sources.short(key)}"
         way = f"Write the right key into {sources.short(key)}"
+    return what, way
+
+
+def value_complaint(value: Sealed, sources: Sources, key_file: str) -> str:
+    """Return what to do about a value whose key is missing or wrong."""
+    what, way = key_complaint(sources, key_file)
+    name = value.name.rpartition(".")[2]
+    anew = shlex.join([sources.tool("ansible-vault"), "encrypt_string", "--name", name])
+    return (
+        f"{sources.short(value.path)}, line {value.line}: {value.name} {what}. {way}, then see that"
+        f" the run goes on: {sources.again()}. Where the key is lost, write the value anew in that"
+        f" line: {anew}."
+    )
+
+
+def vault_complaint(path: Path, sources: Sources, key_file: str, secrets: Iterable[str]) -> str:
+    """Return what to do about a vault whose key is missing or wrong."""
+    shown, (what, way) = sources.short(path), key_complaint(sources, key_file)
+    names = ", ".join(secrets) or "vault_app_secret_key"
     check = shlex.join([sources.tool("ansible-vault"), "view", shown])
     return (
         f"{shown} {what}, so the secrets in it cannot be read (such as {names}). {way}, then see"
