@@ -63,6 +63,13 @@ def test_a_failed_one_is_told_with_its_words(server: Any) -> None:
     assert problems() == [("red", "drill: disk is full")]
 
 
+def test_a_hole_between_backups_is_told_though_the_newest_one_is_whole(server: Any) -> None:
+    server("database-full", 60, details={"holes": ["0A", "0B"]})
+    ((level, what),) = problems()
+    assert level == "yellow"
+    assert "0A and 1 more" in what
+
+
 @pytest.mark.parametrize("what", ["files-shop", "drill", "database-full"])
 def test_one_that_is_late_is_told_though_it_ended_well(server: Any, what: str) -> None:
     server(what, 9 * DAY)

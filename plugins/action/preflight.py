@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class ActionModule(ActionBase):
         says = escaped(report(found, sources))
         if found:
             return {"failed": True, "msg": says}
-        notes = [x for server in servers for note in self.stack.checks.NOTES for x in note(server)]
+        notes = [x for server in servers for note in self.notes(server) for x in note(server)]
         files = {
             path
             for server in servers
@@ -74,6 +74,12 @@ class ActionModule(ActionBase):
             notes.append(f"{path} is not encrypted, so whoever has it has its secrets: {encrypt}")
         told = {"warnings": list(dict.fromkeys(map(escaped, notes)))} if notes else {}
         return {"changed": False, "again": escaped(sources.again()), **told}
+
+    def notes(self, server: Server) -> list[Callable[[Server], Iterator[str]]]:
+        """Return what tells of a server what is no problem: the stack's own, and its roles'."""
+        roles = [self.roles[x] for x in server.values["stack_host_roles"] if x in self.roles]
+        of_roles = [x for role in roles for x in getattr(role.checks, "NOTES", ())]
+        return [*self.stack.checks.NOTES, *of_roles]
 
     def raw(self, host: str) -> dict[str, Any]:
         known = self.hostvars.raw_get(host)

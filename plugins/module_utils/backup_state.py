@@ -182,6 +182,13 @@ def of_jobs(jobs: dict[str, dict[str, Any]], now: float) -> Iterator[dict[str, s
                 yield problem(YELLOW, f"{what}: there is none yet", f"systemctl start {unit}")
         elif last["result"] != "ok":
             yield problem(RED, f"{what}: {last['message']}", journal)
+        elif holes := (last.get("details") or {}).get("holes"):
+            yield problem(
+                YELLOW,
+                f"the archive lacks {holes[0]}{f' and {len(holes) - 1} more' * (len(holes) > 1)}:"
+                " the moments from there to the next backup cannot be reached",
+                "look at the disk of backup_repository, then: systemctl start carafe-backup-full",
+            )
         elif late and not (what in DATABASE[1:] and now - whole <= job["seconds"]):
             age = ago(now - (last.get("last_ok") or last["ended"]))
             yield problem(RED, f"{what}: the last good one is {age} old", journal)

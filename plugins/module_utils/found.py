@@ -401,8 +401,15 @@ def postgresql() -> dict[str, Any]:
     return {"clusters": found}
 
 
+def mounts() -> list[str]:
+    """Return the folders at which another disk, or another host's folder, is mounted."""
+    lines = (line.split() for line in text(ROOT / "proc/self/mounts").splitlines())
+    return sorted({x[1] for x in lines if len(x) > 2 and "/" in x[0] and x[1] != "/"})
+
+
 def look() -> dict[str, Any]:
     return {
+        "mounts": mounts(),
         **accounts(),
         "folders": folders(),
         "units": units(),

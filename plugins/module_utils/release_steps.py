@@ -24,9 +24,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from . import files, migrations, processes, sandbox, schedule_runs, supervisord, unix_http, venvs
+from . import (
+    files,
+    migrations,
+    processes,
+    programs,
+    sandbox,
+    schedule_runs,
+    supervisord,
+    unix_http,
+    venvs,
+)
 from . import release_settings as settings
-from .commands import CommandFailed, Failure, Refused
+from .commands import CommandFailed, Failure, Refused, ask
 from .release_state import State, clock
 from .words import escaped, one_line
 
@@ -231,6 +241,21 @@ class Release(State):
         # What the migration says goes to the log alone.
         script = f"( {command}\n) >&2\n{alembic} current"
         return at(self.patiently(script, command))
+
+    def restore_point(self) -> str:
+        """Have a moment to come back to before a migration, where backups are made; its name."""
+        program = programs.FOLDER / "backup"
+        if not (program / "__main__.py").exists() or not self.app["database"]:
+            return ""
+        moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        name = f"before-{self.id}-{moment}"
+        done = ask("/usr/bin/python3", "-I", program, "point", name)
+        if done.returncode:
+            raise Failure(
+                "There is no way back from the migration: the restore point could not be made."
+                f" {one_line(done.stderr)}"
+            )
+        return name
 
     def patiently(
         self, script: str, shown: str = "", limit: str = "migrate", tries: int = 0
@@ -619,9 +644,18 @@ def migrate(app: Release) -> None:
     """Migrate the database, and note where it is then."""
     app.hooks("before_migrate")
     if app.app["commands"]["migrate"]:
-        app.note(app.id, head=app.migrated())
+        point = app.restore_point()
+        app.note(app.id, **({"point": point} if point else {}), head=app.migrated())
     set_up(app)
     app.hooks("after_migrate")
+
+
+def way_back(release: dict[str, Any]) -> str:
+    """Return how the data comes back to before a release's migrations, with all since lost."""
+    if not release.get("point"):
+        return ""
+    command = f"ansible-playbook carafe.stack.restore -e restore_to={release['point']}"
+    return f"\nOr bring the data back to before them, without what came since:\n  {command}"
 
 
 def set_up(app: Release) -> None:
@@ -990,6 +1024,7 @@ def choose(app: Release) -> None:
             "Say what becomes of them:\n"
             "  -e app_rollback_migrations=keep       the older code runs on the newer schema\n"
             "  -e app_rollback_migrations=downgrade  they are undone, with what only they hold"
+            f"{way_back(releases.get(serving, {}))}"
         )
     for prefix, group in (("", app.app["user"]), ("migrate.", app.app["deploy_user"])):
         older = app.settings(app.id)

@@ -1,0 +1,183 @@
+"""Bring the data of a server that is gone onto a new one, which has none yet.
+
+The cluster comes whole, out of the place that the former server had in the repository, which is
+only read. It is promoted with its archiving on, into the new server's own place, so that what
+follows is stored from the first moment on.
+
+Used by modules.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from . import (
+    backup_files,
+    backup_jobs,
+    backup_repository,
+    backup_restore,
+    backup_state,
+    backup_target,
+    files,
+    found,
+)
+from .backup_repository import as_postgres, psql
+from .backup_target import Target, shown
+from .commands import Failure, ask, run
+from .words import one_line
+
+NOTED = "recovered.json"
+REPLAY = 24 * 3600  # seconds for which WAL is replayed
+# What pgBackRest has left in postgresql.auto.conf, which is for this one recovery.
+OF_RECOVERY = (
+    *("restore_command", "recovery_target", "recovery_target_time", "recovery_target_name"),
+    *("recovery_target_action", "recovery_target_timeline", "recovery_target_inclusive"),
+    "hot_standby",
+)
+
+
+def noted() -> dict[str, Any]:
+    return json.loads(files.read(backup_state.STATE / NOTED) or "{}")
+
+
+def note(**more: Any) -> None:
+    text = json.dumps(noted() | more, indent=2) + "\n"
+    path = backup_state.STATE / NOTED
+    files.write(path, text, 0o640, owner=os.geteuid(), group=os.getegid())
+
+
+def former(setup: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the setup by which the former server's place is read."""
+    listing = backup_jobs.pgbackrest_repo(setup, "repo-ls", "--output=json", "backup")
+    there = sorted(x for x in json.loads(listing or "{}") if x not in (".", setup["stanza"]))
+    ending = f"-{setup['version']}-{setup['cluster']}"
+    mine = [x for x in there if x == name or (x.startswith(f"{name}-") and x.endswith(ending))]
+    if len(mine) != 1:
+        example = (mine or there or ["NAME"])[0]
+        raise Failure(
+            f"restore_from is {name!r}, and {setup['repository']} has"
+            f" {', '.join(there) or 'nothing'}. Say which: -e restore_from={example}"
+        )
+    return setup | {"stanza": mine[0]}
+
+
+def database(name: str, to: str, check: bool) -> list[str]:
+    """Bring the cluster; the same call goes on with what was cut short."""
+    setup = backup_repository.setup()
+    known = noted()
+    if not setup["database"] or known.get("database") == "done":
+        return []
+    data = Path(setup["data"])
+    if known.get("database") != "begun" and found.has_databases(data):
+        raise Failure(
+            f"{data} has databases already, and a server that is new has none. Nothing was touched."
+            " To bring an app back on a server that has it: the playbook restore, without"
+            " restore_from."
+        )
+    old = former(setup, name)
+    seen = backup_jobs.inspect(old, whole=False)
+    names, _ = backup_jobs.archive(old, backup_repository.info(old))
+    target = backup_target.parse(to, [], time.time())
+    backup_target.check(target, seen)
+    if target.kind == "latest" and seen["lost"]:
+        raise Failure(
+            f"The archive of {old['stanza']} lacks {seen['lost'][0]}, so the latest moment cannot"
+            f" be reached. Name an earlier one, from {shown(seen['oldest'])} on: -e restore_to="
+        )
+    sentence = f"bring {old['stanza']} as of {'the latest' if target.kind == 'latest' else to}"
+    if check:
+        return [sentence]
+    note(database="begun", stanza=old["stanza"], to=to, segments=len(names))
+    bring(setup, old, target)
+    note(database="done")
+    return [sentence]
+
+
+def bring(setup: dict[str, Any], old: dict[str, Any], target: Target) -> None:
+    unit = f"postgresql@{setup['version']}-{setup['cluster']}.service"
+    config = backup_repository.FOLDER / "recover.conf"
+    text = backup_repository.text(old, old["stanza"], setup["data"], setup["port"])
+    files.write(config, text, 0o640, "root", "postgres")
+    run("systemctl", "stop", unit)
+    words = [*target.words, *(["--target-action=promote"] if target.kind != "latest" else [])]
+    done = backup_repository.pgbackrest(
+        old, "restore", "--delta", *words, check=False, config=str(config)
+    )
+    if done.returncode:
+        raise Failure(f"pgBackRest cannot restore: {backup_repository.said(done)}")
+    # A smaller server would not replay what a larger one has written while it lets readers in.
+    auto = Path(setup["data"], "postgresql.auto.conf")
+    owner = auto.stat()
+    files.write(
+        auto, f"{files.read(auto) or ''}hot_standby = 'off'\n", 0o600, owner.st_uid, owner.st_gid
+    )
+    run("systemctl", "start", "--no-block", unit)
+    wait(setup, unit)
+    for name in OF_RECOVERY:
+        psql(setup, f"ALTER SYSTEM RESET {name}")
+    psql(setup, "SELECT pg_reload_conf()")
+    config.unlink()
+
+
+def wait(setup: dict[str, Any], unit: str) -> None:
+    """Wait until all is replayed, and it writes."""
+    until, quiet = time.monotonic() + REPLAY, time.monotonic()
+    while time.monotonic() < until:
+        words = ("-q", "-h", backup_repository.SOCKET, "-p", str(setup["port"]))
+        state = as_postgres("pg_isready", *words, check=False).returncode
+        if state == 0:
+            if psql(setup, "SELECT pg_is_in_recovery()") == "f":
+                return
+        elif state == 1:  # it replays
+            quiet = time.monotonic()
+        elif time.monotonic() - quiet > 60:
+            said = ask("journalctl", f"--unit={unit}", "--lines=8", "--output=cat").stdout
+            raise Failure(
+                f"PostgreSQL does not come up with what was brought: {one_line(said, 500)} See"
+                " /var/log/postgresql, and run the same command again."
+            )
+        time.sleep(0.3)
+    raise Failure(f"PostgreSQL has not replayed all WAL within {REPLAY} s.")
+
+
+def bring_files(owner: str, name: str, to: str, check: bool) -> list[str]:
+    """Bring an app's files onto a server that has none of them."""
+    setup, told = backup_repository.setup(), backup_files.app_of(owner)
+    if not told["paths"] or noted().get(f"files-{owner}") == "done":
+        return []
+    paths = [Path(x) for x in told["paths"]]
+    full = [str(x) for x in paths if x.is_dir() and any(y.is_file() for y in x.rglob("*"))]
+    if full and noted().get(f"files-{owner}") != "begun":
+        raise Failure(
+            f"{', '.join(full)} has files already. Nothing was touched. To bring an app back on a"
+            " server that has it: the playbook restore, without restore_from."
+        )
+    every = backup_files.snapshots(setup, owner, anybody=True)
+    hosts = sorted({x["hostname"] for x in every})
+    host = name if name in hosts else next((x for x in hosts if name.startswith(f"{x}-")), "")
+    host = host or (hosts[0] if len(hosts) == 1 else "")
+    if not host:
+        raise Failure(
+            f"restore_from is {name!r}, and the files of {owner} are from"
+            f" {', '.join(hosts) or 'nobody'}. Say which: -e restore_from=HOST"
+        )
+    target = backup_target.parse(to, [], time.time())
+    snapshot = backup_restore.chosen([x for x in every if x["hostname"] == host], target)
+    sentence = f"bring the files of {owner} as of {shown(snapshot['at'])}"
+    if check:
+        return [sentence]
+    note(**{f"files-{owner}": "begun"})
+    for path in paths:
+        beside = backup_restore.place_beside(path)
+        files.remove(beside)
+        beside.mkdir(mode=0o700)
+        backup_files.restored(setup, owner, snapshot["id"], beside, path)
+        files.remove(path)
+        (beside / str(path).lstrip("/")).rename(path)
+        files.remove(beside)
+    note(**{f"files-{owner}": "done"})
+    return [sentence]

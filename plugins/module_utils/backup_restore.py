@@ -1,0 +1,527 @@
+"""Bring one app's database and files back to a moment, beside what is live, and switch by renaming.
+
+The live cluster is not touched: it may have databases of other apps, its archiving goes on, and its
+timeline stays. The past is read from a cluster beside it, into another database of this one; what
+it replaces is kept under another name, until somebody says that it may go.
+
+Each step is noted, so that a restore that was cut short is gone on with by the same command.
+
+Used by modules, and by programs that run without Ansible.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import backup_files, backup_jobs, backup_repository, backup_state, backup_target, files
+from .backup_jobs import alone
+from .backup_repository import as_postgres, psql
+from .backup_scratch import Scratch
+from .backup_target import Target, shown
+from .commands import CommandFailed, Failure
+from .words import one_line
+
+KEPT = re.compile(r"_(before|undone)_(\d{8}t\d{6})$")
+LONGEST = 63  # bytes of a name in PostgreSQL
+# What a database is made with, as it was; the names differ between PostgreSQL's versions.
+MADE = """SELECT json_build_object(
+    'encoding', pg_encoding_to_char(encoding), 'provider', datlocprovider,
+    'collate', datcollate, 'ctype', datctype,
+    'locale', coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale'),
+    'limit', datconnlimit, 'owner', pg_get_userbyid(datdba),
+    'grants', (SELECT json_agg(json_build_array(CASE grantee WHEN 0 THEN NULL
+        ELSE pg_get_userbyid(grantee) END, privilege_type)) FROM aclexplode(datacl)),
+    'settings', (SELECT json_agg(json_build_array(CASE setrole WHEN 0 THEN NULL
+        ELSE pg_get_userbyid(setrole) END, setting))
+        FROM pg_db_role_setting s, unnest(setconfig) AS setting WHERE s.setdatabase = d.oid))
+    FROM pg_database d WHERE datname = {name}"""
+PROVIDERS = {"c": "libc", "i": "icu", "b": "builtin"}
+# Settings that are lists of names, and are kept in SQL's own syntax.
+LISTS = {"search_path", "temp_tablespaces", "local_preload_libraries", "session_preload_libraries"}
+EXTENSIONS = """SELECT coalesce(json_object_agg(extname, nspname), '{}')
+    FROM pg_extension e JOIN pg_namespace n ON n.oid = extnamespace WHERE extname <> 'plpgsql'"""
+ROWS = """SELECT coalesce(json_object_agg(name, (xpath('/row/n/text()',
+      query_to_xml('SELECT count(*) AS n FROM ' || name, false, true, '')))[1]::text::bigint), '{}')
+    FROM (SELECT format('%I.%I', n.nspname, c.relname) AS name FROM pg_class c
+      JOIN pg_namespace n ON n.oid = c.relnamespace
+      WHERE c.relkind = 'r' AND c.relpersistence = 'p'
+        AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%'
+        AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass
+          AND objid = c.oid AND deptype = 'e')) AS t"""
+END = """ALTER DATABASE {d} ALLOW_CONNECTIONS false;
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = {l};"""
+
+
+def name(text: str) -> str:
+    """Return a name as SQL has it."""
+    return '"' + text.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    quoted = "'" + text.replace("'", "''") + "'"
+    return f"E{quoted}".replace("\\", "\\\\") if "\\" in text else quoted
+
+
+class Restore:
+    """One restore of an app on this server, and how far it is."""
+
+    def __init__(self, app: str) -> None:
+        self.name = app
+        self.path = backup_state.STATE / f"restoring-{app}.json"
+        self.progress: dict[str, Any] = json.loads(files.read(self.path) or "{}")
+
+    def save(self, **more: Any) -> None:
+        self.progress |= more
+        text = json.dumps(self.progress, indent=2) + "\n"
+        files.write(self.path, text, 0o600, owner=os.geteuid(), group=os.getegid())
+
+    def done(self, step: str) -> bool:
+        return step in self.progress.get("done", [])
+
+    def note(self, step: str, **more: Any) -> None:
+        self.save(done=[*self.progress.get("done", []), step], **more)
+
+    @property
+    def target(self) -> Target:
+        return Target(**self.progress["target"])
+
+    def beside(self, database: str) -> str:
+        return f"{database}_restoring"
+
+    def former(self, database: str) -> str:
+        return f"{database}_before_{self.progress['id']}"
+
+
+def app_of(app: str) -> dict[str, Any]:
+    return backup_files.app_of(app)
+
+
+def plan(app: str, to: str, now: float | None = None) -> dict[str, Any]:
+    """Return what there is to restore, and what a target means; refuse one that is out of reach."""
+    now = time.time() if now is None else now
+    setup, told = backup_repository.setup(), app_of(app)
+    found: dict[str, Any] = {"kept": kept(setup, told), "backups": [], "snapshots": []}
+    found["restoring"] = Restore(app).progress
+    if setup["database"] and told["databases"]:
+        known = backup_repository.info(setup)
+        found["window"] = backup_jobs.window(known) | {"newest": now}
+        found["backups"] = [
+            f"{x['type']} {x['label']}, done {shown(x['timestamp']['stop'])}"
+            for x in known["backup"]
+        ]
+        found["points"] = backup_jobs.points()[-20:]
+    if told["paths"]:
+        snapshots = backup_files.snapshots(setup, app)
+        found["snapshots"] = [shown(x["at"]) for x in snapshots]
+    if not to:
+        return found
+    target = backup_target.parse(to, found.get("points") or (), now)
+    if "window" in found:
+        backup_target.check(target, found["window"], now)
+        found["backup"] = backup_target.backup_before(known["backup"], target.at)
+    found["target"] = {"kind": target.kind, "at": target.at, "name": target.name}
+    if told["paths"] and snapshots:
+        found["snapshot"] = chosen(snapshots, target)
+    found["loses"] = (
+        f"what was written since {shown(target.at)}, {backup_state.ago(now - target.at)} ago"
+    )
+    return found
+
+
+def chosen(snapshots: list[dict[str, Any]], target: Target) -> dict[str, Any]:
+    """Return the first snapshot of the files after a moment of the database, or the last one.
+
+    A row may name a file; a file that no row names does no harm.
+    """
+    after = [x for x in snapshots if x["at"] >= target.at and target.kind != "latest"]
+    found = after[0] if after else snapshots[-1]
+    return {"id": found["id"], "at": found["at"], "release": found["tagged"].get("release", "")}
+
+
+def begin(app: str, to: str) -> dict[str, Any]:
+    """Note what is to be restored; the same once more goes on with what was cut short."""
+    restore, setup = Restore(app), backup_repository.setup()
+    if restore.progress:
+        if restore.progress["to"] != to:
+            raise Failure(
+                f"A restore of {app} to {restore.progress['to']!r} was begun and is not done. Go on"
+                f" with it: -e restore_to='{restore.progress['to']}'; or give it up first: -e"
+                f" restore_cancel={app}"
+            )
+        return restore.progress
+    found = plan(app, to)
+    moment = time.strftime("%Y%m%dt%H%M%S", time.gmtime())
+    told, target = app_of(app), Target(**found["target"])
+    databases = told["databases"] if setup["database"] else []
+    for database in databases:
+        if len(database["name"].encode()) > LONGEST - len(f"_before_{moment}"):
+            raise Failure(f"The name of the database {database['name']} is too long to keep it.")
+    if databases:
+        if target.kind == "latest":
+            target.kind, target.name = "name", f"restore-{app}-{moment}"[:LONGEST]
+            backup_jobs.point(target.name, stored=True)
+            target.at = time.time()
+        else:
+            # A moment is reached only where something was written after it.
+            backup_jobs.mark()
+            backup_jobs.switch(setup)
+    restore.save(
+        **{"id": moment, "to": to, "done": [], "began": time.time(), "app": app},
+        target={"kind": target.kind, "at": target.at, "name": target.name},
+        backup=found.get("backup", ""),
+        snapshot=found.get("snapshot"),
+        databases=databases,
+        paths=told["paths"] if found.get("snapshot") else [],
+    )
+    return restore.progress
+
+
+def prepare(app: str) -> tuple[str, dict[str, Any]]:
+    """Bring everything beside what is live, so that only names are left to change."""
+    restore, setup = Restore(app), backup_repository.setup()
+    if not restore.progress:
+        raise Failure("Nothing is asked for. Begin with the playbook restore.")
+    backup_repository.check_place(setup)
+    with alone(f"-restore-{app}"):
+        if restore.progress["databases"] and not restore.done("loaded"):
+            dump(setup, restore)
+            load(setup, restore)
+        if restore.progress["paths"] and not restore.done("files"):
+            bring_files(setup, restore)
+    return "ready to switch", {"differences": restore.progress.get("differences", {})}
+
+
+# The database: out of the past, into another one of the live cluster.
+
+
+def dumps_of(setup: Mapping[str, Any], app: str) -> Path:
+    return Path(setup["data"]).parent / f".carafe-dumps-{app}"
+
+
+def dump(setup: dict[str, Any], restore: Restore) -> None:
+    if restore.done("dumped"):
+        return
+    names = tuple(x["name"] for x in restore.progress["databases"])
+    scratch, folder = Scratch(f"restore-{restore.name}", setup), dumps_of(setup, restore.name)
+    files.remove(folder)
+    folder.mkdir(mode=0o700)
+    os.chown(folder, pwd.getpwnam("postgres").pw_uid, -1)
+    known, seen = backup_repository.info(setup), {}
+    scratch.make()
+    try:
+        scratch.room(known["backup"][-1], list(names))
+        target, backup = restore.target, ""
+        if target.kind == "name":
+            backup = restore.progress["backup"]
+        # Where others are on the server, theirs are left out.
+        try:
+            scratch.restore(target.words, backup, names)
+        except Failure as failed:
+            # One that is younger than the backup comes by its WAL alone.
+            if "include" not in str(failed):
+                raise
+            scratch.make()
+            scratch.restore(target.words, backup)
+        with scratch.serving():
+            for one in names:
+                made = scratch.ask(MADE.format(name=literal(one)))
+                if not made:
+                    raise Failure(f"There was no database {one} at {shown(target.at)}.")
+                seen[one] = {
+                    "made": json.loads(made),
+                    "extensions": json.loads(scratch.ask(EXTENSIONS, one)),
+                    "rows": json.loads(scratch.ask(ROWS, one)),
+                }
+                place = ("-h", scratch.run, "-p", str(setup["port"]), "-d", one)
+                file = f"--file={folder / one}.dump"
+                as_postgres(scratch.programs / "pg_dump", "--format=custom", file, *place)
+    finally:
+        scratch.stop()
+        scratch.remove()
+    restore.note("dumped", seen=seen)
+
+
+def load(setup: dict[str, Any], restore: Restore) -> None:
+    """Load the dumps as the databases' owners: what an app has written never runs as superuser."""
+    folder, differences = dumps_of(setup, restore.name), {}
+    programs = Path("/usr/lib/postgresql", setup["version"], "bin")
+    login, password = f"{restore.name}-restoring", secrets.token_urlsafe(32)
+    for database in restore.progress["databases"]:
+        one, seen = database["name"], restore.progress["seen"][database["name"]]
+        owner, new = seen["made"]["owner"], restore.beside(one)
+        psql(setup, f"DROP DATABASE IF EXISTS {name(new)} WITH (FORCE);")
+        psql(setup, created(new, seen["made"]))
+        for extension, schema in seen["extensions"].items():
+            made = (
+                ""
+                if schema in ("public", "pg_catalog")
+                else (f"CREATE SCHEMA IF NOT EXISTS {name(schema)} AUTHORIZATION {name(owner)};")
+            )
+            more = f"CREATE EXTENSION IF NOT EXISTS {name(extension)} WITH SCHEMA {name(schema)};"
+            psql(setup, made + more, new)
+        let_in(setup, login, password, owner)
+        try:
+            listing = contents(programs, folder / f"{one}.dump", set(seen["extensions"].values()))
+            (folder / "list").write_text(listing)
+            (folder / "list").chmod(0o644)
+            as_postgres(
+                programs / "pg_restore",
+                *("--no-owner", "--exit-on-error", f"--use-list={folder / 'list'}"),
+                *("-h", backup_repository.SOCKET, "-p", str(setup["port"])),
+                *("-U", login, "-d", new, folder / f"{one}.dump"),
+                PGPASSWORD=password,
+            )
+            # Not as the superuser: it computes what indexes of the app's compute.
+            as_postgres(
+                *("psql", "-Xq", "-h", backup_repository.SOCKET, "-p", str(setup["port"])),
+                *("-U", login, "-d", new, "-c", "ANALYZE"),
+                PGPASSWORD=password,
+            )
+        except CommandFailed as failed:
+            raise Failure(
+                f"The database {one} of {shown(restore.target.at)} cannot be loaded as its owner"
+                f" {owner}: {failed} Nothing that is live was touched. What only a superuser may"
+                f" make is to be there before: see docs/how-to/backups.md"
+            ) from None
+        finally:
+            psql(setup, f"DROP ROLE IF EXISTS {name(login)};")
+        rows = json.loads(psql(setup, ROWS, new))
+        if rows != seen["rows"]:
+            wrong = sorted(
+                x for x in rows.keys() | seen["rows"].keys() if rows.get(x) != seen["rows"].get(x)
+            )
+            raise Failure(
+                f"The database {one} did not come over whole: {', '.join(wrong[:5])} differ."
+                " Nothing that is live was touched. Run this again."
+            )
+        psql(setup, granted(setup, new, seen["made"]))
+        differences[one] = difference(setup, one, rows)
+    restore.note("loaded", differences=differences)
+    files.remove(folder)
+
+
+def difference(setup: Mapping[str, Any], database: str, rows: Mapping[str, int]) -> list[str]:
+    """Return what the switch will change, a line for each table that has another number of rows."""
+    try:
+        live = json.loads(psql(setup, ROWS, database))
+    except (Failure, ValueError):
+        return [f"the database {database} is not there now"]
+    return [
+        f"{table}: {live.get(table, 'not there')} rows now, {rows.get(table, 'none')} then"
+        for table in sorted(live.keys() | rows.keys())
+        if live.get(table) != rows.get(table)
+    ]
+
+
+def created(database: str, made: Mapping[str, Any]) -> str:
+    provider = PROVIDERS[made["provider"]]
+    words = [f"CREATE DATABASE {name(database)} OWNER {name(made['owner'])} TEMPLATE template0"]
+    words += [f"ENCODING {literal(made['encoding'])} LOCALE_PROVIDER {provider}"]
+    words += [f"LC_COLLATE {literal(made['collate'])} LC_CTYPE {literal(made['ctype'])}"]
+    if made["locale"]:
+        words.append(f"{provider.upper()}_LOCALE {literal(made['locale'])}")
+    return " ".join([*words, f"CONNECTION LIMIT {made['limit']};"])
+
+
+def granted(setup: Mapping[str, Any], database: str, made: Mapping[str, Any]) -> str:
+    """Return who may do what with a database, and its settings, as they were."""
+    there = set(psql(setup, "SELECT rolname FROM pg_roles").splitlines())
+    words = [f"REVOKE ALL ON DATABASE {name(database)} FROM PUBLIC;"] * bool(made["grants"])
+    for role, privilege in made["grants"] or []:
+        if role is None or role in there:
+            who = "PUBLIC" if role is None else name(role)
+            words.append(f"GRANT {privilege} ON DATABASE {name(database)} TO {who};")
+    for role, setting in made["settings"] or []:
+        if role is None or role in there:
+            key, _, value = setting.partition("=")
+            whose = f"ALTER ROLE {name(role)} IN DATABASE" if role else "ALTER DATABASE"
+            value = value if key in LISTS else literal(value)
+            words.append(f"{whose} {name(database)} SET {name(key)} TO {value};")
+    return "\n".join(words)
+
+
+def let_in(setup: Mapping[str, Any], login: str, password: str, owner: str) -> None:
+    """Have a login that acts as an owner, for as long as it is needed; pg_hba.conf knows it."""
+    psql(
+        setup,
+        f"DROP ROLE IF EXISTS {name(login)};"
+        f"CREATE ROLE {name(login)} LOGIN PASSWORD {literal(password)} IN ROLE {name(owner)};"
+        f"ALTER ROLE {name(login)} SET role TO {literal(owner)};",
+    )
+
+
+def contents(programs: Path, dump: Path, schemas: Iterable[str]) -> str:
+    """Return what a dump has, without the extensions, which are there already."""
+    made = {f" SCHEMA - {x} " for x in schemas if x != "public"}
+    out = (" EXTENSION - ", " COMMENT - EXTENSION ", *made)
+    lines = as_postgres(programs / "pg_restore", "--list", dump).stdout.splitlines()
+    return "".join(f"{line}\n" for line in lines if not any(x in line for x in out))
+
+
+# The files.
+
+
+def bring_files(setup: dict[str, Any], restore: Restore) -> None:
+    snapshot = restore.progress["snapshot"]["id"]
+    for path in map(Path, restore.progress["paths"]):
+        if os.path.ismount(path):
+            raise Failure(
+                f"{path} is a mount, which cannot be exchanged by its name. Restore its files by"
+                " hand: docs/how-to/backups.md"
+            )
+        target = place_beside(path)
+        files.remove(target)
+        target.mkdir(mode=0o700)
+        backup_files.restored(setup, restore.name, snapshot, target, path)
+    restore.note("files")
+
+
+def place_beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.restoring")
+
+
+def place_before(path: Path, moment: str, word: str = "before") -> Path:
+    return path.with_name(f"{path.name}.{word}-{moment}")
+
+
+# The switch, and the ways back.
+
+
+def switch(app: str) -> list[str]:
+    """Let what was brought beside take the place of what is live; return what is kept."""
+    restore, setup = Restore(app), backup_repository.setup()
+    progress, moved = restore.progress, []
+    with alone(f"-restore-{app}"):
+        if progress["databases"]:
+            if not restore.done("loaded"):
+                raise Failure("The database is not beside yet. Run the same command again.")
+            pairs = [
+                (x["name"], restore.former(x["name"]), restore.beside(x["name"]))
+                for x in progress["databases"]
+            ]
+            moved += rename(setup, pairs)
+        for path in map(Path, progress["paths"]):
+            there = place_beside(path) / str(path).lstrip("/")
+            if there.is_dir():
+                former = place_before(path, progress["id"])
+                if path.exists():
+                    path.rename(former)
+                    moved.append(str(former))
+                there.rename(path)
+            files.remove(place_beside(path))
+        restore.path.unlink()
+    entry = f"{shown(progress['target']['at'])} is live; kept as {progress['id']}"
+    backup_state.note(f"restore-{app}", progress["began"], "ok", entry, kept=moved)
+    return moved
+
+
+def rename(setup: Mapping[str, Any], pairs: list[tuple[str, str, str]]) -> list[str]:
+    """Give live databases another name, and those beside theirs, all at once."""
+    there = set(psql(setup, "SELECT datname FROM pg_database").splitlines())
+    due = [x for x in pairs if x[2] in there]
+    words, moved = [], []
+    for live, _, new in due:
+        for one in (live, new):
+            if one in there:
+                psql(setup, END.format(d=name(one), l=literal(one)))
+    try:
+        for live, former, new in due:
+            if live in there:
+                words.append(f"ALTER DATABASE {name(live)} RENAME TO {name(former)};")
+                moved.append(former)
+            words.append(f"ALTER DATABASE {name(new)} RENAME TO {name(live)};")
+        if words:
+            psql(setup, "\n".join(["BEGIN;", *words, "COMMIT;"]))
+    finally:
+        after = set(psql(setup, "SELECT datname FROM pg_database").splitlines())
+        # Those of an earlier call, too, which was cut short.
+        for one in {one for pair in pairs for one in pair} & after:
+            psql(setup, f"ALTER DATABASE {name(one)} ALLOW_CONNECTIONS true;")
+    return moved
+
+
+def kept(setup: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return what restores have replaced and is still there, by the moment of the restore."""
+    found: dict[str, list[str]] = {}
+    if setup["database"] and told["databases"]:
+        names = psql(setup, "SELECT datname FROM pg_database ORDER BY 1").splitlines()
+        mine = {x["name"] for x in told["databases"]}
+        for one in names:
+            match = KEPT.search(one)
+            if match and one[: match.start()] in mine:
+                found.setdefault(match[2], []).append(one)
+    for path in map(Path, told["paths"]):
+        for one in sorted(path.parent.glob(f"{path.name}.*-*")):
+            match = re.search(r"\.(before|undone)-(\d{8}t\d{6})$", one.name)
+            if match:
+                found.setdefault(match[2], []).append(str(one))
+    return found
+
+
+def of_moment(setup: Mapping[str, Any], told: Mapping[str, Any], moment: str) -> list[str]:
+    found = kept(setup, told)
+    if moment not in found:
+        has = f"Kept are {', '.join(found)}." if found else "Nothing is kept."
+        raise Failure(f"Nothing is kept of {moment!r}. {has}")
+    return found[moment]
+
+
+def undo(app: str, moment: str) -> list[str]:
+    """Let what a restore has replaced be live again; what it brought is kept instead."""
+    setup, told = backup_repository.setup(), app_of(app)
+    things = of_moment(setup, told, moment)
+    now, moved = time.strftime("%Y%m%dt%H%M%S", time.gmtime()), []
+    with alone(f"-restore-{app}"):
+        pairs = [
+            (one, f"{one}_undone_{now}", old)
+            for old in things
+            if not old.startswith("/")
+            for one in [KEPT.sub("", old)]
+        ]
+        moved += rename(setup, pairs) if pairs else []
+        for old in map(Path, (x for x in things if x.startswith("/"))):
+            path = old.with_name(re.sub(r"\.(before|undone)-\w+$", "", old.name))
+            aside = place_before(path, now, "undone")
+            if path.exists():
+                path.rename(aside)
+                moved.append(str(aside))
+            old.rename(path)
+    backup_state.note(f"restore-{app}", time.time(), "ok", f"undone: {moment}", kept=moved)
+    return moved
+
+
+def drop(app: str, moment: str) -> list[str]:
+    """Remove what a restore has replaced, for good."""
+    setup, told = backup_repository.setup(), app_of(app)
+    things = of_moment(setup, told, moment)
+    for one in things:
+        if one.startswith("/"):
+            files.remove(one)
+        else:
+            psql(setup, f"DROP DATABASE {name(one)} WITH (FORCE);")
+    return things
+
+
+def cancel(app: str) -> list[str]:
+    """Give up a restore that is not done; what is live stays."""
+    restore, setup = Restore(app), backup_repository.setup()
+    if not restore.progress:
+        return []
+    with alone(f"-restore-{app}"):
+        Scratch(f"restore-{app}", setup).remove()
+        files.remove(dumps_of(setup, app))
+        for database in restore.progress["databases"]:
+            one = name(restore.beside(database["name"]))
+            psql(setup, f"DROP DATABASE IF EXISTS {one} WITH (FORCE);")
+        for path in map(Path, restore.progress["paths"]):
+            files.remove(place_beside(path))
+        restore.path.unlink()
+    return [f"the restore of {app} to {one_line(restore.progress['to'])}"]

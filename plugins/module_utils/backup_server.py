@@ -1,0 +1,317 @@
+"""What a server has for its backups: settings, units and a program, from the claims of all apps.
+
+A server has one place for backups, and one key: two apps that state others are refused. What is an
+app's alone is a timer for its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from . import (
+    backup_archive,
+    backup_drill,
+    backup_files,
+    backup_jobs,
+    backup_program,
+    backup_repository,
+    backup_restore,
+    backup_scratch,
+    backup_state,
+    backup_target,
+    commands,
+    files,
+    programs,
+    sandbox,
+    words,
+)
+from .commands import Refused, ask
+from .file_set import Absent, File, Folder
+
+CLAIMS = Path("/etc/carafe/backup.d")
+UNITS = Path("/etc/systemd/system")
+LIBRARY = (
+    *(backup_program, backup_archive, backup_drill, backup_files, backup_jobs, backup_repository),
+    *(backup_restore, backup_scratch, backup_state, backup_target, commands, files, words),
+)
+HEADER = "# Managed by Ansible, role backup.\n"
+# What a server has once, by the role's variables: their defaults are those of nobody.
+SCHEDULES = {
+    "full": "Sun *-*-* 02:00",
+    "diff": "Mon..Sat *-*-* 02:00",
+    "incr": "*-*-* 08,14,20:00",
+    "drill": "*-*-* 04:00",
+}
+MARKER = "*:0/10"
+GRACE = 6 * 3600  # seconds by which a job may be late, at most
+DAY = 86400
+SERVICE = """{header}# Run it now: systemctl start {unit}; what it said: journalctl -u {unit}
+[Unit]
+Description={description}
+Wants=network-online.target
+After=network-online.target postgresql.service
+{mount}
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/python3 -I {program} {words}
+TimeoutStartSec=1d
+# What serves comes first.
+{priority}
+# The sandbox. It becomes postgres, and the users whose files it copies and brings back.
+{sandbox}
+CapabilityBoundingSet={capabilities}
+"""
+PRIORITY = "Nice=19\nIOSchedulingClass=idle\nCPUWeight=10"
+CAPABILITIES = (
+    "CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_KILL CAP_SETGID"
+    " CAP_SETUID"
+)
+TIMER = """{header}[Unit]
+Description=When {unit} runs
+
+[Timer]
+OnCalendar={when}
+# Not all servers at once, each at its own time.
+RandomizedDelaySec={delay}s
+FixedRandomDelay=true
+# One that was due while the server was off is made up for.
+Persistent=true
+AccuracySec=1s
+
+[Install]
+WantedBy=timers.target
+"""
+ELAPSE = re.compile(r"(?:Next elapse|Iter(?:ation|\.) #\d+): \w+ (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)")
+
+
+def claim(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an owner claims; of the key only what tells it from another one."""
+    salt = given["repository"].encode()
+    key = hashlib.scrypt(given["key"].encode(), salt=salt, n=1 << 12, r=8, p=1, dklen=8).hex()
+    schedules = {f"backup_{x}": given[x] for x in SCHEDULES if given[x] != SCHEDULES[x]}
+    stated = {"backup_repository": given["repository"], "backup_key": f"one with the sum {key}"}
+    if given["retention_days"] != 14:
+        stated["backup_retention_days"] = given["retention_days"]
+    return {
+        "once": stated | schedules,
+        "database": given["database"],
+        "files": given["files"] if given["paths"] or given["more_paths"] else "",
+    }
+
+
+def once(claim: Mapping[str, Any]) -> Mapping[str, Any]:
+    return claim["once"]
+
+
+def interval(variable: str, when: str) -> int:
+    """Return the most seconds between two runs of a schedule."""
+    done = ask("systemd-analyze", "calendar", "--iterations=20", "--", when)
+    if done.returncode:
+        raise Refused(
+            f"{variable} is {when!r}, a time that systemd does not understand."
+            f" {done.stderr.strip()} Try one there: systemd-analyze calendar '*-*-* 03:00'"
+        )
+    found = [datetime.fromisoformat(x) for x in ELAPSE.findall(done.stdout)]
+    steps = [(after - before).total_seconds() for before, after in itertools.pairwise(found)]
+    return int(max(steps, default=366 * DAY))
+
+
+def stanza(version: str, cluster: str) -> str:
+    """Return a name that no other server has, and no copy of this one, nor the next version."""
+    machine = (files.read(backup_repository.MACHINE) or "").strip()
+    host = re.sub(r"[^A-Za-z0-9-]", "-", os.uname().nodename)
+    number = hashlib.sha256(f"carafe {machine}".encode()).hexdigest()[:8]
+    return f"{host}-{number}-{version}-{cluster}"
+
+
+def jobs(everybody: Mapping[str, Mapping[str, Any]], delay: int) -> dict[str, dict[str, Any]]:
+    """Return what is to happen on the server: for each unit what it does, and when."""
+    stated = {k: x for data in everybody.values() for k, x in data["once"].items()}
+    schedules = {x: stated.get(f"backup_{x}", SCHEDULES[x]) for x in SCHEDULES}
+    found: dict[str, dict[str, Any]] = {}
+    if any(x["database"] for x in everybody.values()):
+        for kind, text in (("full", "A full"), ("diff", "A differential"), ("incr", "A small")):
+            found[kind] = {
+                **{"what": f"database-{kind}", "words": f"database {kind}"},
+                **{"when": schedules[kind], "variable": f"backup_{kind}", "delay": delay},
+                "description": f"{text} backup of the database",
+            }
+        found["marker"] = {
+            **{"what": "", "words": "mark", "when": MARKER, "variable": "", "delay": 60},
+            "description": "A row whose moment the drill of the backups comes back to",
+        }
+    for owner, data in everybody.items():
+        if data["files"]:
+            found[f"files-{owner}"] = {
+                **{"what": f"files-{owner}", "words": f"files {owner}", "when": data["files"]},
+                **{"variable": "backup_files", "delay": min(delay, 60)},
+                "description": f"A snapshot of the files of {owner}",
+            }
+    if found:
+        found["drill"] = {
+            **{"what": "drill", "words": "drill", "when": schedules["drill"]},
+            **{"variable": "backup_drill", "delay": delay},
+            "description": "The proof that the backups can be restored",
+        }
+    return found
+
+
+def unit_files(wanted: Mapping[str, Mapping[str, Any]], setup: Mapping[str, Any]) -> dict[str, str]:
+    """Return the units by name."""
+    place = backup_repository.parse(setup["repository"])
+    mount = f"RequiresMountsFor={place.path}\n" if place.kind == "folder" else ""
+    lines, found = sandbox.properties(sandbox.SANDBOX + "PrivateTmp=yes\n"), {}
+    closed = place.kind == "folder" and ask("unshare", "--net", "true").returncode == 0
+    values = {"header": HEADER, "mount": mount, "program": programs.FOLDER / "backup"}
+    values["capabilities"] = CAPABILITIES
+    for name, job in wanted.items():
+        unit = f"carafe-backup-{name}"
+        # A copy of the past, with all that it knows how to reach, reaches nothing.
+        more = ["PrivateNetwork=yes"] if closed and name == "drill" else []
+        words = {"unit": unit, "description": job["description"], "words": job["words"]}
+        found[f"{unit}.service"] = SERVICE.format(
+            **values, **words, priority=PRIORITY, sandbox="\n".join([*lines, *more])
+        )
+        found[f"{unit}.timer"] = TIMER.format(header=HEADER, unit=unit, **timing(job))
+    if wanted:
+        # The user waits for it.
+        found["carafe-backup-restore@.service"] = SERVICE.format(
+            **{**values, "unit": "carafe-backup-restore@APP", "words": "restore %i"},
+            **{"description": "What is to be restored of %i, brought beside what is live"},
+            **{"priority": "Nice=5", "sandbox": "\n".join(lines)},
+        )
+    return found
+
+
+def timing(job: Mapping[str, Any]) -> dict[str, Any]:
+    return {"when": job["when"].replace("%", "%%"), "delay": job["delay"]}
+
+
+def expected(wanted: Mapping[str, Mapping[str, Any]], port: int) -> str:
+    """Return what backup_state looks for; one that was there stays as old as it is."""
+    known, found = backup_state.expected(), {}
+    for name, job in wanted.items():
+        if not job["what"]:
+            continue
+        between = interval(job["variable"], job["when"])
+        found[job["what"]] = {
+            "timer": f"carafe-backup-{name}.timer",
+            "seconds": between + job["delay"] + min(max(between, 900), GRACE),
+            "since": known.get(job["what"], {}).get("since", int(time.time())),
+        }
+    return json.dumps({"port": port, "jobs": found}, indent=2) + "\n"
+
+
+def setup_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the jobs are told, which has the secrets."""
+    place, former = backup_repository.parse(given["repository"]), {}
+    try:
+        former = backup_repository.setup()
+    except commands.Failure:
+        former = {}
+    here = place.kind == "folder" and backup_repository.is_mount(place.path)
+    was = former.get("repository") == given["repository"] and former.get("is_mount", False)
+    if was and not here:
+        raise Refused(f"{place.path} is not mounted. See findmnt and /etc/fstab, and mount it.")
+    database = given["database"]
+    found = {
+        "repository": given["repository"],
+        "key": given["key"],
+        "is_mount": here,
+        "s3": {x: given[f"s3_{x}"] for x in ("endpoint", "region", "key", "secret", "ca")},
+        "retention_days": given["retention_days"],
+        "host": os.uname().nodename,
+        "database": database,
+    }
+    kept = ("version", "cluster", "port", "data", "stanza", "blocks", "database")
+    if not database and former.get("database"):  # another app of the server has it
+        return found | {x: former[x] for x in kept}
+    return found | {
+        "version": given["version"],
+        "cluster": given["cluster"],
+        "port": given["port"],
+        "data": str(given["data"]),
+        "stanza": stanza(given["version"], given["cluster"]) if database else "",
+        # Debian 12's does not know it.
+        "blocks": given["blocks"],
+    }
+
+
+def items(
+    given: Mapping[str, Any], setup: Mapping[str, Any], wanted: Mapping[str, Mapping[str, Any]]
+) -> list[File | Folder]:
+    """Return all files of the server's, and those of the owner."""
+    folder, place = backup_repository.FOLDER, backup_repository.parse(setup["repository"])
+    found: list[File | Folder] = [
+        *(Folder(x) for x in (folder, folder / "apps", backup_state.STATE.parent)),
+        Folder(backup_state.STATE),
+        secret(backup_repository.SETUP, json.dumps(setup, indent=2) + "\n"),
+        secret(folder / "apps" / f"{given['owner']}.json", json.dumps(app(given), indent=2) + "\n"),
+        *composed(wanted, setup),
+    ]
+    if setup["database"]:
+        machine = (files.read(backup_repository.MACHINE) or "").strip()
+        conf = backup_repository.text(setup, setup["stanza"], setup["data"], setup["port"])
+        found += [
+            Folder(backup_repository.PGBACKREST.parent),
+            secret(backup_repository.PGBACKREST, conf, 0o640, "postgres"),
+            File(
+                Path(backup_repository.STANZA.format(machine=machine)),
+                content=f"{setup['stanza']}\n".encode(),
+            ),
+        ]
+    if place.kind == "folder":
+        found.append(Folder(Path(place.path), only_new=True, mode=0o755))
+        found.append(Folder(Path(place.path, "files"), mode=0o700))
+        if setup["database"]:
+            found.append(Folder(Path(place.path, "pgbackrest"), "postgres", "postgres", 0o750))
+    elif place.kind == "sftp":
+        users = ["root"] + ["postgres"] * bool(setup["database"])
+        for user in users:
+            where = folder / user
+            found.append(Folder(where, user, user, 0o700))
+            found.append(
+                File(where / "id", user, user, 0o600, given["ssh_key"].encode(), sensitive=True)
+            )
+            hosts = "".join(f"{line}\n" for line in given["ssh_known_hosts"])
+            found.append(File(where / "known_hosts", user, user, 0o600, hosts.encode()))
+    return found
+
+
+def composed(wanted: Mapping[str, Mapping[str, Any]], setup: Mapping[str, Any]) -> list[File]:
+    """Return what follows from all claims together."""
+    text = expected(wanted, setup["port"])
+    return [
+        File(backup_state.EXPECTED, content=text.encode()),
+        *(File(UNITS / x, content=t.encode()) for x, t in unit_files(wanted, setup).items()),
+    ]
+
+
+def gone(names: Iterable[str]) -> list[Absent]:
+    """Return the units that are there and not wanted any more."""
+    keep = set(names)
+    there = [*UNITS.glob("carafe-backup-*.timer"), *UNITS.glob("carafe-backup-*.service")]
+    return [Absent(x) for x in sorted(there) if x.name not in keep]
+
+
+def secret(path: Path, text: str, mode: int = 0o600, group: str = "root") -> File:
+    return File(path, "root", group, mode, text.encode(), sensitive=True)
+
+
+def app(given: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: given[name] for name in ("paths", "more_paths", "release")}
+    return found | {"databases": [{"name": x} for x in given["databases"]]}
+
+
+def install(check: bool) -> list[str]:
+    names = [module.__name__.rpartition(".")[2] for module in LIBRARY]
+    return programs.install("backup", names, check)

@@ -1,0 +1,411 @@
+#!/usr/bin/python
+"""Backups of a server that several owners share: what there is to do, when, and by which units."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup
+short_description: Have a server's database and files backed up, and proven to be
+description:
+  - V(configure) notes what an owner claims of the server's one place for backups, in
+    C(/etc/carafe/backup.d/<owner>.json), and writes the settings of pgBackRest, the units and
+    timers, and the program that they run.
+  - Two owners that state another place, key or time are refused, before anything is changed.
+  - V(activate) makes the place of the cluster in the repository, has the timers run, and begins the
+    first backup where there is none.
+  - V(run) makes one now, and waits for it. V(point) makes a named restore point.
+  - V(remove) is for an owner that leaves; with the last one all goes that is on the server. What is
+    in the repository stays.
+author: [Carafe (@carafe)]
+options:
+  stage:
+    description: What to do.
+    type: str
+    choices: [configure, activate, run, point, remove]
+    required: true
+  owner:
+    description: Who claims.
+    type: str
+    default: default
+  repository:
+    description: Place of the backups, see the role.
+    type: str
+    default: ""
+  key:
+    description: What the backups are encrypted with.
+    type: str
+    default: ""
+  s3_endpoint:
+    description: Host of the S3 store, with its port where it is another one than 443.
+    type: str
+    default: ""
+  s3_region:
+    description: Region of the bucket.
+    type: str
+    default: us-east-1
+  s3_key:
+    description: Name of the key for the bucket.
+    type: str
+    default: ""
+  s3_secret:
+    description: The key for the bucket.
+    type: str
+    default: ""
+  s3_ca:
+    description: File on the server with the authority that has signed the store's certificate.
+    type: str
+    default: ""
+  ssh_key:
+    description: Private key for a place by sftp.
+    type: str
+    default: ""
+  ssh_known_hosts:
+    description: Lines of C(known_hosts) for it.
+    type: list
+    elements: str
+    default: []
+  retention_days:
+    description: Days for which one can go back.
+    type: int
+    default: 14
+  full:
+    description: When there is a full backup of the database, as systemd writes times.
+    type: str
+    default: Sun *-*-* 02:00
+  diff:
+    description: When there is a differential one.
+    type: str
+    default: Mon..Sat *-*-* 02:00
+  incr:
+    description: When there is an incremental one.
+    type: str
+    default: "*-*-* 08,14,20:00"
+  drill:
+    description: When all of it is restored for a proof.
+    type: str
+    default: "*-*-* 04:00"
+  files:
+    description: When there is a snapshot of the owner's files.
+    type: str
+    default: "*:0/15"
+  delay:
+    description: Seconds over which the times are spread.
+    type: int
+    default: 900
+  database:
+    description: Whether this server has the owner's database.
+    type: bool
+    default: false
+  version:
+    description: Major version of the cluster.
+    type: str
+    default: ""
+  cluster:
+    description: Name of the cluster.
+    type: str
+    default: main
+  databases:
+    description: Databases of the owner, that it may bring back.
+    type: list
+    elements: str
+    default: []
+  paths:
+    description: Folders of the owner that are stored, and brought back.
+    type: list
+    elements: str
+    default: []
+  more_paths:
+    description: What else is stored, and brought back by hand only.
+    type: list
+    elements: str
+    default: []
+  release:
+    description: Link to the release that serves, whose name is noted.
+    type: str
+    default: ""
+  job:
+    description: Job for V(run), such as V(full) or V(files-shop).
+    type: str
+    default: full
+  point:
+    description: Name for V(point).
+    type: str
+    default: ""
+attributes:
+  check_mode:
+    description: Looks, changes nothing, and says what it would change.
+    support: full
+  diff_mode:
+    description: Shows the files, without secrets.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Make a full backup now
+  carafe.stack.backup:
+    stage: run
+    job: full
+  become: true
+"""
+
+RETURN = r"""
+changes:
+  description: What was changed, a sentence for each.
+  type: list
+  elements: str
+  returned: success
+said:
+  description: What came out of a run.
+  type: str
+  returned: for the stage run
+"""
+
+import json
+from pathlib import Path
+
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options
+
+from ..module_utils import (
+    backup_jobs,
+    backup_repository,
+    backup_server,
+    backup_state,
+    claims,
+    files,
+    found,
+    programs,
+    removal,
+    services,
+)
+from ..module_utils.commands import CommandFailed, Failure, ask, run
+from ..module_utils.file_set import FileSet, with_parents
+from ..module_utils.postgresql_server import report
+
+STAGES = ("configure", "activate", "run", "point", "remove")
+ARGUMENTS = {
+    "stage": choice(*STAGES, required=True),
+    **options(owner="default", repository="", s3_endpoint="", s3_region="us-east-1", s3_ca=""),
+    "key": {"type": "str", "default": "", "no_log": True},
+    "s3_key": {"type": "str", "default": "", "no_log": False},
+    "s3_secret": {"type": "str", "default": "", "no_log": True},
+    "ssh_key": {"type": "str", "default": "", "no_log": True},
+    **options(ssh_known_hosts=[], retention_days=14, files="*:0/15", delay=900, database=False),
+    **options(**backup_server.SCHEDULES),
+    **options(version="", cluster="main", paths=[], more_paths=[], release="", job="full"),
+    **options(databases=[], point=""),
+}
+# With which the stanza was made: a place of its own for each.
+MADE = backup_state.STATE / "stanza"
+
+
+def needed(given: dict) -> None:
+    """Refuse what would fail at night only."""
+    programs_ = ["pgbackrest"] * given["database"] + ["restic"] * bool(
+        given["paths"] or given["more_paths"]
+    )
+    missing = [x for x in programs_ if not Path("/usr/bin", x).exists()]
+    if missing:
+        raise Failure(
+            f"The server has no {' and no '.join(missing)}. Set backup_manage_packages to true in"
+            " group_vars, or install what backup_packages has, and run the playbook again."
+        )
+    path = backup_repository.PGBACKREST
+    there = files.read(path) if given["database"] else None
+    if there is not None and not there.startswith(backup_repository.HEADER):
+        raise Failure(
+            f"{path} is somebody's own, and the server archives by it. Move it away when nobody"
+            " needs it any more, and run the playbook again."
+        )
+
+
+def about_cluster(given: dict) -> dict:
+    seen = found.cluster(given["version"], given["cluster"]) if given["database"] else {}
+    usual = f"/var/lib/postgresql/{given['version']}/{given['cluster']}"
+    return {"data": seen.get("data", usual), "port": seen.get("port", 5432)}
+
+
+def blocks() -> bool:
+    """Tell whether pgBackRest stores parts of files, as it does from 2.46 on."""
+    said = ask("pgbackrest", "version").stdout if Path("/usr/bin/pgbackrest").exists() else ""
+    numbers = [int(x) for x in said.split()[-1].split(".") if x.isdecimal()] if said else []
+    return numbers[:2] >= [2, 46] if numbers else False
+
+
+def configure(module: Module) -> dict:
+    given, check = dict(module.params), module.check_mode
+    backup_repository.parse(given["repository"])
+    if not check:
+        needed(given)
+    given |= about_cluster(given) | {"blocks": blocks()}
+    mine, folder = backup_server.claim(given), backup_server.CLAIMS
+    with claims.locked(folder, check):
+        everybody = claims.agreed(folder, given["owner"], mine, backup_server.once)
+        setup = backup_server.setup_of(given)
+        wanted = backup_server.jobs(everybody, given["delay"])
+        items = with_parents(backup_server.items(given, setup, wanted))
+        names = [x.path.name for x in items if x.path.parent == backup_server.UNITS]
+        files_ = FileSet([*items, *backup_server.gone(names)], check)
+        stop(backup_server.gone(names), check)
+        files_.write()
+        changes = files_.changes
+        changes += [f"write {x}" for x in backup_server.install(check)]
+        if claims.claim(folder, given["owner"], mine, check):
+            changes.append(f"note what {given['owner']} claims in {folder}")
+    return report(changes, files_.diff)
+
+
+def stop(gone: list, check: bool) -> None:
+    timers = [x.path.name for x in gone if x.path.suffix == ".timer"]
+    if timers and not check:
+        ask("systemctl", "disable", "--now", *timers)
+
+
+def due_timers() -> list[str]:
+    """Return what systemd is to begin: timers that do not run, or whose files are new."""
+    names = [x.name for x in sorted(backup_server.UNITS.glob("carafe-backup-*.timer"))]
+    return [name for name in names if services.due(services.state(name))]
+
+
+def activate(module: Module) -> dict:
+    given, check, changes = module.params, module.check_mode, []
+    with claims.locked(backup_server.CLAIMS, check):
+        if check and not backup_repository.SETUP.exists():
+            return report(["begin the first backup"])
+        setup = backup_repository.setup()
+        made = json.dumps([setup["repository"], setup["stanza"]])
+        if setup["database"] and files.read(MADE) != made:
+            changes.append(f"make {setup['stanza']} in {setup['repository']}")
+            if not check:
+                make_stanza(setup)
+                files.write(MADE, made, 0o640)
+        if timers := due_timers():
+            changes += [f"start {name}" for name in timers]
+            if not check:
+                run("systemctl", "daemon-reload")
+                run("systemctl", "enable", *timers)
+                run("systemctl", "restart", *timers)
+        for what, unit in first(setup, given["owner"]):
+            changes.append(f"begin the first backup, {what}")
+            if not check:
+                run("systemctl", "start", "--no-block", unit)
+    return report(changes)
+
+
+def make_stanza(setup: dict) -> None:
+    done = backup_repository.pgbackrest(setup, "stanza-create", check=False)
+    if done.returncode:
+        said = backup_repository.said(done)
+        raise Failure(
+            f"pgBackRest cannot begin in {setup['repository']}: {backup_jobs.explained(said)}. See"
+            " backup_repository and what belongs to it in group_vars, and run the playbook again."
+        )
+
+
+def first(setup: dict, owner: str) -> list[tuple[str, str]]:
+    """Return what has never been stored, with its unit; one that is at work is not begun twice."""
+    units = [("database-full", "carafe-backup-full.service")] * bool(setup["database"])
+    if (backup_server.UNITS / f"carafe-backup-files-{owner}.service").exists():
+        units.append((f"files-{owner}", f"carafe-backup-files-{owner}.service"))
+    return [
+        (what, unit)
+        for what, unit in units
+        if backup_state.read(what) is None
+        and ask("systemctl", "is-active", unit).stdout.strip() != "activating"
+    ]
+
+
+def run_one(module: Module) -> dict:
+    """Begin a job's unit, or join the one that is at work, and tell what came out of it."""
+    name, check = module.params["job"], module.check_mode
+    unit = f"carafe-backup-{name}.service"
+    what = name if name == "drill" or name.startswith("files-") else f"database-{name}"
+    if not (backup_server.UNITS / unit).exists():
+        raise Failure(
+            f"This server has no {unit}. Set backup_repository in group_vars, and run site."
+        )
+    if check:
+        return report([f"start {unit}"])
+    before = (backup_state.read(what) or {}).get("ended")
+    ask("systemctl", "start", unit)
+    entry = backup_state.read(what)
+    if entry is None or entry["ended"] == before:
+        raise Failure(f"{unit} has left no word. See journalctl -u {unit}")
+    if entry["result"] != "ok":
+        raise Failure(f"{what}: {entry['message']}")
+    took = entry["ended"] - entry["began"]
+    said = f"{what}: {entry['message']}, in {took:.0f} s"
+    return {"said": said, "entry": entry, **report([said])}
+
+
+def point(module: Module) -> dict:
+    name = module.params["point"]
+    if not module.check_mode:
+        backup_jobs.point(name)
+    return report([f"make the restore point {name}"])
+
+
+def remove(module: Module) -> dict:
+    owner, check, folder = module.params["owner"], module.check_mode, backup_server.CLAIMS
+    if claims.stored(folder, owner) is None:
+        return report([])
+    with claims.locked(folder, check):
+        everybody = claims.read(folder, owner, None)
+        removed = removal.Removal(check)
+        if everybody:
+            removed.units([f"carafe-backup-files-{owner}.*"])
+            removed.paths(
+                [
+                    str(backup_repository.FOLDER / "apps" / f"{owner}.json"),
+                    str(backup_state.path_of(f"files-{owner}")),
+                    str(backup_state.path_of(f"restore-{owner}")),
+                ]
+            )
+            setup = backup_repository.setup()
+            setup["database"] = any(x["database"] for x in everybody.values())
+            wanted = backup_server.jobs(everybody, 900)
+            items = backup_server.composed(wanted, setup)
+            stop(backup_server.gone([x.path.name for x in items]), check)
+            left = FileSet([*items, *backup_server.gone([x.path.name for x in items])], check)
+            left.write()
+            removed.changes += left.changes
+        else:
+            forget_markers(check)
+            removed.units(["carafe-backup-*"])
+            removed.paths(
+                [
+                    str(backup_repository.FOLDER),
+                    *map(str, Path("/etc/pgbackrest").glob("stanza-*")),
+                    str(backup_repository.PGBACKREST),
+                    str(programs.FOLDER / "backup"),
+                    str(backup_state.STATE),
+                    "/var/cache/carafe-backup",
+                ]
+            )
+        if claims.claim(folder, owner, None, check):
+            removed.changes.append(f"remove {folder / owner}.json")
+    return report(removed.changes)
+
+
+def forget_markers(check: bool) -> None:
+    """Take the rows of the drill out of PostgreSQL, as far as it is there."""
+    if check:
+        return
+    try:
+        setup = backup_repository.setup()
+        if setup["database"]:
+            query = "SET client_min_messages = error; DROP SCHEMA IF EXISTS carafe_backup CASCADE"
+            backup_repository.psql(setup, query)
+    except (CommandFailed, Failure, KeyError):
+        return
+
+
+WORK = dict(zip(STAGES, (configure, activate, run_one, point, remove), strict=True))
+
+
+def main() -> None:
+    module = Module(ARGUMENTS)
+    module.answer(WORK[module.params["stage"]], module)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+#!/usr/bin/python
+"""Bring one app's data on a server back to a moment of the past."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_restore
+short_description: Bring one app's database and files back to a moment
+description:
+  - V(plan) says what there is to restore, and what O(to) means; it changes nothing.
+  - V(prepare) brings the past beside what is live, by a unit of systemd's that goes on when the
+    connection breaks. V(switch) gives the two each other's names, which takes a moment.
+  - What a restore has replaced is kept. V(undo) makes it live again, V(drop) removes it.
+  - V(cancel) gives up what was prepared and not switched.
+  - V(recover) and V(recover_files) bring the data of a server that is gone onto a new one.
+author: [Carafe (@carafe)]
+options:
+  stage:
+    description: What to do.
+    type: str
+    choices: [plan, prepare, switch, undo, drop, cancel, recover, recover_files]
+    required: true
+  owner:
+    description: Whose data it is.
+    type: str
+    required: true
+  to:
+    description: The moment, see the playbook restore.
+    type: str
+    default: ""
+  moment:
+    description: Which restore is undone, or its former data dropped, by the moment in their names.
+    type: str
+    default: ""
+  from_server:
+    description: Name of the server that is gone, or of its place in the repository.
+    type: str
+    default: ""
+attributes:
+  check_mode:
+    description: Looks, changes nothing, and says what it would change.
+    support: full
+  diff_mode:
+    description: Has nothing to show.
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: See what can be restored
+  carafe.stack.backup_restore:
+    stage: plan
+    owner: shop
+    to: 2026-11-22 10:00:00+00
+  become: true
+"""
+
+RETURN = r"""
+plan:
+  description: What there is, and what the moment means.
+  type: dict
+  returned: for the stage plan
+lines:
+  description: The same for people, a line each.
+  type: list
+  elements: str
+  returned: for the stage plan
+changes:
+  description: What was changed, a sentence for each.
+  type: list
+  elements: str
+  returned: success
+"""
+
+from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options
+
+from ..module_utils import backup_recover, backup_repository, backup_restore, backup_state
+from ..module_utils.backup_target import shown
+from ..module_utils.commands import Failure, ask
+from ..module_utils.postgresql_server import report
+
+STAGES = ("plan", "prepare", "switch", "undo", "drop", "cancel", "recover", "recover_files")
+ARGUMENTS = {
+    "stage": choice(*STAGES, required=True),
+    "owner": {"type": "str", "required": True},
+    **options(to="", moment="", from_server=""),
+}
+
+
+def plan(given: dict, _: bool) -> dict:
+    found = backup_restore.plan(given["owner"], given["to"])
+    return {"plan": found, "lines": lines(found), **report([])}
+
+
+def lines(found: dict) -> list[str]:
+    """Return for people what can be restored, and what that would mean."""
+    said = []
+    if "window" in found:
+        window = found["window"]
+        said.append(
+            f"database: {len(found['backups'])} backups; moments from {shown(window['oldest'])} to"
+            f" {shown(window['newest'])} can be reached"
+        )
+        said += [f"  {x}" for x in found["backups"][-5:]]
+        said += [f"  point {x['name']}, {shown(x['at'])}" for x in found["points"][-5:]]
+    if found["snapshots"]:
+        said.append(
+            f"files: {len(found['snapshots'])} snapshots, from {found['snapshots'][0]} to"
+            f" {found['snapshots'][-1]}"
+        )
+    if "target" in found:
+        said.append(f"this would bring back {shown(found['target']['at'])}")
+        said.append(f"it loses {found['loses']}")
+    if found.get("snapshot"):
+        said.append(
+            f"files as of {shown(found['snapshot']['at'])}, of the release"
+            f" {found['snapshot']['release'] or 'that is not known'}"
+        )
+    for moment, things in found["kept"].items():
+        said.append(f"kept of the restore {moment}: {', '.join(things)}")
+    if found["restoring"]:
+        said.append(f"not done yet: the restore to {found['restoring']['to']!r}")
+    return said
+
+
+def prepare(given: dict, check: bool) -> dict:
+    owner, unit = given["owner"], f"carafe-backup-restore@{given['owner']}.service"
+    if check:
+        backup_restore.plan(owner, given["to"])
+        return report([f"bring {given['to']} beside what is live"])
+    progress = backup_restore.begin(owner, given["to"])
+    before = (backup_state.read(f"restore-{owner}") or {}).get("ended")
+    ask("systemctl", "start", unit)
+    entry = backup_state.read(f"restore-{owner}")
+    if entry is None or entry["ended"] == before:
+        raise Failure(f"{unit} has left no word. See journalctl -u {unit}")
+    if entry["result"] != "ok":
+        raise Failure(entry["message"])
+    differences = [f"{x}: {line}" for x, y in entry["details"]["differences"].items() for line in y]
+    return {
+        "differences": differences,
+        "moment": progress["id"],
+        **report([f"bring {shown(progress['target']['at'])} beside what is live", *differences]),
+    }
+
+
+def switch(given: dict, check: bool) -> dict:
+    if check or not backup_restore.Restore(given["owner"]).progress:
+        return report([])
+    moved = backup_restore.switch(given["owner"])
+    return report(["switch", *(f"keep {x}" for x in moved)])
+
+
+def back(given: dict, check: bool) -> dict:
+    act = backup_restore.undo if given["stage"] == "undo" else backup_restore.drop
+    if check:
+        return report([f"{given['stage']} {given['moment']}"])
+    return report([f"{given['stage']} {x}" for x in act(given["owner"], given["moment"])])
+
+
+def cancel(given: dict, check: bool) -> dict:
+    if check:
+        return report([])
+    return report([f"give up {x}" for x in backup_restore.cancel(given["owner"])])
+
+
+def recover(given: dict, check: bool) -> dict:
+    if check and not backup_repository.SETUP.exists():
+        return report([f"bring the data of {given['from_server']}"])
+    return report(backup_recover.database(given["from_server"], given["to"], check))
+
+
+def recover_files(given: dict, check: bool) -> dict:
+    if check and not backup_repository.SETUP.exists():
+        return report([f"bring the files of {given['from_server']}"])
+    words = (given["owner"], given["from_server"], given["to"], check)
+    return report(backup_recover.bring_files(*words))
+
+
+WORK = {
+    **{"plan": plan, "prepare": prepare, "switch": switch, "cancel": cancel},
+    **{"recover": recover, "recover_files": recover_files},
+}
+
+
+def main() -> None:
+    module = Module(ARGUMENTS)
+    module.answer(WORK.get(module.params["stage"], back), module.params, module.check_mode)
+
+
+if __name__ == "__main__":
+    main()
