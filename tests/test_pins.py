@@ -20,7 +20,6 @@ import pytest
 import wheels
 from ansible_collections.carafe.stack.plugins.module_utils import venvs
 from ansible_collections.carafe.stack.plugins.plugin_utils import pins
-from conftest import Role
 from packaging.utils import canonicalize_name
 from test_pack import pack
 
@@ -149,28 +148,29 @@ def install(tmp_path: Path, index: Path):
         files: dict[str, str], override: list[str], extra: tuple[str, ...] = (), **more: Any
     ) -> dict[str, str]:
         for path, text in files.items():
+            (app / path).parent.mkdir(exist_ok=True)
             (app / path).write_text(text)
         packed = pack(app if files else None, tmp_path / "cache", override=override, **more)
         root = tmp_path / f"root{next(number)}"
-        with tarfile.open(packed["archive"]) as tar:
-            tar.extractall(root / "release", filter="data")
+        root.joinpath("release").mkdir(parents=True)
+        # As the role does: with the time of now, which some builds need.
+        unpack = ["tar", "-xzmf", packed["archive"], "-C", root / "release"]
+        subprocess.run(unpack, check=True)
         server = ["gunicorn==27"]
-        if more.get("installer") == "pip":
-            variables = {"app_root": str(root), "__app_pack": packed, "__app_venv_key": "x"}
-            brought = {"app_default_extra_requirements": server, "app_extra_requirements": [*extra]}
-            script = Role("app").value("__app_build_venv", **variables, **brought)
-        else:
-            wanted = {x: packed[x] for x in ("requirements", "lock", "hashed", "override")}
-            wanted |= {"override_hashed": packed["override_hashed"], "server": server}
-            wanted |= {"version": "x", "path": str(root / "venvs/x"), "extra": [*server, *extra]}
-            uv = venvs.uv(wanted, root)
-            uv.parent.mkdir(parents=True)
-            uv.symlink_to(UV)
-            # To compile takes longer than all else.
-            script = venvs.script(wanted, root).replace(" --compile-bytecode", "")
+        wanted = {x: packed[x] for x in ("requirements", "lock", "hashed", "override")}
+        wanted |= {"override_hashed": packed["override_hashed"], "server": server}
+        wanted |= {"version": "x", "path": str(root / "venvs/x"), "extra": [*server, *extra]}
+        wanted |= {"python": sys.executable}
+        root.joinpath("venvs").mkdir()
+        uv = venvs.uv(wanted, root)
+        uv.parent.mkdir(parents=True)
+        uv.symlink_to(UV)
+        make = venvs.pip_script if more.get("installer") == "pip" else venvs.script
+        # To compile takes longer than all else.
+        script = make(wanted, root).replace(" --compile-bytecode", "")
         clean = {x: y for x, y in os.environ.items() if not x.startswith(("PIP_", "UV_"))}
         told = {"UV_NO_INDEX": "1", "UV_FIND_LINKS": str(index), "UV_NO_CONFIG": "1"}
-        told |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index), "CARAFE_PYTHON": sys.executable}
+        told |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index), "PIP_NO_COMPILE": "1"}
         done = subprocess.run(
             ["sh", "-euc", script],
             cwd=root / "release",
@@ -250,6 +250,23 @@ def test_the_server_is_there_whatever_a_pin_says(install) -> None:
     assert install(files, ["packaging ; python_version < '3'", "drv==2"]) == {"drv": "2"}
     # And a pin stays, whatever comes after it asks for.
     assert install(files, ["drv==2"], ("wants-old",)) == {"drv": "2", "wants_old": "1"}
+
+
+def test_with_pip_a_pin_wins_too_over_what_comes_before_and_after_it(install) -> None:
+    app = {"source": "package", "package": "shop==1", "installer": "pip"}
+    assert install({}, ["drv==2"], ("wants-old",), **app) == {
+        **{"shop": "1", "drv": "2", "low": "2", "wants_old": "1"}
+    }
+
+
+def test_what_a_lock_links_to_in_the_app_s_folder_is_copied(install, index: Path) -> None:
+    """By a link, each later release would have the code that this one has brought."""
+    there = Path(__file__).parents[1] / "molecule/app/files/locked/lib"
+    lock = OF_PYTHON.format(name="drv", index=index, hash=hash_of(index, "drv", "1")[7:])
+    lock += '[[packages]]\nname = "lib"\ndirectory = { path = "lib", editable = true }\n'
+    files = {f"lib/{x.name}": x.read_text() for x in there.iterdir() if x.is_file()}
+    files["pylock.toml"] = 'lock-version = "1.0"\ncreated-by = "test"\n' + lock
+    assert install(files, []) == {"drv": "1", "lib": "0.7"}
 
 
 UV_LOCK = """\

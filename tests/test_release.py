@@ -156,7 +156,14 @@ class App:
             "only_wheels": False,
             "python": "",
             "built": "",
-            "build_venv": f"mkdir -p {venv}/bin; cp /bin/true {venv}/bin/python",
+            "build_venv": {
+                **{"installer": "pip", "version": "1", "path": str(venv)},
+                **{"requirements": "r.txt", "extra": ["gunicorn"]},
+                "script": changes.pop(
+                    "build_script", f"mkdir -p {venv}/bin; cp /bin/true {venv}/bin/python"
+                ),
+            }
+            | changes.pop("build_venv", {}),
             "finish": f"echo {release} >static/app.{release:0>8}.css; echo x >static/{release}.txt;"
             " find static -type f >.static",
             "commands": commands | changes.pop("commands", {}),
@@ -190,7 +197,12 @@ class App:
         app = release_steps.Release(self.facts(release, **changes), check)
         path = f"{self.root}/bin:/usr/bin:/bin"
         own = {"PATH": path, "HOME": "/elsewhere"}
-        with mock.patch.dict(os.environ, own), mock.patch.dict(sandbox.OWN, own):
+        with (
+            mock.patch.dict(os.environ, own),
+            mock.patch.dict(sandbox.OWN, own),
+            # What pip is told is tested where a pip is; here something stands in for it.
+            mock.patch.object(venvs, "pip_script", lambda wanted, root: wanted["script"]),
+        ):
             module.run(app, {"step": name, "steps": list(steps)})
         return app.output
 
@@ -418,7 +430,7 @@ POINTS = [
 UNWELL = server(500)
 # What fails at which step.
 SPOILED = [
-    ("build", {"build_venv": "echo no such package; exit 3"}),
+    ("build", {"build_script": "echo no such package; exit 3"}),
     ("build", {"finish": "echo no such asset; exit 3"}),
     ("build", {"hooks": {"after_build": ["echo no such hook; exit 3"]}}),
     ("load", {"commands": {"load": "echo no such module; exit 3"}}),
@@ -452,16 +464,16 @@ def with_uv(app: App, status: int = 0) -> dict[str, Any]:
     uv.parent.mkdir(parents=True)
     uv.write_text(UV.replace("ROOT", str(app.root)).replace("STATUS", str(status)))
     uv.chmod(0o755)
-    path = f"{app.root}/venvs/venv-1"
-    return {"uv": {"version": "1", "path": path, "requirements": "r.txt", "extra": ["gunicorn"]}}
+    return {"build_venv": {"installer": "uv"}}
 
 
 @pytest.mark.parametrize("installer", ["uv", "pip"])
 def test_a_python_that_cannot_be_had_is_refused_by_the_name_of_its_variable(
     app: App, installer: str
 ) -> None:
-    lock = {"uv": with_uv(app, status=2)["uv"] | {"lock": "uv.lock"}} if installer == "uv" else {}
-    said = app.fail("a", python="3.99", **lock)
+    with_uv(app, status=2)
+    lock = {"lock": "uv.lock"} if installer == "uv" else {}
+    said = app.fail("a", python="3.99", build_venv={"installer": installer, **lock})
     assert "app_python: this server has no Python 3.99" in said.splitlines()[0]
     assert "UV_PYTHON_INSTALL_MIRROR" in said
     assert not (app.root / "venvs/venv-1/bin").exists()
@@ -469,7 +481,7 @@ def test_a_python_that_cannot_be_had_is_refused_by_the_name_of_its_variable(
 
 def test_uv_builds_the_virtual_environment_as_pip_is_told_to(app: App) -> None:
     install = {"install": {"PIP_INDEX_URL": "https://house"}}
-    done = app.deploy("a", variables=install, build_venv="exit 1", **with_uv(app))
+    done = app.deploy("a", variables=install, build_script="exit 1", **with_uv(app))
     asked = (app.root / "asked").read_text().splitlines()
     assert all(line.startswith("https://house ") for line in asked)
     assert asked[-1].endswith("pip gunicorn")
@@ -1283,8 +1295,8 @@ def test_schedule_with_a_time_that_is_none_stops_before_anything(app: App) -> No
 @pytest.mark.parametrize("harm", ["folder", "python", "files"])
 def test_virtual_environment_that_is_gone_or_half_there_is_built_anew(app: App, harm: str) -> None:
     build = "for x in 1 2 3; do touch ROOT/venvs/venv-1/$x; done".replace("ROOT", str(app.root))
-    build_venv = f"{app.facts('')['build_venv']}; {build}"
-    app.deploy("a", build_venv=build_venv)
+    script = f"{app.facts('')['build_venv']['script']}; {build}"
+    app.deploy("a", build_script=script)
     folder = app.root / "venvs/venv-1"
     match harm:
         case "folder":
@@ -1294,7 +1306,7 @@ def test_virtual_environment_that_is_gone_or_half_there_is_built_anew(app: App, 
         case "files":
             (folder / "2").unlink()
     assert not app.step("begin", "a", check=True)["live"]
-    app.deploy("a", build_venv=build_venv)
+    app.deploy("a", build_script=script)
     assert (folder / "2").exists()
     assert app.step("begin", "a")["live"]
 

@@ -100,7 +100,7 @@ def test_wheels_only_is_said_to_uv_of_all_that_it_installs() -> None:
     ("lock", "path", "export"),
     [
         ("uv.lock", "a b/uv.lock", "export --project 'a b' "),
-        ("poetry.lock", "poetry.lock", "poetry --project . export "),
+        ("poetry.lock", "poetry.lock", "poetry --no-interaction --project . export "),
     ],
 )
 def test_a_lock_is_a_requirements_file_by_who_made_it(lock: str, path: str, export: str) -> None:
@@ -110,6 +110,10 @@ def test_a_lock_is_a_requirements_file_by_who_made_it(lock: str, path: str, expo
     assert '--output-file "$exported"' in script or '--output "$exported"' in script
     assert '--requirement "$exported"' in script
     assert "--require-hashes" not in script
+    assert ("poetry==2.5.1" in script) == (lock == "poetry.lock")
+    wanted = WANTED | {"lock": lock, "lock_version": "2.2.1", "requirements": path}
+    older = venvs.script(wanted, Path("/srv/a"))
+    assert ("poetry==2.2.1" in older) == (lock == "poetry.lock")
     subprocess.run(["sh", "-n"], input=script.encode(), check=True)
 
 

@@ -547,7 +547,9 @@ def venv(app: Release) -> None:
                 f"app_only_wheels: {built} in the requirements is no wheel, and would be built."
                 " Name a release of it on the package index, or a .whl"
             )
-        why = build_with_uv(app, folder) if app.app.get("uv") else ""
+        wanted = app.app["build_venv"]
+        with_uv = wanted["installer"] == "uv"
+        why = build_with_uv(app, folder) if with_uv else ""
         python = venvs.python(app.app["python"], app.root)
         if not python:
             raise Failure(
@@ -556,12 +558,12 @@ def venv(app: Release) -> None:
                 " server reaches in app_install_environment, as UV_PYTHON_INSTALL_MIRROR, or name"
                 " the path of one"
             )
-        if why and app.app["uv"].get("lock"):
-            raise Failure(f"{app.app['uv']['requirements']} is for uv alone: {why}")
-        if why or not app.app.get("uv"):
+        if why and wanted.get("lock"):
+            raise Failure(f"{wanted['requirements']} is for uv alone: {why}")
+        if why or not with_uv:
             clear(app, folder)
-            with environment({"CARAFE_PYTHON": python}):
-                app.build_shell(app.app["build_venv"], "build the virtual environment", folder)
+            script = venvs.pip_script(wanted | {"python": python}, app.root)
+            app.build_shell(script, "build the virtual environment", folder)
         files.write(mark, f"{files.count_files(folder)}\n", owner=os.geteuid(), group=os.getegid())
         # For the end of the run: this may be the job that runs beside it.
         line = f"{app.app['run']['id']} pip has built the virtual environment: {why}" if why else ""
@@ -577,7 +579,7 @@ def clear(app: Release, folder: Path) -> None:
 
 def build_with_uv(app: Release, folder: Path) -> str:
     """Build the virtual environment with uv; return '' or why that was not possible."""
-    uv = app.app["uv"]
+    uv = app.app["build_venv"]
     try:
         with environment(venvs.environment_of_uv(os.environ, app.root)):
             clear(app, folder)

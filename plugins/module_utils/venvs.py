@@ -1,7 +1,7 @@
 """Build a virtual environment with uv, as pip is set up to do it on this server.
 
-pip itself builds it where uv cannot be had, where pip has a setting that uv has no counterpart of,
-and where uv fails: then pip's message is the one that people know.
+pip itself builds it where it is asked to, where uv cannot be had, where pip has a setting that uv
+has no counterpart of, and where uv fails: then pip's message is the one that people know.
 """
 
 from __future__ import annotations
@@ -158,6 +158,8 @@ export HOME={root} UV_PYTHON_DOWNLOADS=automatic
 """
 
 
+# For a lock of an older one, which this one knows as well.
+POETRY = "2.5.1"
 # How to have a lock as a requirements file, from who made it. uv reads pylock.toml itself.
 EXPORTS = {
     "uv.lock": """\
@@ -168,19 +170,23 @@ exported=$(mktemp --suffix .txt)
 """,
     "poetry.lock": """\
 exported=$(mktemp --suffix .txt)
-{uv} tool run --python /usr/bin/python3 --from poetry==2.2.1 --with poetry-plugin-export==1.9.0 \\
-  poetry --project {folder} export --quiet --only main --output "$exported"
+# Both would write into the home of all of the app, which is root's.
+export UV_TOOL_DIR={cache}/tools POETRY_CONFIG_DIR={cache}/poetry POETRY_CACHE_DIR={cache}/poetry
+{uv} tool run --python /usr/bin/python3 --from poetry=={poetry} \\
+  --with 'poetry-plugin-export==1.*' poetry --no-interaction --project {folder} export --only main --output "$exported"
 """,
 }
 
 
 def script(wanted: Mapping[str, Any], root: Path) -> str:
-    """Return what the deploy user runs in the release to build it."""
+    """Return what the deploy user runs in the release to build it with uv."""
     cache, venv = root / "cache", shlex.quote(wanted["path"])
     command = f"{shlex.quote(str(uv(wanted, root)))} --quiet --cache-dir {cache}/packages"
-    # Copies: a file that the cache shares with a virtual environment could be written from there.
+    # Copies: a file that the cache shares with a virtual environment could be written from there,
+    # and by a link to a package of the app's own folder other releases would have its code.
     install = (
-        f"{command} pip install --link-mode copy --compile-bytecode --python {venv}/bin/python"
+        f"{command} pip install --link-mode copy --no-editable --compile-bytecode"
+        f" --python {venv}/bin/python"
     )
     # As pip does it: where one has a hash, all must have one.
     hashes = "--require-hashes " if wanted.get("hashed") else ""
@@ -189,7 +195,9 @@ def script(wanted: Mapping[str, Any], root: Path) -> str:
     requirements = shlex.quote(wanted["requirements"])
     folder = shlex.quote(str(PurePosixPath(wanted["requirements"]).parent))
     lock = wanted.get("lock", "")
-    export = EXPORTS.get(lock, "").format(uv=command, folder=folder, python=interpreter)
+    names = {"uv": command, "cache": cache, "folder": folder, "python": interpreter}
+    names["poetry"] = wanted.get("lock_version") or POETRY
+    export = EXPORTS.get(lock, "").format_map(names)
     if export:
         requirements = '"$exported"'
     # Commands of the app's may ask for pip.
@@ -210,6 +218,9 @@ def script(wanted: Mapping[str, Any], root: Path) -> str:
     else:
         steps.append(f"{wheels}{more}")
     installs = "".join(f"{install} {step}\n" for step in steps)
+    if lock == "pylock.toml":
+        # Beside what is exact, uv takes none of the server's.
+        installs = f"env -u UV_CONSTRAINT {installs}"
     return f"""\
 umask 022
 export HOME={root}
@@ -217,3 +228,41 @@ export HOME={root}
 rm -rf {cache}/uv {cache}/uv-*
 {command} venv --no-project --python {interpreter} {venv}
 {export}{installs}"""
+
+
+def pip_script(wanted: Mapping[str, Any], root: Path) -> str:
+    """Return what the deploy user runs in the release to build it with pip."""
+    venv, requirements = shlex.quote(wanted["path"]), shlex.quote(wanted["requirements"])
+    interpreter = shlex.quote(wanted.get("python") or "/usr/bin/python3")
+    wheels = " --only-binary :all:" if wanted.get("only_wheels") else ""
+    override = wanted.get("override", "")
+    pins = f"--requirement {override}"
+    steps = [f"install --requirement {requirements}"]
+    if override and wanted.get("hashed") and not wanted["override_hashed"]:
+        # All but the pins, each of which has its hash as before.
+        steps = [f"install --no-deps --requirement {requirements}", f"install {pins}"]
+    elif override:
+        steps = [f"install_with_pins --requirement {requirements}"]
+    if more := shlex.join(wanted["extra"]):
+        # Beside hashes, nothing may be without one.
+        alone = not override or wanted["override_hashed"]
+        steps.append(f"install {more}" if alone else f"install_with_pins {more}")
+    if override and (server := shlex.join(wanted.get("server", []))):
+        # It is there at last, whatever the pins say.
+        steps.append(f"install {server}")
+    # Where another package speaks against a pin, pip takes both only one after the other.
+    with_pins = f"""\
+install_with_pins() {{
+  install "$@" {pins} || {{ install "$@" && install {pins}; }}
+}}
+"""
+    installs = "".join(f"{step}\n" for step in steps)
+    return f"""\
+umask 022
+export HOME={root}
+{interpreter} -m venv {venv}
+install() {{
+  {venv}/bin/pip --no-input --disable-pip-version-check --cache-dir {root}/cache \\
+    install{wheels} "$@"
+}}
+{with_pins if override else ""}{installs}"""

@@ -106,6 +106,10 @@ lock:
   description: Which tool's lock it is, such as V(uv.lock), or nothing.
   type: str
   returned: success
+lock_version:
+  description: Version of poetry that has made its lock, where that says so.
+  type: str
+  returned: success
 hashed:
   description: Whether a requirement has a hash.
   type: bool
@@ -119,7 +123,11 @@ override:
   description: Path in the archive of the requirements file of O(override), or nothing.
   type: str
   returned: success
-override_hashed:
+override_lock_version:
+  description: Version of poetry that has made its lock, where that says so.
+  type: str
+  returned: success
+hashed:
   description: Whether each of those requirements has a hash.
   type: bool
   returned: success

@@ -68,18 +68,57 @@ def test_changed_code_is_a_new_release_and_old_ones_go(
     assert host.file("/srv/tiny/current/data/x").exists, "what is shared stays"
 
 
-def test_changed_dependencies_are_a_new_virtual_environment(
-    host: Host, code: Path, deploy: Callable
+# But for lib, of all of them there are newer ones.
+LOCKED = {"flask": "3.1.2", "click": "8.1.8", "asgiref": "3.13.0", "lib": "0.7"}
+VERSIONS = """
+import importlib.metadata, json
+print(json.dumps({x.name.lower(): x.version for x in importlib.metadata.distributions()}))
+"""
+
+
+@pytest.fixture
+def lock(code: Path) -> Callable[[str], None]:
+    """Let the app have a lock, and the package beside its code that each of the locks has."""
+
+    def bring(name: str) -> None:
+        locks = SCENARIO / "files/locks"
+        shutil.copytree(SCENARIO / "files/locked/lib", code / "lib")
+        shutil.copy(locks / "pyproject.toml", code)
+        if name != "pylock.toml":
+            shutil.copy(locks / name, code)
+            return
+        # It names the index that it was made from, which is not the same everywhere.
+        export = ["uv", "export", "--project", code, "--no-default-groups", "--no-emit-project"]
+        subprocess.run([*export, "--quiet", "--output-file", code / name], check=True)
+        (code / "uv.lock").unlink()
+
+    return bring
+
+
+@pytest.mark.each_release
+@pytest.mark.parametrize("name", ["poetry.lock", "Pipfile.lock", "pylock.toml"])
+def test_what_a_lock_says_is_installed_and_nothing_else(
+    host: Host, code: Path, deploy: Callable, lock: Callable[[str], None], name: str
 ) -> None:
+    """An extra of a dependency, a marker, a group, and a link to a package of the app's own."""
     venv = host.check_output("readlink /srv/tiny/current/.venv")
-    (code / "pyproject.toml").write_text(
-        (code / "pyproject.toml").read_text().replace("flask==3.1.3", "flask==3.1.2")
-    )
+    lock(name)
+    (code / "requirements.txt").write_text("flask==3.1.1\n")
     # Too much for one trip to the server.
     (code / "large.bin").write_bytes(os.urandom(5_000_000))
-    assert deploy(tiny_path=code).returncode == 0
+    run = deploy(tiny_path=code)
+    assert run.returncode == 0, run.stdout
+    assert f"Of {name}, requirements.txt in the app's folder, the first" in run.stdout + run.stderr
     assert host.check_output("readlink /srv/tiny/current/.venv") != venv
     assert host.file("/srv/tiny/current/large.bin").size == 5_000_000
+    there = json.loads(host.check_output("tiny python -c %s", VERSIONS))
+    assert there.items() >= {**LOCKED, "gunicorn": "27.0.1"}.items()
+    assert not there.keys() & {"colorama", "iniconfig", "toolz"}
+    old = host.check_output("python3 -c 'import sys; print(sys.version_info < (3, 13))'")
+    assert there.get("humanize") == ("4.12.3" if old == "True" else None)
+    # By a link, other releases would have the code that this one brings.
+    where = host.check_output("tiny python -c 'import lib; print(lib.__file__)'")
+    assert "/.venv/lib/python3" in where
 
 
 def test_interrupted_build_is_made_up_for(
