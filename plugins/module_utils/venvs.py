@@ -172,8 +172,9 @@ exported=$(mktemp --suffix .txt)
 exported=$(mktemp --suffix .txt)
 # Both would write into the home of all of the app, which is root's.
 export UV_TOOL_DIR={cache}/tools POETRY_CONFIG_DIR={cache}/poetry POETRY_CACHE_DIR={cache}/poetry
-{uv} tool run --python /usr/bin/python3 --from poetry=={poetry} \\
-  --with 'poetry-plugin-export==1.*' poetry --no-interaction --project {folder} export --only main --output "$exported"
+{uv} tool run --python /usr/bin/python3 --with 'poetry-plugin-export==1.*' \\
+  --from poetry=={poetry} \\
+  poetry --no-interaction --project {folder} export --only main --output "$exported"
 """,
 }
 
