@@ -63,6 +63,20 @@ def test_a_failed_one_is_told_with_its_words(server: Any) -> None:
     assert problems() == [("red", "drill: disk is full")]
 
 
+@pytest.mark.parametrize(("what", "count"), [("database-full", 0), ("files-shop", 1)])
+def test_a_failure_is_mended_by_a_backup_that_looks_at_all(
+    server: Any, what: str, count: int
+) -> None:
+    jobs = JOBS | {"database-incr": {"timer": "i.timer", "seconds": DAY, "since": NOW - DAY}}
+    backup_state.EXPECTED.write_text(json.dumps({"jobs": jobs}))
+    server("database-diff", 300)
+    server("database-full", 300)
+    server("database-incr", 200, "failed", last_ok=NOW - 300)
+    assert problems() == [("red", "database-incr: disk is full")]
+    server(what, 100)
+    assert len(problems()) == count
+
+
 def test_a_hole_between_backups_is_told_though_the_newest_one_is_whole(server: Any) -> None:
     server("database-full", 60, details={"holes": ["0A", "0B"]})
     ((level, what),) = problems()

@@ -137,7 +137,7 @@ def inspect(setup: dict[str, Any], whole: bool, config: str = "") -> dict[str, A
     found["repository_bytes"] = sum(x["info"]["repository"]["delta"] for x in backups)
     if whole:
         found["corrupt"] = verify(setup, config)
-    names, histories = archive(setup, known, config)
+    names, histories, found["newest"] = archive(setup, known, config)
     # Its WAL from the newest backup on leads to now; what lacks before is a hole between backups.
     newest = max(backups, key=lambda x: x["timestamp"]["stop"])
     oldest = min(backups, key=lambda x: x["timestamp"]["stop"])
@@ -168,17 +168,19 @@ def verify(setup: dict[str, Any], config: str = "") -> str:
 
 def archive(
     setup: dict[str, Any], known: dict[str, Any], config: str = ""
-) -> tuple[list[str], dict[int, str]]:
-    """Return the files of the archive that goes with the cluster's newest backup."""
+) -> tuple[list[str], dict[int, str], float]:
+    """Return the archive of the cluster's newest backup: its files, histories, and its end."""
     newest = max(known["archive"], key=lambda x: (x.get("database") or {}).get("id", 0))
     folder = f"archive/{setup['stanza']}/{newest['id']}"
     done = pgbackrest_repo(setup, "repo-ls", "--recurse", "--output=json", folder, config=config)
-    names, histories = backup_archive.look(json.loads(done or "{}")), {}
+    listing = json.loads(done or "{}")
+    names, histories = backup_archive.look(listing), {}
+    newest = max((listing[x].get("time", 0) for x in names), default=0)
     for name in names:
         if found := backup_archive.HISTORY.fullmatch(name.rpartition("/")[2]):
             text = pgbackrest_repo(setup, "repo-get", f"{folder}/{name}", config=config)
             histories[int(found[1], 16)] = text
-    return names, histories
+    return names, histories, newest
 
 
 def pgbackrest_repo(setup: dict[str, Any], command: str, *words: str, config: str = "") -> str:

@@ -80,7 +80,6 @@ def database(name: str, to: str, check: bool) -> list[str]:
         )
     old = former(setup, name)
     seen = backup_jobs.inspect(old, whole=False)
-    names, _ = backup_jobs.archive(old, backup_repository.info(old))
     target = backup_target.parse(to, [], time.time())
     backup_target.check(target, seen)
     if target.kind == "latest" and seen["lost"]:
@@ -91,7 +90,7 @@ def database(name: str, to: str, check: bool) -> list[str]:
     sentence = f"bring {old['stanza']} as of {'the latest' if target.kind == 'latest' else to}"
     if check:
         return [sentence]
-    note(database="begun", stanza=old["stanza"], to=to, segments=len(names))
+    note(database="begun", stanza=old["stanza"], to=to)
     bring(setup, old, target)
     note(database="done")
     return [sentence]

@@ -170,6 +170,8 @@ def stopped(
 def of_jobs(jobs: dict[str, dict[str, Any]], now: float) -> Iterator[dict[str, str]]:
     known = {what: read(what) for what in jobs}
     whole = max((known.get(x) or {}).get("last_ok") or 0 for x in DATABASE)
+    # Only these look whether all that is in the repository is whole.
+    verified = max((known.get(x) or {}).get("last_ok") or 0 for x in DATABASE[:2])
     for what, job in jobs.items():
         unit, last = job["timer"].replace(".timer", ".service"), known[what]
         journal = f"journalctl -u {unit}"
@@ -180,7 +182,7 @@ def of_jobs(jobs: dict[str, dict[str, Any]], now: float) -> Iterator[dict[str, s
                 yield problem(RED, f"{what}: there is none yet", f"systemctl start {unit}")
             elif what == "database-full":
                 yield problem(YELLOW, f"{what}: there is none yet", f"systemctl start {unit}")
-        elif last["result"] != "ok":
+        elif last["result"] != "ok" and not (what in DATABASE and verified > last["ended"]):
             yield problem(RED, f"{what}: {last['message']}", journal)
         elif holes := (last.get("details") or {}).get("holes"):
             yield problem(
