@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -1282,6 +1283,41 @@ def test_a_port_that_another_server_holds(port: int, name: str, unit: str, says:
     assert "web1" in problem.what
     assert says in problem.command
     assert not name or "pid 612" in problem.what
+
+
+@pytest.mark.parametrize(
+    ("unit", "says"),
+    [
+        ("caddy.service", "sudo systemctl disable --now caddy.service"),
+        ("internal-tls-guestbook.service", ""),
+        # Another app's, which is not to be stopped.
+        ("internal-tls-blog.service", "give it another port"),
+    ],
+)
+def test_a_port_between_servers_that_another_server_holds(unit: str, says: str) -> None:
+    holder = {"host": "*", "port": 8443, "name": "x", "pid": 9, "unit": unit}
+    tunnel = {"name": "app", "listen": "10.0.0.11:8443", "connect": "unix:/x", "clients": ["a"]}
+    found = problems(
+        facts={"found": {"listeners": [holder, holder | {"port": 443}]}},
+        **{"internal_tls_tunnels": [tunnel], "internal_tls_owner": "guestbook"},
+    )
+    if not says:
+        assert found == []
+        return
+    problem = the_only(found)
+    assert problem.variable == "internal_tls_tunnels"
+    assert "needs port 8443 for 'app', which x (pid 9" in problem.what
+    assert problem.command.startswith(says if says.startswith("give") else f"stop it: {says}")
+
+
+@pytest.mark.parametrize(
+    ("late", "says"), [(0, ""), (-299, ""), (3600, "60 minutes behind"), (-900, "15 minutes ahead")]
+)
+def test_a_clock_that_is_wrong_is_told(late: int, says: str) -> None:
+    notes = [*stack.note_clock(Server("web1", facts={"clock": time.time() - late}))]
+    assert bool(notes) == bool(says)
+    assert all(f"The clock of web1 is {says}" in x for x in notes)
+    assert [*stack.note_clock(Server("web1"))] == []
 
 
 def test_a_port_for_tls_where_a_site_has_a_certificate() -> None:

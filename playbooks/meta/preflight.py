@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import shlex
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ ADDRESS = re.compile(r"([0-9]+[.]){3}[0-9]+$|\[")
 RELEASES = {"12": "bookworm", "13": "trixie"}
 FACTS = re.compile(r"'(memtotal_mb|processor_vcpus|distribution\w*)'")
 RESERVED_CONNECTIONS = 3  # superuser_reserved_connections
+CLOCK = 300  # seconds that two clocks may be apart
 SYSTEM_MEMORY_MB = 128  # what Debian, nginx and supervisord hold
 
 
@@ -194,6 +196,18 @@ def note_addresses(server: Server) -> Iterator[str]:
                 f"app_domains has {address}. No directory signs a certificate for an address: https://"
                 f"{address} will be refused, and http://{address} will send visitors to https://{name}"
             )
+
+
+def note_clock(server: Server) -> Iterator[str]:
+    """Say what makes apt, and whoever looks at a certificate, refuse what is right."""
+    clock = server.facts.get("clock")
+    late = time.time() - clock if isinstance(clock, int | float) else 0
+    if abs(late) > CLOCK:
+        yield (
+            f"The clock of {server.name} is {abs(late) / 60:.0f} minutes"
+            f" {'behind' if late > 0 else 'ahead of'} this machine's. By a wrong one, packages and"
+            " certificates are refused that are right: sudo timedatectl set-ntp true"
+        )
 
 
 def check_uploads(server: Server) -> Iterator[Problem]:
@@ -498,7 +512,7 @@ CHECKS = (
     check_adoption,
 )
 # What is no problem, and may surprise.
-NOTES = (note_addresses,)
+NOTES = (note_addresses, note_clock)
 # These add to what is missing, so that they come before the words about what failed.
 FIRST = (check_addresses, check_passwords)
 LAST = (check_failures,)

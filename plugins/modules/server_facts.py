@@ -30,8 +30,9 @@ RETURN = r"""
 ansible_facts:
   description: >-
     The distribution's name, major version and release, the memory in MiB, the processors, under
-    C(ansible_local) what each app has in C(/etc/carafe), by its name, and under C(ansible_found)
-    what others have on the server.
+    C(ansible_local) what each app has in C(/etc/carafe), by its name, under C(ansible_found)
+    what others have on the server, and under C(ansible_clock) what time it has, in seconds since
+    1970.
   type: dict
   returned: success
   sample:
@@ -49,6 +50,7 @@ import json
 import os
 import platform
 import re
+import time
 from pathlib import Path
 
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module
@@ -83,6 +85,7 @@ def look() -> dict:
         "ansible_processor_vcpus": len(re.findall(r"^processor\s*:", cpus, re.M)) or os.cpu_count(),
         "ansible_local": {x.stem: kept(x) for x in sorted(APPS.glob("*.fact"))},
         "ansible_found": found.look(),
+        "ansible_clock": time.time(),
     }
 
 

@@ -14,9 +14,12 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
     Server,
     check_file_names,
     check_twins,
+    described,
     entries,
+    free,
 )
 
+UNIT = "internal-tls-{}.service"  # the role's own
 NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 
 
@@ -73,4 +76,26 @@ def check_tunnels(server: Server) -> Iterator[Problem]:
             )
 
 
-CHECKS = (check_authority, check_names, check_owner, check_tunnels)
+def check_ports(server: Server) -> Iterator[Problem]:
+    """HAProxy would not start, after all the rest was done."""
+    wanted = {
+        str(x.get("listen") or "").rpartition(":")[2]: x.get("name")
+        for x in entries(server, "internal_tls_tunnels")
+    }
+    own, told = UNIT.format(server.values.get("internal_tls_owner")), set()
+    for holder in server.found.get("listeners") or []:
+        port = str(holder["port"])
+        if port in wanted and port not in told and holder["unit"] != own:
+            told.add(port)
+            another = "give it another port in listen, which is stack_app_port of a stack"
+            # That of another app is nothing to stop.
+            apps = re.fullmatch(UNIT.format(".+"), holder["unit"])
+            yield Problem(
+                "internal_tls_tunnels",
+                f"needs port {port} for {wanted[port]!r}, which {described(holder)} holds on"
+                f" {server.name}",
+                another if apps else free(holder, another),
+            )
+
+
+CHECKS = (check_authority, check_names, check_owner, check_tunnels, check_ports)
