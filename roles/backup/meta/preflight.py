@@ -17,7 +17,10 @@ KEY = 20  # characters, of which a secret that was made by chance has more
 
 def check_place(server: Server) -> Iterator[Problem]:
     """A wrong word would be found at night, by a job that fails."""
-    place, values = server.values.get("backup_repository") or "", server.values
+    place, values = server.values.get("backup_repository"), server.values
+    # It could not be made out, which is told.
+    if place is None:
+        return
     try:
         found = backup_repository.parse(str(place))
     except ValueError:
@@ -57,8 +60,8 @@ def check_key(server: Server) -> Iterator[Problem]:
 
 
 def check_owner(server: Server) -> Iterator[Problem]:
-    owner = str(server.values.get("backup_owner") or "")
-    if not FILE_NAME.fullmatch(owner):
+    owner = server.values.get("backup_owner")
+    if owner is not None and not FILE_NAME.fullmatch(str(owner)):
         yield Problem("backup_owner", f"is {owner!r}; it has letters, digits, '-', '_' and '.'")
 
 
