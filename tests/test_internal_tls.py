@@ -380,6 +380,17 @@ def test_no_password_goes_to_a_server_that_proves_nothing(stack: Callable[..., L
         assert looked.value(url).endswith(f"@10.0.0.10/guestbook?{ends}")
 
 
+@pytest.mark.parametrize(("tls", "word"), [(True, "verify-full"), (False, "require")])
+def test_sqlalchemy_s_asyncpg_gets_the_words_that_it_takes(
+    stack: Callable[..., Looked], tls: bool, word: str
+) -> None:
+    looked = stack(**SECRETS, stack_database="postgresql+asyncpg", stack_internal_tls=tls)
+    environment = looked.value("app_default_environment")
+    assert environment["DATABASE_URL"].endswith(f"@10.0.0.10/guestbook?ssl={word}")
+    ca = "/etc/internal-tls/guestbook/ca.pem" if tls else None
+    assert environment.get("PGSSLROOTCERT") == ca
+
+
 def test_without_a_ca_the_password_is_proved_and_not_sent(stack: Callable[..., Looked]) -> None:
     secrets = {k: v for k, v in SECRETS.items() if "internal" not in k}
     looked = stack(**secrets, stack_internal_tls=False)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.carafe.stack.plugins.module_utils import migrations
+from ansible_collections.carafe.stack.plugins.module_utils import (
+    database_questions,
+    migrations,
+)
 from ansible_collections.carafe.stack.plugins.module_utils.commands import CommandFailed
 
 GCC = """error: command 'x86_64-linux-gnu-gcc' failed: No such file or directory
@@ -80,10 +83,15 @@ def test_who_is_in_the_way_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> 
         return "7 of report: SELECT 1\n" if "activity" in words[-1] else "public.ix\n"
 
     monkeypatch.setattr(migrations, "run", answer)
-    assert "7 of report" in migrations.in_the_way("shop")
-    assert "DROP INDEX CONCURRENTLY public.ix;" in migrations.left_behind("shop")
+    assert "7 of report" in migrations.ask("shop", "others")
+    assert "DROP INDEX CONCURRENTLY public.ix;" in migrations.ask("shop", "invalid")
     assert all("shop" in words and words[2] == "postgres" for words in asked)
-    assert (migrations.in_the_way(""), migrations.left_behind("")) == ("", "")
+
+
+def test_nobody_is_in_the_way_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrations, "run", lambda *words: "")
+    assert "Nobody has" in migrations.ask("shop", "others")
+    assert migrations.ask("shop", "invalid") == ""
 
 
 def test_a_database_that_does_not_answer_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,5 +99,34 @@ def test_a_database_that_does_not_answer_is_no_reason(monkeypatch: pytest.Monkey
         raise CommandFailed("no")
 
     monkeypatch.setattr(migrations, "run", fail)
-    assert "Nobody has" in migrations.in_the_way("shop")
-    assert migrations.left_behind("shop") == ""
+    assert "SELECT * FROM pg_stat_activity" in migrations.ask("shop", "others")
+    assert migrations.ask("shop", "invalid") == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "plain"),
+    [
+        ("postgresql+asyncpg://a:p%3Dw@b/c?ssl=verify-full", "//a:p%3Dw@b/c?sslmode=verify-full"),
+        ("postgresql+psycopg://a@/c?host=/run/x", "//a@/c?host=/run/x"),
+        ("postgres://a@b/c?x=1&ssl=require", "//a@b/c?x=1&sslmode=require"),
+        ("postgresql://a@b/c?sslmode=require", "//a@b/c?sslmode=require"),
+        ("sqlite:////srv/shop/shared/x.db", ""),
+        ("mysql://a@b/c", ""),
+        ("", ""),
+    ],
+)
+def test_the_app_s_url_is_taken_as_drivers_take_it(url: str, plain: str) -> None:
+    assert database_questions.libpq_url(url) == (plain and f"postgresql:{plain}")
+
+
+def test_an_app_without_a_driver_is_told_how_to_look(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(database_questions, "DRIVERS", {"no_such_driver": None})
+    monkeypatch.setattr("sys.argv", ["database-questions", "others"])
+    monkeypatch.setenv("DATABASE_URL", "postgresql://a:hush@b/c")
+    database_questions.main()
+    said = capsys.readouterr()
+    assert "on the database's server: sudo -u postgres psql" in said.out
+    assert "has none of no_such_driver" in said.err
+    assert "hush" not in said.out + said.err

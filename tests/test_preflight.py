@@ -174,6 +174,17 @@ def test_a_role_that_postgres_does_not_take(name: str) -> None:
     assert the_only(problems(postgres_roles=[{"name": name}])).variable == "postgres_roles"
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("report", "postgres_roles"), ("guestbook", "app_name")]
+)
+def test_a_password_that_postgres_does_not_take(name: str, told: str) -> None:
+    roles = [{"name": name, "password": "hush\0hush"}]
+    found = the_only(problems(postgres_roles=roles))
+    assert found.variable == told
+    assert "NUL" in found.what
+    assert "hush" not in found.what
+
+
 def test_a_database_that_adds_to_the_playbook_s_repeats_no_owner() -> None:
     assert problems(postgres_databases=[{"name": "guestbook", "extensions": ["citext"]}]) == []
 

@@ -1085,8 +1085,8 @@ def test_a_migration_that_waits_for_a_lock_is_tried_again_and_names_who_has_it(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrations, "PAUSE", 0)
-    monkeypatch.setattr(migrations, "in_the_way", lambda database: f"7 is in the way of {database}")
-    monkeypatch.setattr(migrations, "left_behind", lambda database: "")
+    answers = {"others": "7 is in the way of shop", "invalid": ""}
+    monkeypatch.setattr(migrations, "ask", lambda database, question: answers[question])
     tries, locked = app.root / "tries", "echo canceling statement due to lock timeout >&2; exit 1"
     count = f'echo "$PGOPTIONS" >>{tries}'
     thrice = f"{count}; [ $(wc -l <{tries}) = 3 ] || {{ {locked}; }}"
@@ -1107,14 +1107,31 @@ def test_a_try_that_fails_for_what_the_one_before_left_tells_both(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrations, "PAUSE", 0)
-    monkeypatch.setattr(migrations, "in_the_way", lambda database: "7 is in the way")
-    monkeypatch.setattr(migrations, "left_behind", lambda database: "DROP INDEX ix")
+    answers = {"others": "7 is in the way", "invalid": "DROP INDEX ix"}
+    monkeypatch.setattr(migrations, "ask", lambda database, question: answers[question])
     once = (
         f"mkdir {app.root}/once || {{ echo ix exists; exit 1; }}; echo due to lock timeout; exit 1"
     )
     assert "ix exists\n7 is in the way\nDROP INDEX ix\n" in app.fail(
-        "a", commands={"migrate": once}
+        "a", commands={"migrate": once}, database="shop"
     )
+
+
+def test_a_database_on_another_server_is_asked_by_whoever_migrates(app: App) -> None:
+    # As it is in a release's virtual environment.
+    (app.root / "bin/python").symlink_to("/usr/bin/python3")
+    commands = {"migrate": "echo due to lock timeout; exit 1"}
+    known = {"environment": {"DATABASE_URL": "postgresql+pg8000://a:hush@127.0.0.1:1/shop"}}
+    said = app.fail("a", commands=commands, migrate_tries=1, variables=known)
+    assert "Who is in the way, PostgreSQL says on the database's server: sudo" in said
+    assert "hush" not in said
+    # An app that has another kind of database is told nothing of it.
+    assert "PostgreSQL" not in app.fail("b", commands=dict(commands), migrate_tries=1)
+    # What helps is no reason of its own.
+    (app.root / "bin/python").unlink()
+    (app.root / "bin/python").symlink_to("/bin/false")
+    said = app.fail("c", commands=dict(commands), migrate_tries=1, variables=known)
+    assert "the database did not let it have a lock, once" in said.splitlines()[0]
 
 
 def test_an_app_that_migrates_as_it_is_loaded_does_not_wait_for_long_either(app: App) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from .commands import CommandFailed, run
+from .database_questions import QUESTIONS, said
 
 # The pause between two tries of a migration that waits for a lock, in seconds. Meanwhile the site
 # goes on: a lock that is waited for is waited for by whoever comes after, too.
@@ -14,24 +15,6 @@ LOCK_TIMEOUT = "3s"
 WAITED = re.compile(
     r"due to lock timeout|\bLockNotAvailable|\b55P03\b|database (?:table )?is locked"
 )
-# Transactions that were begun before the migration last waited, the oldest first.
-OTHERS = r"""SELECT said FROM (
-    SELECT xact_start AS began, format('process %s of %s%s, %s, for %s s: %s', pid,
-        coalesce(usename, backend_type), coalesce(' (' || nullif(application_name, '') || ')', ''),
-        state, extract(epoch FROM now() - xact_start)::int,
-        left(regexp_replace(query, '\s+', ' ', 'g'), 200)) AS said
-    FROM pg_catalog.pg_stat_activity
-    WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()
-    UNION ALL
-    SELECT prepared, format('transaction %L of %s, prepared for %s s and not ended', gid, owner,
-        extract(epoch FROM now() - prepared)::int)
-    FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()
-    ) x WHERE began < pg_catalog.now() - interval '3 seconds' ORDER BY began LIMIT 3"""
-INVALID = """SELECT format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_index i
-    JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE NOT i.indisvalid ORDER BY 1 LIMIT 10"""
-
 # What the end of a log means, and what to do about it. The first that is found is told.
 HINTS = (
     # Of what the role gunicorn loads an app with, in one line.
@@ -112,34 +95,14 @@ def waited(output: bytes) -> bool:
     return bool(WAITED.search(output.decode(errors="replace")))
 
 
-def ask(database: str, text: str) -> list[str]:
-    """Ask PostgreSQL on this server as its superuser, by the catalogs' own names alone."""
-    # Whatever the owner has the database look at first.
+def ask(database: str, question: str) -> str:
+    """Ask PostgreSQL on this server, as its superuser, and return what there is to say."""
+    # By the catalogs' own names alone, whatever the owner has the database look at first.
     only = ["env", "PGOPTIONS=-c search_path=pg_catalog"]
-    words = ["psql", "-XAtqd", database, "-v", "ON_ERROR_STOP=1", "-c", text]
+    words = ["psql", "-XAtqd", database, "-v", "ON_ERROR_STOP=1", "-c", QUESTIONS[question]]
     try:
-        return run("runuser", "-u", "postgres", "--", *only, *words).splitlines()
+        answer = run("runuser", "-u", "postgres", "--", *only, *words).splitlines()
     except CommandFailed:
         # It is what helps, and no reason of its own.
-        return []
-
-
-def in_the_way(database: str) -> str:
-    """Return who holds locks for long in a database of this server, a line for each."""
-    if not database:
-        return ""
-    lines = ask(database, OTHERS)
-    if not lines:
-        return "Nobody has a transaction there any more that is older than a moment."
-    first = "In the way may be the following. To end one: SELECT pg_terminate_backend(<process>);"
-    return "\n".join([first, *(f"  {line}" for line in lines)])
-
-
-def left_behind(database: str) -> str:
-    """Return what a migration that is no transaction has left, and how it is removed."""
-    names = ask(database, INVALID) if database else []
-    if not names:
-        return ""
-    lines = [f"  DROP INDEX CONCURRENTLY {name};" for name in names]
-    first = "A migration that ended half-way has left indexes, which are not valid. Remove them:"
-    return "\n".join([first, *lines])
+        answer = None
+    return said(question, answer)

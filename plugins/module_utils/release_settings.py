@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from . import (
+    database_questions,
     file_set,
     files,
     programs,
@@ -403,7 +404,9 @@ def place(app: dict[str, Any], check: bool) -> list[str]:
         run("systemctl", "daemon-reload")
     changed += written
     # Named, so that its text is sent along.
-    changed += programs.install("terminal", [terminal.__name__.rpartition(".")[2]], check)
+    for program in (terminal, database_questions):
+        name = program.__name__.rpartition(".")[2]
+        changed += programs.install(name.replace("_", "-"), [name], check)
     if app["schedules"]:
         parts = [x.__name__.rpartition(".")[2] for x in (schedule_runs, files, words)]
         changed += programs.install("schedules", parts, check)

@@ -1,12 +1,19 @@
 """What the server itself gets, as the playbooks wire the roles hardening to fail2ban."""
 
 import json
+import re
 import socket
 import subprocess
+import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+import yaml
 from testinfra.host import Host
+
+DATABASES = (Path(__file__).parents[3] / "docs/how-to/databases.md").read_text()
 
 
 @pytest.fixture
@@ -113,6 +120,68 @@ def test_nobody_walks_around_the_proxy_of_one_app_by_the_port_of_another(
 )
 def test_settings_are_in_force(host: Host, command: str, shown: str) -> None:
     assert shown in host.check_output(command)
+
+
+def recipe(name: str) -> str:
+    """Return a block of docs/how-to/databases.md, with the app that is here."""
+    block = re.search(rf"<!-- {name} -->\n *```\w+\n(.*?)```", DATABASES, re.S)
+    return re.sub(r"\bshop\b", "guestbook", textwrap.dedent(block[1]))
+
+
+@pytest.fixture
+def tunnel(host: Host, eventually: Callable[..., None]) -> Iterator[Callable[..., object]]:
+    """Be Anna and Ben, on their own machine: here it is the server itself."""
+    folder = "/root/people"
+    host.check_output(f"mkdir {folder} && ssh-keygen -qt ed25519 -N '' -f {folder}/anna")
+    host.check_output(f"cd {folder} && sh -ec %s", recipe("on the server"))
+    # He has a shell and a key, and no word in sshd's files.
+    host.check_output(
+        "useradd --create-home --shell /bin/bash ben && cp -r /home/anna/.ssh /home/ben"
+        " && chown -R ben: /home/ben/.ssh"
+    )
+    (words,) = re.findall(r"ssh (-N .*) anna@server\.example\.com", recipe("on her machine"))
+    options = f"-F none -i {folder}/anna -o BatchMode=yes -o StrictHostKeyChecking=accept-new"
+
+    @contextmanager
+    def open_as(user: str, words: str = words) -> Iterator[None]:
+        command = f"ssh {options} {words} {user}@127.0.0.1"
+        host.check_output(f"systemd-run --quiet --collect --unit=tunnel {command}")
+        try:
+            eventually(lambda: host.check_output("ss -Hltn 'sport = 5433'"))
+            yield
+        finally:
+            host.check_output("systemctl stop tunnel")
+
+    yield open_as
+    host.check_output(f"userdel -r ben && rm -r {folder}")
+    host.check_output("sh -ec %s", recipe("on the server, when she goes"))
+    assert not host.user("anna").exists
+
+
+def test_a_client_at_home_reads_through_ssh_what_it_may(
+    host: Host, tunnel: Callable[..., object]
+) -> None:
+    given = yaml.safe_load(recipe("variables: reader"))
+    converge = yaml.safe_load((Path(__file__).parents[1] / "converge.yml").read_text())
+    assert given.items() <= converge[0]["vars"].items()
+    (psql,) = re.findall(r"`(psql -h localhost [^`]*)`", DATABASES)
+    ask = psql.replace("shop", "guestbook") + " --no-password -XAtc %s"
+    with tunnel("anna"):
+        assert host.check_output(ask, "SELECT session_user") == "anna"
+        assert host.run(ask, "SELECT * FROM posts LIMIT 1").rc == 0
+        assert "permission denied" in host.run(ask, "DELETE FROM posts").stderr
+        another = host.run(ask.replace("-U anna", "-U guestbook"), "SELECT 1")
+        assert "Peer authentication failed" in another.stderr
+    # He may not, and she may to nothing else.
+    for user, words in (
+        ("ben", ()),
+        ("anna", ("-N -L 5433:/run/supervisor.sock",)),
+        ("anna", ("-N -L 5433:127.0.0.1:22",)),
+    ):
+        with tunnel(user, *words):
+            assert host.run(ask, "SELECT 1").rc != 0
+            log = host.check_output("journalctl --unit=tunnel --output=cat | tail -n 2")
+            assert "open failed" in log
 
 
 # What everybody may read: it holds no word of an app or of a visitor.

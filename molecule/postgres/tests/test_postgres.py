@@ -249,7 +249,7 @@ def test_memberships_are_as_asked(admin):
         "SELECT pg_get_userbyid(roleid) FROM pg_auth_members"
         " WHERE pg_get_userbyid(member) = 'shop-deploy'"
     )
-    assert sorted(names.split()) == ["shop-guests", "shop-owner"]
+    assert sorted(names.split()) == ["shop", "shop-guests", "shop-owner"]
 
 
 def test_the_extension_works_for_the_writer(query):

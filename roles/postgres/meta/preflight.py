@@ -59,6 +59,18 @@ def check_database_names(server: Server) -> Iterator[Problem]:
             yield Problem(variable, f"has a role named {name!r}, which is PostgreSQL's own")
 
 
+def check_passwords(server: Server) -> Iterator[Problem]:
+    """PostgreSQL takes any password but one that ends before it ends."""
+    for entry in entries(server, "postgres_roles"):
+        if "\0" in str(entry.get("password") or ""):
+            yield Problem(
+                told(server, entry.get("name"), "postgres_roles"),
+                f"has a password of {entry.get('name')!r} with a NUL in it, which PostgreSQL does"
+                " not take",
+                'make another one: python3 -c "import secrets; print(secrets.token_hex(32))"',
+            )
+
+
 def check_names(server: Server) -> Iterator[Problem]:
     for variable, kind in (("postgres_databases", "databases"), ("postgres_roles", "roles")):
         yield from check_twins(server, variable, kind)
@@ -236,4 +248,4 @@ def told(server: Server, name: Any, variable: str) -> str:
     return "app_name" if app and name in (app, f"{app}-owner", f"{app}-deploy") else variable
 
 
-CHECKS = (check_database_names, check_names, check_cluster, check_contents)
+CHECKS = (check_database_names, check_passwords, check_names, check_cluster, check_contents)
