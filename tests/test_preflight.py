@@ -1222,6 +1222,20 @@ def test_a_user_of_another_name_is_told_as_what_names_it() -> None:
     assert "'Anna Smith'" in problem.what
 
 
+@pytest.mark.parametrize("name", ["guestbook", "other"])
+def test_an_app_s_name_that_another_environment_has_on_a_server_without_apps(name: str) -> None:
+    facts = {"found": {"environments": {name: "staging", "blog": "prod"}}}
+    found = problems(groups=["db"], facts=facts, app_environment_name="prod")
+    if name == "other":
+        assert found == []
+        return
+    problem = the_only(found)
+    assert problem.variable == "app_name"
+    assert "'staging'" in problem.what
+    assert "rm /etc/carafe/guestbook.environment" in problem.command
+    assert problems(facts=facts, app_environment_name="staging") == []
+
+
 @pytest.mark.parametrize(
     ("group", "free"),
     [
@@ -1240,8 +1254,9 @@ def test_a_group_that_was_there_before(group: dict[str, Any], free: bool) -> Non
     [
         ({}, True),
         ({"other": ["index.html"]}, True),
-        ({"guestbook": ["archives", "bin", "cache"]}, True),
         ({"guestbook": ["app.py", "bin"]}, False),
+        # Names that an app of Carafe's has, too, are no mark of it.
+        ({"guestbook": ["archives", "bin", "cache"]}, False),
         ({"guestbook": ["(a file)"]}, False),
     ],
 )

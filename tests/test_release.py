@@ -1141,6 +1141,36 @@ def test_an_app_that_migrates_as_it_is_loaded_does_not_wait_for_long_either(app:
     assert (app.root / "said").read_text() == " -c lock_timeout=3s\n\n"
 
 
+# What a removal asks.
+
+
+def test_whoever_removes_an_app_learns_who_is_at_work_on_it(app: App) -> None:
+    app.step("idle", "a")
+    app.deploy("a")
+    app.step("begin", "b")
+    other = {"run": RUN_2, "break_lock": False}
+    with pytest.raises(Locked, match=r"ann@desk holds the lock of \S+ since .* deployment of b"):
+        app.step("idle", "", **other)
+    app.step("idle", "", **{**other, "break_lock": True})
+
+
+def test_a_run_notes_whose_the_place_is_before_it_makes_anything(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fact = app.root / "claims/shop.fact"
+    monkeypatch.setattr(release_settings, "CLAIMS", fact.parent)
+
+    def killed(_: Any, check: bool) -> list[str]:
+        if check:
+            return []
+        assert fact.read_text() == "{}"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(release_settings, "accounts", killed)
+    with pytest.raises(KeyboardInterrupt):
+        app.step("begin", "a", place={str(fact): ["{}", 0o644]})
+
+
 # What a failure says.
 
 

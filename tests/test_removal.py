@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import re
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +16,7 @@ import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 from ansible_collections.carafe.stack.plugins.module_utils import (
+    archive,
     certificates,
     claims,
     nginx,
@@ -338,3 +342,90 @@ def test_what_has_the_app_s_name_alone_goes_only_where_carafe_has_put_the_app(
     assert found & by_name == (by_name if local else set())
     assert "internal_tls" in found
     assert templar.template(templar.available_variables["remove_environment"]) == environment
+
+
+@pytest.mark.parametrize(("noted", "environment"), [({"shop": "staging"}, "staging"), ({}, "prod")])
+def test_another_environment_s_database_is_told_from_ours(noted: dict, environment: str) -> None:
+    """Where no app is, there is no fact of one: the first run of its stack has left a note."""
+    known = {"app_name": "shop", "app_environment_name": "prod"}
+    facts = {"ansible_facts": {"ansible_local": {}, "found": {"environments": noted}}}
+    templar = Templar(DataLoader(), {**WIRING, **play()["vars"], **known, **facts})
+    assert templar.template(templar.available_variables["remove_environment"]) == environment
+
+
+def test_what_all_roles_have_kept_and_removed_is_said_once() -> None:
+    registered = {
+        "__app_stopped": {"changes": ["stop x"]},
+        "__app_kept": {"changes": ["pack y"]},
+        "__app_removed": {"changes": ["stop x", "remove z"]},
+        "__postgres_kept": {"skipped": True},
+    }
+    known = {"app_name": "shop", "stack_has_database": True, "stack_has_internal_tls": True}
+    variables = {**WIRING, **play()["vars"], **known, "stack_cache": True, **registered}
+    templar = Templar(DataLoader(), variables)
+    found = templar.template(templar.available_variables["remove_changes"])
+    assert found == ["stop x", "pack y", "remove z"]
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    folder = tmp_path / "shared/media/a"
+    folder.mkdir(parents=True)
+    (folder / "picture").write_bytes(b"x" * 2000)
+    (folder / "link").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "pipe")
+    return tmp_path / "shared"
+
+
+def archive_of(folder: Path, check: bool = False) -> dict[str, Any]:
+    dest = folder.parent / "leaving/shared.tar"
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    wanted = {"folder": folder, "dest": dest, "user": user, "otherwise": "do without"}
+    return archive.make(wanted, check)
+
+
+def test_what_visitors_have_sent_is_packed_and_none_of_what_a_link_leads_to(shared: Path) -> None:
+    found = archive_of(shared)
+    (path,) = found["archives"]
+    assert re.fullmatch(r"pack .*/shared: 3 files, [\d.]+ KiB", found["changes"][0])
+    with tarfile.open(path) as tar:
+        names = {x.name: x for x in tar.getmembers()}
+        assert tar.extractfile("./media/a/picture").read() == b"x" * 2000
+    assert names["./media/a/link"].issym()
+    assert Path(path).stat().st_mode & 0o777 == 0o400
+    # Again, after a run that was cut short.
+    assert archive_of(shared)["archives"] == [path]
+
+
+def test_a_dry_run_says_how_much_would_be_packed(shared: Path) -> None:
+    found = archive_of(shared, check=True)
+    assert "3 files" in found["changes"][0]
+    assert not (shared.parent / "leaving").exists()
+
+
+def test_a_folder_with_nothing_in_it_makes_no_archive(tmp_path: Path) -> None:
+    (tmp_path / "shared/media").mkdir(parents=True)
+    assert archive_of(tmp_path / "shared")["archives"] == []
+    assert archive_of(tmp_path / "none") == {"changed": False, "changes": [], "archives": []}
+
+
+def test_what_does_not_fit_is_refused_before_anything_goes(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = SimpleNamespace(free=archive.ROOM + 4000)
+    monkeypatch.setattr(archive.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(Failure, match=r"no room to pack .* do without$"):
+        archive_of(shared)
+    assert not (shared.parent / "leaving").exists()
+
+
+def test_an_archive_that_is_not_whole_does_not_stay(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "defpath", str(shared.parent))
+    (shared.parent / "tar").write_text("#!/bin/sh\necho disk full >&2; exit 2\n")
+    (shared.parent / "tar").chmod(0o755)
+    monkeypatch.setenv("PATH", str(shared.parent))
+    with pytest.raises(Failure, match=r"could not be packed, and stays: disk full"):
+        archive_of(shared)
+    assert list((shared.parent / "leaving").iterdir()) == []

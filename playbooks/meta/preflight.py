@@ -103,6 +103,25 @@ def check_stack_name(server: Server) -> Iterator[Problem]:
         yield Problem("stack_name", f"is {name!r}, which is none of the groups {known}")
 
 
+def check_environment(server: Server) -> Iterator[Problem]:
+    """Two environments with an app of one name would overwrite each other's releases and data."""
+    app, ours = server.values.get("app_name"), server.values.get("app_environment_name")
+    kept = (server.facts.get("ansible_local") or {}).get(str(app))
+    noted = [(kept.get("environment"), "fact")] if isinstance(kept, Mapping) else []
+    # Where the app itself is not.
+    noted.append(((server.found.get("environments") or {}).get(str(app)), "environment"))
+    for theirs, kind in noted:
+        if theirs and ours and theirs != ours:
+            yield Problem(
+                "app_name",
+                f"is {app!r}, a name that the environment {theirs!r} has taken on {server.name};"
+                f" this one is {ours!r}",
+                "choose another app_name, or take the app over: sudo rm"
+                f" /etc/carafe/{app}.{kind} on {server.name}",
+            )
+            return
+
+
 def check_server_roles(server: Server) -> Iterator[Problem]:
     roles = role_names()
     for name in server.values.get("stack_server_roles") or []:
@@ -495,6 +514,7 @@ def number(kept: Mapping[str, Any], name: str) -> int:
 
 
 CHECKS = (
+    check_environment,
     check_contact,
     check_distribution,
     check_stack_name,

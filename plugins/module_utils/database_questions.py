@@ -42,7 +42,7 @@ QUESTIONS = {"others": OTHERS, "invalid": INVALID}
 # names alone, whatever the owner has the database look at first.
 FIRST = ("SET ROLE NONE", "SET search_path TO pg_catalog", f"SET statement_timeout TO '{SECONDS}s'")
 
-ON_THE_SERVER = "on the database's server: sudo -u postgres psql -xd <database> -c"
+ON_THE_SERVER = "on the database's server: sudo -u postgres psql -xc"
 LOOK = (
     "SELECT * FROM pg_stat_activity WHERE xact_start < now() - interval '3 s' ORDER BY xact_start"
 )

@@ -52,6 +52,11 @@ def claims(role: str) -> list[str]:
     return sorted(x.stem for x in ROOT.glob(f"etc/carafe/{role}.d/*.json"))
 
 
+def environments() -> dict[str, str]:
+    """Return which environment has claimed this server for an app that is on another one."""
+    return {x.stem: text(x).strip() for x in sorted(ROOT.glob("etc/carafe/*.environment"))}
+
+
 def accounts() -> dict[str, Any]:
     users = {
         x.pw_name: {
@@ -411,6 +416,7 @@ def look() -> dict[str, Any]:
     return {
         "mounts": mounts(),
         **accounts(),
+        "environments": environments(),
         "folders": folders(),
         "units": units(),
         "listeners": listeners(),

@@ -389,13 +389,19 @@ def limits(app: dict[str, Any]) -> list[File]:
 
 def place(app: dict[str, Any], check: bool) -> list[str]:
     """Make the users, folders and commands of the app; return what changed."""
-    changed = accounts(app, check)
+    texts = {
+        Path(x): File(Path(x), mode=mode, content=text.encode())
+        for x, (text, mode) in app["place"].items()
+    }
+    # Refuses what is somebody's.
+    accounts(app, check=True)
+    # Before all else: it tells what a run that is cut short leaves from what somebody has there.
+    first = [file for path, file in texts.items() if path.parent == CLAIMS]
+    changed = file_set.write(file_set.with_parents(first), check).paths
+    changed += accounts(app, check)
     wanted = [
         *(Folder(Path(x), *owned, mode) for x, (mode, *owned) in folders(app).items()),
-        *(
-            File(Path(x), mode=mode, content=text.encode())
-            for x, (text, mode) in app["place"].items()
-        ),
+        *(file for file in texts.values() if file not in first),
     ]
     changed += file_set.write(file_set.with_parents(wanted), check).paths
     changed += uploads.open_to_web(app, check)

@@ -31,11 +31,23 @@ options:
       - V(finish) ends a release that serves well, after V(workers) unless that was taken before.
       - V(revert) and V(report_failure) undo what this run has done; the latter returns why, as
         RV(says).
-      - V(list) only reads, and so does V(runs), of the schedules.
+      - V(list) only reads, and so does V(runs), of the schedules. V(idle) tells whether a run is at
+        work.
     type: str
     required: true
     choices:
-      [begin, choose, prepare, gate, hook, workers, finish, revert, report_failure, list, runs]
+      - begin
+      - choose
+      - prepare
+      - gate
+      - hook
+      - workers
+      - finish
+      - revert
+      - report_failure
+      - list
+      - runs
+      - idle
   app:
     description: What the role app knows of the app and of this run.
     type: dict
@@ -92,7 +104,7 @@ plan:
 lock:
   description: The run that has the lock, when another one has it.
   type: dict
-  returned: V(begin) and V(choose)
+  returned: V(begin), V(choose) and V(idle)
 says:
   description: Why the release does not serve, what does, and what to run next.
   type: str
@@ -119,10 +131,10 @@ from ansible_collections.carafe.stack.plugins.module_utils.words import escaped
 
 STEPS = (
     *("begin", "choose", "prepare", "gate", "hook", "workers", "finish"),
-    *("revert", "report_failure", "list", "runs"),
+    *("revert", "report_failure", "list", "runs", "idle"),
 )
 # What a dry run may call. The others have nothing to look at without what they would have made.
-READ = ("begin", "choose", "workers", "list", "runs")
+READ = ("begin", "choose", "workers", "list", "runs", "idle")
 
 
 def run(app: release_steps.Release, params: dict) -> None:
@@ -130,6 +142,8 @@ def run(app: release_steps.Release, params: dict) -> None:
     step = params["step"]
     if step == "list":
         app.output["table"] = app.listing() if app.root.exists() else []
+    elif step == "idle":
+        app.refuse()
     elif step == "runs":
         folder = schedule_runs.history(app.root)
         names = schedule_runs.scheduled(app.app["name"], app.root)
@@ -160,7 +174,7 @@ def changed(app: release_steps.Release, step: str) -> bool:
         return not output["live"] or bool(output["place"])
     if step == "workers":
         return bool(output["workers"] or output.get("schedules"))
-    return step not in ("list", "runs")
+    return step not in ("list", "runs", "idle")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -298,12 +299,14 @@ def test_one_of_them_goes_and_leaves_nothing(
     site: Callable[..., requests.Response],
 ) -> None:
     """Killed on the way, the same command goes on; no request of the other two is lost."""
+    host.check_output("echo sent by a visitor >/srv/shop/shared/letter")
     there = seen(host)
     unconfirmed = project.begin("remove", "-e", "app_confirm=shops")
     said, _ = unconfirmed.communicate()
     assert unconfirmed.returncode == 2, said
     assert "Nothing was touched. app_confirm is shops" in said
     assert "drop database shop" in said
+    assert "pack /srv/shop/shared: 1 file, 18 bytes" in said
     assert seen(host) == there
     assert site("/", host="shop.test").status_code == 200
     with Visitors(site) as visitors:
@@ -319,9 +322,12 @@ def test_one_of_them_goes_and_leaves_nothing(
         project.run("remove", "-e", "app_confirm=shop")
     assert visitors.failures == []
     assert seen(host) == before
-    # What was in its database is here, for those who removed it.
+    # What was in its database and its folders is here, for those who removed it.
     dumps = project.folder / "shop-prod-dump"
-    assert {x.read_bytes()[:5] for x in dumps.iterdir()} == {b"PGDMP"}
+    assert {x.read_bytes()[:5] for x in dumps.glob("*.dump")} == {b"PGDMP"}
+    (shared,) = dumps.glob("*-shared.tar")
+    with tarfile.open(shared) as tar:
+        assert tar.extractfile("./letter").read() == b"sent by a visitor\n"
     assert dumps.stat().st_mode & 0o77 == 0
     again = project.run("remove", "-e", "app_confirm=shop")
     assert changed(again) == []

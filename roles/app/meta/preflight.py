@@ -39,11 +39,6 @@ MEMORY = re.compile(r"(100|[1-9][0-9]?)%|[1-9][0-9]*[KMGT]?")
 SETTING, SETTING_VALUE = re.compile(r"[A-Z][A-Za-z]+"), re.compile(r"[^\[{\n][^\n]*|")
 FIRST_PERSON = 1000  # from this uid on Debian counts people (adduser's FIRST_UID)
 SRV = Path("/srv")
-# What a run that was cut short may have made.
-OF_AN_APP = {
-    *("archives", "bin", "cache", "current", "home", "logs", "python", "releases", "serving"),
-    *("settings", "shared", "state", "uv", "venvs"),
-}
 LINUX_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,30}")  # stricter than useradd's own rule
 
 # Users and groups of Debian's base-passwd and of packages that share a server with an app.
@@ -198,21 +193,6 @@ def check_sandbox(server: Server) -> Iterator[Problem]:
             )
 
 
-def check_owner(server: Server) -> Iterator[Problem]:
-    """Two environments that deploy an app of one name would overwrite each other's releases."""
-    app, ours = server.values.get("app_name"), server.values.get("app_environment_name")
-    kept = (server.facts.get("ansible_local") or {}).get(str(app))
-    theirs = kept.get("environment") if isinstance(kept, Mapping) else None
-    if theirs and ours and theirs != ours:
-        yield Problem(
-            "app_name",
-            f"is {app!r}, a name that the environment {theirs!r} has taken on {server.name};"
-            f" this one is {ours!r}",
-            "choose another app_name, or take the app over: remove"
-            f" /etc/carafe/{app}.fact on {server.name}",
-        )
-
-
 def check_accounts(server: Server) -> Iterator[Problem]:
     """A person's account, or another program's, would be taken for the app's."""
     app, root = server.values.get("app_name"), server.values.get("app_root")
@@ -226,7 +206,7 @@ def check_accounts(server: Server) -> Iterator[Problem]:
         if name in RESERVED_USERS.split() or name == server.values.get("ansible_user"):
             continue
         user, group = users.get(name), groups.get(name)
-        # As a run that was cut short has made it.
+        # As a run of an older Carafe that was cut short has made it.
         if user and not (user["home"] == root and user["shell"] == "/usr/sbin/nologin"):
             person = f", {user['gecos']!r}" if user["gecos"] else ""
             yield Problem(
@@ -247,7 +227,10 @@ def check_accounts(server: Server) -> Iterator[Problem]:
 
 
 def is_known(server: Server) -> bool:
-    """Tell whether the app has been put on this server, by whichever environment."""
+    """Tell whether the app has been put on this server, by whichever environment.
+
+    A run notes it before it makes anything, so that one that was cut short has noted it, too.
+    """
     return str(server.values.get("app_name")) in (server.facts.get("ansible_local") or {})
 
 
@@ -257,7 +240,7 @@ def check_places(server: Server) -> Iterator[Problem]:
     if is_known(server):
         return
     names = (server.found.get("folders") or {}).get(root.name) if root.parent == SRV else None
-    if names and not {*names} <= OF_AN_APP:
+    if names:
         yield Problem(
             "app_root" if root.name != app else "app_name",
             f"would have the app in {root}, a folder that {server.name} has already, and not from"
@@ -339,7 +322,6 @@ CHECKS = (
     check_domains,
     check_names,
     check_environments,
-    check_owner,
     check_accounts,
     check_places,
     check_tasks,
