@@ -128,5 +128,5 @@ def test_an_app_without_a_driver_is_told_how_to_look(
     database_questions.main()
     said = capsys.readouterr()
     assert "on the database's server: sudo -u postgres psql" in said.out
-    assert "has none of no_such_driver" in said.err
+    assert "has none of no_such_driver" in said.out
     assert "hush" not in said.out + said.err

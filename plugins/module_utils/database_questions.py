@@ -48,15 +48,17 @@ LOOK = (
 )
 
 
-def said(question: str, lines: list[str] | None) -> str:
-    """Return what there is to say of an answer; None is none."""
-    if question == "invalid":
-        first = (
-            "A migration that ended half-way has left indexes, which are not valid. Remove them:"
+def said(question: str, lines: list[str] | str) -> str:
+    """Return what there is to say of an answer, or of why there is none."""
+    if isinstance(lines, str):
+        return (
+            f'{lines} Who is in the way, PostgreSQL says {ON_THE_SERVER} "{LOOK}"'
+            if question == "others"
+            else ""
         )
+    if question == "invalid":
+        first = "A migration that ended half-way has left invalid indexes. Remove them:"
         return shown(first, [f"DROP INDEX CONCURRENTLY {x};" for x in lines]) if lines else ""
-    if lines is None:
-        return f'Who is in the way, PostgreSQL says {ON_THE_SERVER} "{LOOK}"'
     if not lines:
         return "Nobody has a transaction there any more that is older than a moment."
     first = (
@@ -100,8 +102,8 @@ def by_asyncpg(driver, url: str, question: str) -> list[str]:
 DRIVERS = {"psycopg": by_libpq, "psycopg2": by_libpq, "asyncpg": by_asyncpg}
 
 
-def ask(url: str, question: str) -> list[str] | None:
-    """Ask by the first driver that the app has, or return None where nobody answers."""
+def ask(url: str, question: str) -> list[str] | str:
+    """Ask by the first driver that the app has, or return why nobody answers."""
     # A migration's own, whose patience ends sooner.
     os.environ.pop("PGOPTIONS", None)
     for name, way in DRIVERS.items():
@@ -113,10 +115,8 @@ def ask(url: str, question: str) -> list[str] | None:
             return way(driver, url, QUESTIONS[question])
         except Exception as error:
             # Its words may have a part of the URL in them.
-            print(f"{name} got no answer: {type(error).__name__}", file=sys.stderr)
-            return None
-    print(f"Nothing to ask by: the app has none of {', '.join(DRIVERS)}.", file=sys.stderr)
-    return None
+            return f"{name} got no answer of the database ({type(error).__name__})."
+    return f"The app has none of {', '.join(DRIVERS)} to ask the database by."
 
 
 def main() -> None:

@@ -104,5 +104,5 @@ def ask(database: str, question: str) -> str:
         answer = run("runuser", "-u", "postgres", "--", *only, *words).splitlines()
     except CommandFailed:
         # It is what helps, and no reason of its own.
-        answer = None
+        answer = "The database does not answer."
     return said(question, answer)

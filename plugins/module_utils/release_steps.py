@@ -287,12 +287,14 @@ class Release(State):
         """
         if self.app["database"]:
             return migrations.ask(self.app["database"], question)
-        program = programs.FOLDER / "database-questions"
+        program, size = programs.FOLDER / "database-questions", self.log_path.stat().st_size
         try:
-            answer = self.as_migrator(f"python {program} {question}", limit="step")
+            return self.as_migrator(f"python {program} {question}", limit="step").strip()
         except Failure:
             return ""
-        return answer.strip()
+        finally:
+            # It is said below the log's end.
+            os.truncate(self.log_path, size)
 
     def between(self, older: str, newer: str, code: str) -> list[str]:
         """Return a line for each migration from one to another, told by the newer code."""
