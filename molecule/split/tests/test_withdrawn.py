@@ -4,7 +4,6 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from testinfra.host import Host
 
 ROLES = ("db", "app-1", "app-2", "web")
