@@ -179,6 +179,19 @@ def test_a_limit_and_a_missing_group_do_not_matter(inventory: Environment) -> No
     assert inventory.said(hosts, limit="b", groups=("app",), **variables) == ""
 
 
+@pytest.mark.skipif(not on_debian(), reason="the server of this test is this machine")
+def test_a_database_s_server_that_is_left_out_is_asked_all_the_same(inventory: Environment) -> None:
+    hosts = {
+        name: {**HERE, "private_address": f"10.0.0.{x}"} for x, name in ((1, "one"), (2, "two"))
+    }
+    variables = {"certificates_source": "ca", **SMALL, **SECRETS}
+    status, said = inventory.run(hosts, "--check", "--limit=two", **variables)
+    assert status == 0, said
+    assert "ok: [two -> one]" in said
+    status, said = inventory.run(hosts, "--check", **variables)
+    assert "[two -> one]" not in said
+
+
 def test_a_missing_database_server_is_told_in_words(inventory: Environment) -> None:
     hosts = {name: {"private_address": f"10.0.0.{i}"} for i, name in enumerate("ab", 1)}
     said = inventory.said(hosts, groups=("app",), **SECRETS)
