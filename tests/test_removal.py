@@ -28,7 +28,7 @@ from ansible_collections.carafe.stack.plugins.module_utils.commands import Failu
 from ansible_collections.carafe.stack.plugins.modules import nginx_info
 from conftest import ROLES, ROOT, load_yaml
 
-WIRING = load_yaml(ROOT / "playbooks/group_vars/all/stack.yml")
+WIRING = {**load_yaml(ROOT / "playbooks/group_vars/all/stack.yml"), "stack_has_backup": True}
 
 
 class Supervisord:
