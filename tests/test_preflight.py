@@ -29,7 +29,7 @@ GOOD: dict[str, Any] = {
     "app_environment_name": "prod",
     "backup_key": "k" * 40,
     "backup_owner": "guestbook",
-    "backup_repository": "/mnt/backup",
+    "backup_repository": "/mnt/copies",
     "app_domains": ["example.com", "localhost", "192.0.2.1", "[2001:db8::1]", "xn--bcher-kva.de"],
     "app_secret_key": "0123456789abcdef0123456789abcdef",
     "app_environment": {"DATABASE_URL": "postgresql:///x", "_a1": ""},
