@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ CREATE TABLE IF NOT EXISTS carafe_backup.markers (at timestamptz PRIMARY KEY);
 DELETE FROM carafe_backup.markers WHERE at < clock_timestamp() - interval '3 days';
 INSERT INTO carafe_backup.markers VALUES (clock_timestamp());
 """
+LEAST = 16 << 20  # bytes that a folder must have left
 POINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -80,6 +82,7 @@ def database(kind: str) -> tuple[str, dict[str, Any]]:
     """Make a backup of the cluster, and look at all that is in the repository."""
     setup = backup_repository.setup()
     backup_repository.check_place(setup)
+    room(setup)
     with alone():
         began = time.time()
         done = pgbackrest(setup, "backup", f"--type={kind}", check=False)
@@ -103,12 +106,27 @@ def database(kind: str) -> tuple[str, dict[str, Any]]:
         return f"{newest['type']} backup {newest['label']}, {size(bytes_)}", found
 
 
+def room(setup: dict[str, Any]) -> None:
+    """Refuse where a folder is full: pgBackRest would wait for a minute, and say something else."""
+    place = backup_repository.parse(setup["repository"])
+    if place.kind == "folder" and shutil.disk_usage(place.path).free < LEAST:
+        raise Failure(
+            f"{place.path} is full. See by what: df -h {place.path}; make room there, or lower"
+            " backup_retention_days in group_vars and run site with --tags backup"
+        )
+
+
 def explained(text: str) -> str:
     """Return what pgBackRest says with what it means: it names neither a key nor a full disk."""
     if "[029]" in text or "[031]" in text or "cipher" in text.lower():
         return (
             f"{text} Mostly backup_key is not the one that the repository was made with. Put the"
             " former one back in the vault, and run site with --tags backup"
+        )
+    if "[082]" in text:
+        return (
+            f"{text} PostgreSQL cannot archive. See why: journalctl -u 'postgresql@*'; and whether"
+            " the place is full, or cannot be reached"
         )
     if "No space left" in text or "[064]" in text:
         return f"{text} See whether the place is full (df -h), and lower backup_retention_days"

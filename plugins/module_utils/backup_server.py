@@ -280,7 +280,14 @@ def items(
             where = folder / user
             found.append(Folder(where, user, user, 0o700))
             found.append(
-                File(where / "id", user, user, 0o600, given["ssh_key"].encode(), sensitive=True)
+                File(
+                    where / "id",
+                    user,
+                    user,
+                    0o600,
+                    f"{given['ssh_key'].strip()}\n".encode(),
+                    sensitive=True,
+                )
             )
             hosts = "".join(f"{line}\n" for line in given["ssh_known_hosts"])
             found.append(File(where / "known_hosts", user, user, 0o600, hosts.encode()))

@@ -273,21 +273,24 @@ def activate(module: Module) -> dict:
             return report(["begin the first backup"])
         setup = backup_repository.setup()
         made = json.dumps([setup["repository"], setup["stanza"]])
-        if setup["database"] and files.read(MADE) != made:
-            changes.append(f"make {setup['stanza']} in {setup['repository']}")
-            if not check:
+        is_new = files.read(MADE) != made
+        if is_new:
+            changes.append(f"make {setup['stanza'] or 'a place'} in {setup['repository']}")
+            if not check and setup["database"]:
                 make_stanza(setup)
-                files.write(MADE, made, 0o640)
         if timers := due_timers():
             changes += [f"start {name}" for name in timers]
             if not check:
                 run("systemctl", "daemon-reload")
                 run("systemctl", "enable", *timers)
                 run("systemctl", "restart", *timers)
-        for what, unit in first(setup, given["owner"]):
+        for what, unit in first(setup, given["owner"], is_new):
             changes.append(f"begin the first backup, {what}")
             if not check:
                 run("systemctl", "start", "--no-block", unit)
+        # Last, so that a run that was cut short is made up for.
+        if is_new and not check:
+            files.write(MADE, made, 0o640)
     return report(changes)
 
 
@@ -301,15 +304,15 @@ def make_stanza(setup: dict) -> None:
         )
 
 
-def first(setup: dict, owner: str) -> list[tuple[str, str]]:
-    """Return what has never been stored, with its unit; one that is at work is not begun twice."""
+def first(setup: dict, owner: str, is_new: bool) -> list[tuple[str, str]]:
+    """Return what has never been stored there, with its unit, unless that is at work already."""
     units = [("database-full", "carafe-backup-full.service")] * bool(setup["database"])
     if (backup_server.UNITS / f"carafe-backup-files-{owner}.service").exists():
         units.append((f"files-{owner}", f"carafe-backup-files-{owner}.service"))
     return [
         (what, unit)
         for what, unit in units
-        if backup_state.read(what) is None
+        if (is_new or backup_state.read(what) is None)
         and ask("systemctl", "is-active", unit).stdout.strip() != "activating"
     ]
 

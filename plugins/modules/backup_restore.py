@@ -12,13 +12,14 @@ description:
     connection breaks. V(switch) gives the two each other's names, which takes a moment.
   - What a restore has replaced is kept. V(undo) makes it live again, V(drop) removes it.
   - V(cancel) gives up what was prepared and not switched.
+  - V(reconnect) restarts what runs of the app, whose connections have ended with the switch.
   - V(recover) and V(recover_files) bring the data of a server that is gone onto a new one.
 author: [Carafe (@carafe)]
 options:
   stage:
     description: What to do.
     type: str
-    choices: [plan, prepare, switch, undo, drop, cancel, recover, recover_files]
+    choices: [plan, prepare, switch, reconnect, undo, drop, cancel, recover, recover_files]
     required: true
   owner:
     description: Whose data it is.
@@ -71,14 +72,27 @@ changes:
   returned: success
 """
 
+import xmlrpc.client  # nosec B411
+from pathlib import Path
+
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options
 
-from ..module_utils import backup_recover, backup_repository, backup_restore, backup_state
+from ..module_utils import (
+    backup_recover,
+    backup_repository,
+    backup_restore,
+    backup_state,
+    supervisord,
+)
 from ..module_utils.backup_target import shown
 from ..module_utils.commands import Failure, ask
 from ..module_utils.postgresql_server import report
 
-STAGES = ("plan", "prepare", "switch", "undo", "drop", "cancel", "recover", "recover_files")
+STAGES = (
+    *("plan", "prepare", "switch", "reconnect", "undo", "drop", "cancel"),
+    *("recover", "recover_files"),
+)
+PROGRAMS = Path("/etc/supervisor/conf.d")
 ARGUMENTS = {
     "stage": choice(*STAGES, required=True),
     "owner": {"type": "str", "required": True},
@@ -150,6 +164,30 @@ def switch(given: dict, check: bool) -> dict:
     return report(["switch", *(f"keep {x}" for x in moved)])
 
 
+def reconnect(given: dict, check: bool) -> dict:
+    """Restart the app's programs, one after the other: a pool of theirs has dead connections."""
+    owner, done = given["owner"], []
+    if not (PROGRAMS / f"{owner}.conf").exists():
+        return report([])
+    try:
+        rpc = supervisord.connect()
+        for info in rpc.getAllProcessInfo():
+            mine = info["group"] == owner or info["group"].startswith(f"{owner}.")
+            if not mine or not info["pid"]:
+                continue
+            process = f"{info['group']}:{info['name']}"
+            done.append(f"restart {process}")
+            if not check:
+                supervisord.stop(rpc, process)
+                rpc.startProcess(process, True)
+    except (OSError, xmlrpc.client.Fault) as error:
+        raise Failure(
+            f"The data is switched, and supervisord does not restart {owner}: {error}. Do it:"
+            f" supervisorctl restart {owner}:*"
+        ) from None
+    return report(done)
+
+
 def back(given: dict, check: bool) -> dict:
     act = backup_restore.undo if given["stage"] == "undo" else backup_restore.drop
     if check:
@@ -178,6 +216,7 @@ def recover_files(given: dict, check: bool) -> dict:
 
 WORK = {
     **{"plan": plan, "prepare": prepare, "switch": switch, "cancel": cancel},
+    "reconnect": reconnect,
     **{"recover": recover, "recover_files": recover_files},
 }
 

@@ -19,8 +19,8 @@ systemctl daemon-reload
 @pytest.fixture(scope="module")
 def lost(host, admin, called, job, converge):
     """Have a new server in the place of the one that is gone; return the name of that one."""
-    admin('SET ROLE "shop-owner"; CREATE TABLE IF NOT EXISTS survivors (text text)')
-    admin("INSERT INTO survivors VALUES ('stored')")
+    admin('SET ROLE "shop-owner"; CREATE TABLE IF NOT EXISTS public.survivors (text text)')
+    admin("INSERT INTO public.survivors VALUES ('stored')")
     assert job("files-shop")["result"] == "ok"
     called("backup_jobs.switch(backup_jobs.backup_repository.setup())")
     name = host.check_output("hostname")
@@ -37,7 +37,7 @@ def test_a_new_server_takes_over(host, lost, admin, converge, called, first_stor
     assert f"Say which: -e restore_from={lost}-" in said
     changed, said = converge(backup_restore_from=lost)
     assert changed > 0, said
-    assert admin("SELECT text FROM survivors ORDER BY 1 LIMIT 1") == "stored"
+    assert admin("SELECT text FROM public.survivors ORDER BY 1 LIMIT 1") == "stored"
     assert host.file("/srv/shop/shared/uploads/photo.jpg").size == 100000
     # It stores in a place of its own, from the moment on at which it took over.
     first_stored()

@@ -1,0 +1,44 @@
+"""Another host as the place, by sftp: what Debian 12's pgBackRest does not know."""
+
+import pytest
+
+# Its key may do that and nothing else.
+STORE = """
+set -e
+useradd --system --create-home --home-dir /srv/store store
+test -f /root/store || ssh-keygen -q -t ed25519 -N '' -f /root/store
+install -d -o store -g store -m 0700 /srv/store/.ssh /srv/store/backups
+(printf 'restrict,command="internal-sftp" '; cat /root/store.pub) >/srv/store/.ssh/authorized_keys
+chown store: /srv/store/.ssh/authorized_keys
+"""
+
+
+@pytest.fixture(scope="module")
+def another_host(host, converge, first_stored):
+    """Have everything stored by sftp, and afterwards as before."""
+    host.check_output(STORE)
+    known = host.check_output("ssh-keyscan 127.0.0.1 2>/dev/null")
+    changed, said = converge(
+        backup_repository="sftp://store@127.0.0.1/srv/store/backups",
+        backup_ssh_key=f"{host.check_output('cat /root/store')}\n",
+        backup_ssh_known_hosts=known.splitlines(),
+    )
+    assert changed > 0, said
+    first_stored()
+    yield
+    changed, said = converge()
+    assert changed > 0, said
+    first_stored()
+
+
+def test_all_of_it_is_stored_there_and_comes_back(host, another_host, converge, job):
+    assert host.run("ls /srv/store/backups/pgbackrest/backup/*/backup.info").rc == 0
+    assert host.run("ls /srv/store/backups/files/shop/config").rc == 0
+    left = job("drill")
+    assert left["result"] == "ok", left
+
+
+@pytest.mark.parametrize(("user", "path"), [("postgres", "postgres"), ("root", "root")])
+def test_nobody_else_reads_the_key(host, another_host, converge, user, path):
+    file = host.file(f"/etc/carafe/backup/{path}/id")
+    assert (file.user, file.mode) == (user, 0o600)
