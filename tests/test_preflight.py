@@ -1019,7 +1019,7 @@ def test_what_the_playbooks_take_has_the_default_of_their_wiring() -> None:
 def test_a_server_gets_only_roles_that_there_are() -> None:
     problem = the_only(problems(stack_server_roles=["hardening", "ssh"]))
     assert problem.variable == "stack_server_roles"
-    assert "has 'ssh', and the roles are app, " in problem.what
+    assert "has 'ssh', and the roles are alerts, app, " in problem.what
 
 
 def with_sites(*sites: dict[str, Any], https: bool = True) -> list[Problem]:

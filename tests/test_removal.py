@@ -28,7 +28,10 @@ from ansible_collections.carafe.stack.plugins.module_utils.commands import Failu
 from ansible_collections.carafe.stack.plugins.modules import nginx_info
 from conftest import ROLES, ROOT, load_yaml
 
-WIRING = {**load_yaml(ROOT / "playbooks/group_vars/all/stack.yml"), "stack_has_backup": True}
+WIRING = {
+    **load_yaml(ROOT / "playbooks/group_vars/all/stack.yml"),
+    **{"stack_has_backup": True, "stack_alerts": True},
+}
 
 
 class Supervisord:
@@ -285,16 +288,20 @@ def test_nginx_has_the_sites_and_settings_of_those_who_stay(sites: Path) -> None
     assert nothing == {"changed": False, "absent": []}
 
 
+SWITCHES = (
+    *("stack_has_database", "stack_has_internal_tls", "stack_has_backup"),
+    *("stack_cache", "stack_alerts"),
+)
+
+
 def order(**variables: Any) -> list[str]:
     play = next(x for x in load_yaml(ROOT / "playbooks/remove.yml") if "vars" in x)
-    known = {"stack_has_database": True, "stack_has_internal_tls": True, "stack_cache": True}
+    known = dict.fromkeys(SWITCHES, True)
     templar = Templar(DataLoader(), {**WIRING, **known, **play["vars"], **variables})
     return templar.template(templar.available_variables["remove_roles"])
 
 
-@pytest.mark.parametrize(
-    "less", ["", "stack_has_internal_tls", "stack_has_database", "stack_cache"]
-)
+@pytest.mark.parametrize("less", ["", "has_internal_tls", "has_database", "cache", "alerts"])
 def test_roles_let_go_from_what_visitors_reach_to_what_it_builds_on(less: str) -> None:
     found = order(**{f"stack_{less}": False})
     # Whatever the inventory says now, it may have had once.
@@ -333,7 +340,7 @@ def test_what_has_the_app_s_name_alone_goes_only_where_carafe_has_put_the_app(
     tasks = {x["name"]: x for x in play()["tasks"]}
     known = {"app_name": "shop", "app_environment_name": "prod", "stack_cache": True}
     facts = {"ansible_facts": {"ansible_local": local}}
-    more = {"stack_has_database": True, "stack_has_internal_tls": True}
+    more = dict.fromkeys(SWITCHES, True)
     templar = Templar(DataLoader(), {**WIRING, **play()["vars"], **known, **facts, **more})
     loop = next(x["loop"] for x in tasks.values() if "loop" in x)
     found = set(templar.template(trust_as_template(loop)))

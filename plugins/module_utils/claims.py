@@ -57,7 +57,7 @@ def stored(folder: Path, owner: str) -> Any | None:
         return None
 
 
-def claim(folder: Path, owner: str, data: Any, check: bool = False) -> bool:
+def claim(folder: Path, owner: str, data: Any, check: bool = False, mode: int = 0o644) -> bool:
     """Write an owner's claim, or remove it where it is None; return whether that is a change."""
     path = folder / f"{owner}.json"
     if text(data) == (files.read(path) or ""):
@@ -65,7 +65,7 @@ def claim(folder: Path, owner: str, data: Any, check: bool = False) -> bool:
     if not check and data is None:
         path.unlink()
     elif not check:
-        files.write(path, text(data))
+        files.write(path, text(data), mode)
     return True
 
 

@@ -51,10 +51,13 @@ def history() -> list[dict[str, Any]]:
         return []
 
 
-def look(history: Sequence[Mapping[str, Any]] = (), now: float | None = None) -> list[Row]:
+def look(
+    history: Sequence[Mapping[str, Any]] = (), now: float | None = None, more: Iterable[Probe] = ()
+) -> list[Row]:
     """Return all rows. What cannot be looked at is a row too, and hides none of the others."""
     found: list[Row] = []
-    for app, name, probe in probes(history, time.time() if now is None else now):
+    now = time.time() if now is None else now
+    for app, name, probe in (*probes(history, now), *more):
         try:
             found += list(probe())
         # Whatever it is, the rest is to be seen: people look here when things are broken.

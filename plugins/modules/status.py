@@ -13,7 +13,7 @@ description:
   - >-
     Of an app, that is what serves, how its last run ended, its slots, background workers and
     schedules, and whether it is in maintenance; of the server, backups, PostgreSQL, units,
-    certificates, disks, memory, upgrades, restarts that are due, the clock and bans.
+    certificates, disks, memory, upgrades, restarts that are due, the clock, bans and alerts.
   - >-
     It changes nothing and asks nobody outside of the server. What cannot be looked at is yellow,
     and hides nothing else.
@@ -61,13 +61,18 @@ rows:
     - {what: slot 0, app: shop, level: green, says: "healthy, up for 3 d", next: ""}
 """
 
+import time
+
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module
 
-from ..module_utils import status
+from ..module_utils import alerts, status
 
 
 def look() -> dict:
-    return {"changed": False, "rows": [x.to_dict() for x in status.look(status.history())]}
+    now = time.time()
+    more = [("", "alerts", lambda: alerts.rows(now))]
+    rows = status.look(status.history(), now, more)
+    return {"changed": False, "rows": [x.to_dict() for x in rows]}
 
 
 def main() -> None:
