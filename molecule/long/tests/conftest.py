@@ -44,7 +44,7 @@ def serves(url: Callable[[], str]) -> Callable[[], float]:
         began = time.monotonic()
         while True:
             with contextlib.suppress(requests.RequestException):
-                if requests.get(f"{url()}/readyz", timeout=5).ok:
+                if requests.get(f"{url()}/query/0", timeout=5).ok:
                     return time.monotonic() - began
             assert time.monotonic() < began + LONG, "it does not serve again"
             time.sleep(0.05)

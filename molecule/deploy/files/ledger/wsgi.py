@@ -17,6 +17,11 @@ def tell_release(response):
     return response
 
 
+@app.errorhandler(psycopg.OperationalError)
+def no_database(error):
+    return "come back soon\n", 503, {"Retry-After": "5"}
+
+
 @app.get("/")
 def home():
     return "a ledger\n"
