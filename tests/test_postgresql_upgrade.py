@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from ansible_collections.carafe.stack.plugins.module_utils import found, postgresql_upgrade
+from ansible_collections.carafe.stack.plugins.module_utils import (
+    backup_state,
+    found,
+    postgresql_upgrade,
+)
 
 HAD = {"shop": {"r": [3, 4096], "S": [1, 0]}, 'it\'s "strange"': {"v": [2, 0]}}
 
@@ -103,15 +107,48 @@ def test_whose_a_cluster_is_after_an_upgrade_of_debian(
     ("files", "ended"),
     [
         ({}, 0),
-        ({"database-full": '{"last_ok": 5.5}', "database-incr": '{"last_ok": 7}'}, 7),
-        ({"database-full": '{"last_ok": null}', "files-shop": '{"last_ok": 9}'}, 0),
+        (
+            {
+                "database-full": '{"ended": 6, "last_ok": 5.5}',
+                "database-incr": '{"ended": 7, "last_ok": 7}',
+            },
+            7,
+        ),
+        (
+            {
+                "database-full": '{"ended": 9, "last_ok": null}',
+                "files-shop": '{"ended": 9, "last_ok": 9}',
+            },
+            0,
+        ),
         ({"database-full": "no json"}, 0),
     ],
 )
 def test_when_there_was_a_backup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], ended: float
 ) -> None:
-    monkeypatch.setattr(postgresql_upgrade, "BACKUPS", tmp_path)
+    monkeypatch.setattr(backup_state, "STATE", tmp_path)
     for name, text in files.items():
         (tmp_path / f"{name}.json").write_text(text)
     assert postgresql_upgrade.backed_up() == ended
+
+
+def test_the_way_back_has_the_backups_of_the_former_version_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, setup = tmp_path / "pgbackrest", tmp_path / "setup.json"
+    folder.mkdir()
+    monkeypatch.setattr(postgresql_upgrade, "BACKED_UP_BY", (folder, setup, tmp_path / "none"))
+    monkeypatch.setattr(postgresql_upgrade, "KEPT", tmp_path / "kept")
+    (folder / "stanza-1").write_text("web-15\n")
+    setup.write_text("15")
+    setup.chmod(0o600)
+    postgresql_upgrade.keep_what_backups_go_by()
+    (folder / "stanza-1").write_text("web-17\n")
+    setup.write_text("17")
+    postgresql_upgrade.bring_back_what_backups_go_by()
+    assert ((folder / "stanza-1").read_text(), setup.read_text()) == ("web-15\n", "15")
+    assert setup.stat().st_mode & 0o777 == 0o600
+    assert not (tmp_path / "kept").exists()
+    # An upgrade of a server that had no backups brings none back.
+    postgresql_upgrade.bring_back_what_backups_go_by()

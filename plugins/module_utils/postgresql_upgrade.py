@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import files, found, postgresql_config
+from . import backup_repository, backup_state, files, found, postgresql_config
 from .commands import Failure, ask, run
 from .postgresql_server import Server, Session, one_line, psycopg2, sql
 
 STATE = Path("/var/lib/carafe/postgres-upgrade.json")
-BACKUPS = Path("/var/lib/carafe/backup")
+# What its backups go by: another version has others, and the way back wants these again.
+BACKED_UP_BY = (backup_repository.PGBACKREST.parent, backup_repository.SETUP)
+KEPT = Path("/var/lib/carafe/postgres-upgrade")
 CREATE = Path("/etc/postgresql-common/createcluster.d/zz-carafe-upgrade.conf")
 # Whatever a server's new clusters are made with, pg_upgrade wants the former one's.
 LIKE_THE_FORMER = "# For the time of an upgrade, by Carafe.\ninitdb_options = ''\n"
@@ -84,11 +86,8 @@ def note(**state: Any) -> None:
 
 def backed_up() -> float:
     """Return when the newest backup of the databases has ended, 0 where there is none."""
-    ends = [0.0]
-    for path in BACKUPS.glob("database-*.json"):
-        with contextlib.suppress(ValueError, TypeError):
-            ends.append(float(json.loads(files.read(path) or "{}").get("last_ok") or 0))
-    return max(ends)
+    known = [backup_state.read(x) or {} for x in backup_state.DATABASE]
+    return max(float(x.get("last_ok") or 0) for x in known)
 
 
 def older(version: str, name: str) -> str:
@@ -224,6 +223,7 @@ class Upgrade:
             "began": time.time(),
         }
         note(**self.state, step="copying")
+        keep_what_backups_go_by()
         with like_the_former():
             done = ask(
                 *("pg_upgradecluster", "--method=upgrade", "--no-start"),
@@ -367,6 +367,7 @@ class Upgrade:
         files.write(self.new.config / "start.conf", "manual\n", 0o644, "postgres", "postgres")
         run("pg_renamecluster", self.version, self.name, kept)
         run("systemctl", "daemon-reload")
+        bring_back_what_backups_go_by()
         self.make_serve(self.old)
         files.remove(STATE)
         return [f"serve from {self.former}/{self.name}", f"keep the new one: {self.version}/{kept}"]
@@ -378,7 +379,26 @@ class Upgrade:
         run("pg_dropcluster", "--stop", self.former, self.name)
         files.remove(postgresql_config.FOLDER / f"adopted-{self.former}-{self.name}.conf")
         files.remove(STATE)
+        files.remove(KEPT)
         return [f"drop {self.former}/{self.name}"]
+
+
+def keep_what_backups_go_by() -> None:
+    files.remove(KEPT)
+    KEPT.mkdir(mode=0o700)
+    for path in BACKED_UP_BY:
+        if path.exists():
+            run("cp", "--archive", path, KEPT)
+
+
+def bring_back_what_backups_go_by() -> None:
+    for path in BACKED_UP_BY:
+        kept = KEPT / path.name
+        if kept.is_dir():
+            run("cp", "--archive", "--no-target-directory", kept, path)
+        elif kept.exists():
+            run("cp", "--archive", kept, path)
+    files.remove(KEPT)
 
 
 def less(had: dict[str, Any], has: dict[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ from load import Load  # noqa: E402 (found by the line above)
 
 # As the app, whose Python Debian's upgrade has taken away by then.
 WRITE = "runuser -u ledger -- psql -Xqd ledger -c \"INSERT INTO rows (id) VALUES ('{0}')\""
-CONFIRMED = {"upgrade_confirm": "ledger", "upgrade_without_backup": True}
+CONFIRMED = {"upgrade_confirm": "ledger"}
 
 
 @pytest.fixture
@@ -71,6 +71,30 @@ def clusters(host: Host) -> dict[str, tuple[str, str]]:
     return {f"{x[0]}/{x[1]}": (x[2], x[3].split(",")[0]) for x in map(str.split, lines)}
 
 
+def stanzas(host: Host) -> dict[str, int]:
+    """Return the backups that each version has."""
+    said = host.check_output("runuser -u postgres -- pgbackrest info --output=json")
+    return {re.search(r"\d+-main$", x["name"])[0]: len(x["backup"]) for x in json.loads(said)}
+
+
+@pytest.fixture
+def archived(host: Host, eventually: Callable[..., None]) -> Callable[[], str]:
+    """Have the WAL so far archived; returns where it goes."""
+    psql = "cd /; runuser -u postgres -- psql -XAtd postgres -c"
+    failed = f"{psql} 'SELECT failed_count FROM pg_stat_archiver'"
+    done = f"{psql} 'SELECT archived_count FROM pg_stat_archiver'"
+
+    def archive() -> str:
+        # What is tried now; what was tried before there was a place does not count.
+        before, failures = int(host.check_output(done)), host.check_output(failed)
+        host.check_output(f"{psql} \"SELECT pg_create_restore_point('x'), pg_switch_wal()\"")
+        eventually(lambda: int(host.check_output(done)) > before)
+        assert host.check_output(failed) == failures
+        return host.check_output("cat /etc/pgbackrest/stanza-$(cat /etc/machine-id)")
+
+    return archive
+
+
 def test_debian_is_upgraded_by_the_commands_of_the_guide(
     host: Host, url: Callable[[], str]
 ) -> None:
@@ -101,7 +125,11 @@ def test_nothing_is_touched_without_the_apps_name_and_a_backup(
     assert status
     assert "The data of ledger would go from 15/main to 17/main" in said
     assert "-e upgrade_confirm=ledger" in said
-    status, said = playbook("upgrade_postgres", upgrade_confirm="ledger")
+    host.check_output("mv /var/lib/carafe/backup /var/lib/carafe/backup.away")
+    try:
+        status, said = playbook("upgrade_postgres", **CONFIRMED)
+    finally:
+        host.check_output("mv /var/lib/carafe/backup.away /var/lib/carafe/backup")
     assert status
     assert "There is no backup of the databases" in said
     assert "-e upgrade_without_backup=true" in said
@@ -174,6 +202,13 @@ def test_the_upgrade_loses_no_row(
     assert not re.search(r"checksum version:\s+0$", controls, re.M)
 
 
+def test_backups_go_on_in_a_place_of_the_new_version(
+    host: Host, archived: Callable[[], str], eventually: Callable[..., None]
+) -> None:
+    eventually(lambda: stanzas(host)["17-main"] >= 1)
+    assert archived().endswith("-17-main")
+
+
 def test_site_finds_the_new_version_and_brings_the_app_to_the_new_python(
     host: Host, playbook: Callable[..., tuple[int, str]], url: Callable[[], str]
 ) -> None:
@@ -199,7 +234,10 @@ def test_after_a_reboot_the_new_version_alone_runs(
 
 
 def test_there_is_a_way_back_and_forth_again(
-    host: Host, playbook: Callable[..., tuple[int, str]], url: Callable[[], str]
+    host: Host,
+    playbook: Callable[..., tuple[int, str]],
+    url: Callable[[], str],
+    archived: Callable[[], str],
 ) -> None:
     host.check_output(WRITE.format("since"))
     before = rows(host)
@@ -210,6 +248,7 @@ def test_there_is_a_way_back_and_forth_again(
     assert "since" not in rows(host)
     (kept,) = clusters(host).keys() - {"15/main"}
     assert kept.startswith("17/undone-")
+    assert archived().endswith("-15-main")
     with Load(url(), 20) as load:
         load.go_on(40)
     assert load.failures == []
