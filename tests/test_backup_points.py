@@ -40,7 +40,7 @@ def test_there_is_none_without_backups_or_a_database(
 
 def test_no_migration_is_begun_without_its_point(app: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "backup/__main__.py").write_text("import sys\nsys.exit('the server is down')")
-    with pytest.raises(Failure, match="no way back from the migration.*the server is down"):
+    with pytest.raises(Failure, match=r"no way back from the migration.*the server is down"):
         release_steps.Release.restore_point(app)
 
 
