@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import subprocess
 from pathlib import Path
 
@@ -135,6 +137,25 @@ def test_python_is_debian_s_a_path_or_the_latest_of_uv_s_that_is_there(tmp_path:
     assert "3.99.10" in venvs.python("3.99", tmp_path)
     assert "3.99.2" in venvs.python("3.99.2", tmp_path)
     assert "3.9.1" in venvs.python("3.9", tmp_path)
+
+
+def test_why_a_python_cannot_be_had_is_said(tmp_path: Path) -> None:
+    wanted = {"version": "x"}
+    place = venvs.uv(wanted, tmp_path)
+    place.parent.mkdir(parents=True)
+    place.symlink_to(Path(__file__).parents[1] / ".venv/bin/uv")
+    # A mirror that does not have what its list names.
+    machine, url = platform.machine(), f"file://{tmp_path}/none.tar.gz"
+    entry = {"name": "cpython", "arch": {"family": machine, "variant": None}, "os": "linux"}
+    entry |= {"libc": "gnu", "major": 3, "minor": 99, "patch": 1, "prerelease": "", "url": url}
+    entry |= {"sha256": None, "variant": None, "build": None}
+    listed = {f"cpython-3.99.1-linux-{machine}-gnu": entry}
+    (tmp_path / "downloads.json").write_text(json.dumps(listed))
+    told = {"PATH": "/usr/bin:/bin", "UV_PYTHON_DOWNLOADS_JSON_URL": f"{tmp_path}/downloads.json"}
+    script = venvs.get_python(wanted, "3.99", tmp_path)
+    done = subprocess.run(["sh", "-euc", script], env=told, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "none.tar.gz" in done.stderr
 
 
 def test_a_virtual_environment_has_the_python_that_was_asked_for() -> None:

@@ -149,11 +149,14 @@ def numbers(text: str) -> list[int]:
 
 
 def get_python(wanted: Mapping[str, Any], asked: str, root: Path) -> str:
-    """Return what the deploy user runs to have a Python of uv's."""
+    """Return what the deploy user runs to have a Python of uv's.
+
+    When it is quiet, uv does not say why there is none.
+    """
     return f"""\
 umask 022
 export HOME={root} UV_PYTHON_DOWNLOADS=automatic
-{shlex.quote(str(uv(wanted, root)))} --quiet --no-cache python install --no-bin \\
+{shlex.quote(str(uv(wanted, root)))} --no-progress --no-cache python install --no-bin \\
   --install-dir {folder_of_pythons(root)} {shlex.quote(asked)}
 """
 
