@@ -59,6 +59,7 @@ def test_lines_are_coloured_by_level() -> None:
     [
         ({"unreachable": True, "msg": "ssh:\nrefused"}, "connection", "ssh: refused"),
         ({"failed": True, "msg": "no Python", "rows": []}, "status", "no Python"),
+        ({"failed": True, "msg": "Task failed: Module failed: full"}, "status", "full"),
         ({}, "connection", "it did not answer"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from ..module_utils.words import escaped, one_line
 
 Line = tuple[str, str]  # a text, and the level that colours it or ''
 LOCAL = "ansible-playbook "
+# What ansible-core 2.19 puts before a message.
+FAILED = re.compile(r"^Task failed: (Module failed: )?")
 DRIFT = "ansible-playbook carafe.stack.site --check"
 
 
@@ -28,7 +31,7 @@ def seen(host: str, result: Mapping[str, Any]) -> Seen:
     """Return what a server has answered; what has none, or failed, is a row in red."""
     if isinstance(rows := result.get("rows"), list) and not result.get("failed"):
         return Seen(host, [Row(**{k: escaped(str(v)) for k, v in x.items()}) for x in rows])
-    why = one_line(str(result.get("msg") or "it did not answer"))
+    why = one_line(FAILED.sub("", str(result.get("msg") or "it did not answer")))
     what = "connection" if result.get("unreachable") or not result else "status"
     return Seen(host, [Row(what, RED, why, f"{LOCAL}carafe.stack.preflight" if result else "")])
 
