@@ -19,10 +19,12 @@ MASTER = "supervisorctl pid ledger:ledger_0"
 
 
 @pytest.fixture
-def lossy(url: str, rows: Callable[[], list[str]]) -> Iterator[Load]:
+def lossy(
+    url: str, rows: Callable[[], list[str]], request: pytest.FixtureRequest
+) -> Iterator[Load]:
     """Load during the test, which may lose requests, but nothing that it has acknowledged."""
     before = rows()
-    with Load(url) as site:
+    with Load(url, getattr(request, "param", 200)) as site:
         yield site
     assert set(rows()) >= set(before) | set(site.acknowledged)
     assert len(rows()) == len(set(rows()))
@@ -59,6 +61,8 @@ def test_worker_is_killed(lossy: Load, kill: Callable[[str], None]) -> None:
     print(f"a killed worker: {len(lossy.failures)} lost")
 
 
+# What is restarted is met by each request of some seconds: no need to have many.
+@pytest.mark.parametrize("lossy", [50], indirect=True)
 def test_supervisord_is_restarted_by_a_deployment(
     lossy: Load,
     playbook: Callable[..., subprocess.CompletedProcess[str]],
@@ -66,13 +70,13 @@ def test_supervisord_is_restarted_by_a_deployment(
     host: Host,
 ) -> None:
     supervisord = host.check_output("cat /run/supervisord.pid")
-    lossy.go_on(400)
+    lossy.go_on(100)
     began = lossy.now
     run = playbook("site", ledger_path=str(code("restarted")), supervisor_log_level="warn")
     assert run.returncode == 0, run.stdout
     assert host.check_output("cat /run/supervisord.pid") != supervisord
     ended = lossy.now
-    lossy.go_on(600)
+    lossy.go_on(150)
     lost = [answer.due for answer in lossy.failures]
     print(f"a restarted supervisord: {len(lost)} lost of {len(lossy.answers)}")
     # Only while it was restarted: nothing before the run, and nothing after it.
@@ -195,7 +199,7 @@ def test_an_upgraded_postgresql_is_restarted_while_requests_wait(
 
 @pytest.mark.parametrize("killed", [False, True], ids=["in vain", "killed meanwhile"])
 def test_for_a_request_that_goes_on_postgresql_is_left_alone(
-    heavy_load: Load,
+    load: Load,
     host: Host,
     restart: Callable[..., str],
     stale: Callable[[], None],
@@ -216,16 +220,16 @@ def test_for_a_request_that_goes_on_postgresql_is_left_alone(
     masters = host.check_output("supervisorctl pid ledger:ledger_0 ledger:ledger_1").split()
     eventually(lambda: "T" not in host.check_output(f"ps -o state= {' '.join(masters)}"))
     assert answer.result() == 200
-    heavy_load.go_on(400)
+    load.go_on(100)
     assert started() == before
     running(JOBS)
 
 
 def test_for_who_is_connected_postgresql_is_left_alone(
-    heavy_load: Load, host: Host, restart: Callable[..., str], stale: Callable[[], None]
+    load: Load, host: Host, restart: Callable[..., str], stale: Callable[[], None]
 ) -> None:
     stale()
     query = "psql -c 'SELECT pg_sleep(5)' ledger"
     host.check_output(f"runuser -u ledger-deploy -- {query} >/dev/null 2>&1 &")
-    heavy_load.go_on(100)
+    load.go_on(50)
     assert re.search(r"; psql \(\d+\)[^;]* may be using it\. When it suits", restart())

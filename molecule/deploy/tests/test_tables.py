@@ -11,6 +11,9 @@ import requests
 from conftest import SCENARIO
 from testinfra.host import Host
 
+# All of them run playbooks, by a fixture of a fixture.
+pytestmark = pytest.mark.newest_release
+
 DIARY = {
     "app_name": "diary",
     "app_path": str(SCENARIO / "files/diary"),
