@@ -33,6 +33,8 @@ SECRETS = {
     "vault_index_password": "hush-hush",
     "vault_git_token": "hush-hush",
     "vault_account": "hush-hush",
+    "vault_password_of_ann": "hush-hush",
+    "vault_password_of_bob": "hush-hush",
     "vault_database_migrate_password": "hush-hush",
 }
 # Keeps what it has read of the roles.

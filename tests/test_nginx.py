@@ -12,10 +12,20 @@ from typing import Any
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import nginx, services
 from ansible_collections.carafe.stack.plugins.modules import nginx_info
-from conftest import Role
+from conftest import ROOT, Role, load_yaml
 
 ROLE = Role("nginx")
-DEFAULTS = {"nginx_worker_connections": 4096, "nginx_extra_http": ""}
+DEFAULTS = {
+    "nginx_worker_connections": 4096,
+    "nginx_extra_http": "",
+    "nginx_real_ip_from": [],
+    "nginx_proxy_protocol_from": [],
+}
+WIRING = {
+    name: value
+    for file in ("nginx", "app")
+    for name, value in load_yaml(ROOT / f"playbooks/group_vars/all/{file}.yml").items()
+}
 SITE = {"name": "shop", "server_names": ["shop.test"]}
 STREAM = {"name": "redis", "listen": "127.0.0.1:6380"}
 
@@ -117,6 +127,15 @@ def test_what_two_owners_state_differently_is_refused_naming_both(server: Server
     assert server.look(owner="shop", nginx_worker_connections=8192)
 
 
+def test_two_words_of_who_a_visitor_is_are_refused_also_when_each_is_another_owner_s(
+    server: Server,
+) -> None:
+    server.look(owner="blog", nginx_real_ip_from=["192.0.2.1"])
+    with pytest.raises(nginx.Refused, match="nginx_real_ip_from and nginx_proxy_protocol_from"):
+        server.look(owner="shop", nginx_proxy_protocol_from=["192.0.2.2"], record=False)
+    assert server.look(owner="shop")
+
+
 @pytest.mark.parametrize(
     ("theirs", "mine", "problem"),
     [
@@ -199,7 +218,7 @@ def test_a_site_that_is_not_listed_any_more_goes_and_others_stay(server: Server)
     server.look([SITE | {"name": "theirs", "server_names": ["b.test"]}], owner="blog")
     server.look([SITE, SITE | {"name": "www", "server_names": ["www.test"]}], streams=[STREAM])
     gone = server.gone(server.look([SITE]))
-    assert gone == ["cache-www", "maintenance-www", "www.conf", "redis.stream"]
+    assert gone == ["cache-www", "maintenance-www", "www.htpasswd", "www.conf", "redis.stream"]
     assert server.gone(server.look([SITE])) == []
 
 
@@ -209,7 +228,7 @@ def test_a_site_of_a_run_that_was_cut_short_before_its_record_goes_too(server: S
         (server.sites / f"{name}.conf").write_text(text)
     (server.sites / "late.stream").write_text("# The service late of shop. Change it.\n")
     gone = server.gone(server.look([SITE]))
-    assert gone == ["cache-late", "maintenance-late", "late.conf", "late.stream"]
+    assert gone == ["cache-late", "maintenance-late", "late.htpasswd", "late.conf", "late.stream"]
 
 
 def test_the_header_that_is_looked_for_is_the_one_that_is_written() -> None:
@@ -472,3 +491,113 @@ def test_the_address_of_who_asks_is_nginx_s_own_word_behind_a_proxy_too() -> Non
     assert "map $trusted_proxy $remote_addr" not in text
     assert "map $trusted_proxy $shop_passed_1 {\n    1 $http_x_forwarded_user;" in text
     assert re.findall("proxy_set_header X-Forwarded-For (.*);", text) == ["$remote_addr"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "extra_http", "ours"),
+    [("", "", True), ("error_page 404 /a;", "", False), ("", "error_page 404 /a;", False)],
+)
+def test_each_place_with_a_page_of_its_own_has_all_of_ours_or_one_s_own_are_left_alone(
+    extra: str, extra_http: str, ours: bool
+) -> None:
+    site = {
+        "upstreams": ["a:1"],
+        "max_conns": 9,
+        "client_max_body_size": "1k",
+        "extra": extra,
+        "static": [{"url": "/s/", "path": "/srv/s"}],
+        "uploads": [{"url": "/u/", "path": "/srv/u"}],
+        "locations": [
+            {"path": "/films", "client_max_body_size": "2g"},
+            {"path": "/any", "client_max_body_size": "0"},
+            {"path": "/api/", "proxy_pass": "http://b/", "client_max_body_size": "3K"},
+            {"path": "/as-ever"},
+        ],
+    }
+    text = rendered(site, nginx_extra_http=extra_http)
+    places = dict(re.findall(r"\n    location (?:\^~ )?(\S+) \{\n(.*?)\n    \}", text, re.S))
+    pages = {k: re.findall(r"error_page (413|502) (\S+);", v) for k, v in places.items()}
+    if not ours:
+        assert not any(pages.values())
+        assert "/.too-large" not in text
+        return
+    busy = ("502", "/.unavailable")
+    small, large = ("413", "/.too-large/1k"), ("413", "/.too-large/2g")
+    assert pages["/s/"] == pages["/u/"] == [small, busy]
+    assert pages["/films"] == [large, busy]
+    assert pages["/api/"] == [("413", "/.too-large/3K"), busy]
+    # Where any size is taken, none is named.
+    assert pages["/any"] == [busy]
+    assert pages["/as-ever"] == []
+    said = re.findall(r"location = (/\.too-large/\S+) \{.*?more than ([^,]*),", text, re.S)
+    assert said == [
+        ("/.too-large/1k", "1 KB"),
+        ("/.too-large/2g", "2 GB"),
+        ("/.too-large/3K", "3 KB"),
+    ]
+
+
+def test_no_page_of_nginx_s_own_asks_for_a_password() -> None:
+    site = {"upstreams": ["a:1"], "max_conns": 9, "basic_auth": True}
+    entry = ROLE.value("__nginx_sites", nginx_sites=[SITE | site])[0]
+    found = {"settings": ROLE.defaults, "ipv6": True, "http2_on": True, "nameless": {}}
+    text = ROLE.render(
+        "etc/nginx/sites-enabled/site.conf.j2",
+        __nginx_site=entry,
+        __nginx_found=found,
+        nginx_challenge_root="/srv/challenges",
+    )
+    places = dict(re.findall(r"\n    location (?:= |\^~ )?(/\S+) \{\n(.*?)\n    \}", text, re.S))
+    off = {path for path, inner in places.items() if "auth_basic off;" in inner}
+    own = {"/.maintenance/page", "/.too-large/10m", "/.unavailable"}
+    assert off == {*own, "/.well-known/acme-challenge/"}
+
+
+@pytest.mark.parametrize(
+    ("said", "limit"),
+    [
+        ({}, 10 * 2**20),
+        ({"nginx_client_max_body_size": "64k"}, 65536),
+        ({"nginx_sites": [{"name": "other", "client_max_body_size": "1g"}]}, 10 * 2**20),
+        ({"nginx_sites": [{"name": "shop", "client_max_body_size": "1G"}]}, 2**30),
+        ({"nginx_sites": [{"name": "shop", "client_max_body_size": 5000}]}, 5000),
+        # The app has one limit for all paths, and nginx guards each.
+        (
+            {
+                "nginx_sites": [
+                    {
+                        "name": "shop",
+                        "client_max_body_size": "1m",
+                        "locations": [
+                            {"path": "/films", "client_max_body_size": "500m"},
+                            {"path": "/"},
+                            {"path": "/b", "proxy_pass": "http://b", "client_max_body_size": "2g"},
+                        ],
+                    }
+                ]
+            },
+            500 * 2**20,
+        ),
+        ({"nginx_sites": [{"name": "shop", "client_max_body_size": "0"}]}, None),
+        (
+            {
+                "nginx_sites": [
+                    {"name": "shop", "locations": [{"path": "/", "client_max_body_size": "0"}]}
+                ]
+            },
+            None,
+        ),
+    ],
+)
+def test_the_app_is_told_what_nginx_lets_through_by_playbooks_without_nginx_too(
+    said: dict[str, Any], limit: int | None
+) -> None:
+    app = {"app_name": "shop", "stack_database": "", "stack_cache": False}
+    told = Role("app").value("app_default_environment", **WIRING, **app, **said)
+    assert told == ({} if limit is None else {"APP_MAX_BODY_SIZE": str(limit)})
+
+
+def test_the_wiring_knows_the_role_s_own_limit() -> None:
+    assert f"default('{ROLE.defaults['nginx_client_max_body_size']}')" in str(
+        WIRING["stack_max_body_sizes"]
+    )

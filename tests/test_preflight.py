@@ -211,8 +211,9 @@ def test_what_is_no_host_name(name: str) -> None:
 @pytest.mark.parametrize("text", ["proxy.test", "192.0.2.7/24", "192.0.2.1-192.0.2.9", "unix:"])
 def test_what_is_no_network_is_named_where_it_was_written(text: str) -> None:
     good = ["192.0.2.7", "2001:db8::/32"]
-    wired = {"nginx_real_ip_from": [*good, text], "stack_web_sources": [*good, text]}
-    assert the_only(problems(**wired)).variable == "nginx_real_ip_from"
+    for variable in ("nginx_real_ip_from", "nginx_proxy_protocol_from"):
+        wired = {variable: [*good, text], "stack_web_sources": [*good, text]}
+        assert the_only(problems(**wired)).variable == variable
     told = the_only(problems(nginx_real_ip_from=good, stack_web_sources=[*good, text]))
     assert told.variable == "stack_web_sources"
     assert repr(text) in told.what
@@ -1533,3 +1534,57 @@ def test_what_no_word_makes_good(kind: str, changes: dict[str, Any], says: str) 
     facts = {"found": {kind: {**BY_HAND[kind], **changes}}}
     problem = the_only(problems(facts=facts, stack_host_roles=[kind], stack_adopt=True))
     assert says in problem.what
+
+
+SHOP = {"name": "shop", "listen": 80, "server_names": ["shop.test"]}
+
+
+@pytest.mark.parametrize("size", ["10m", "500M", "64k", "2g", "0", 1024, ""])
+@pytest.mark.parametrize("of_path", [True, False])
+def test_a_size_of_nginx_s(size: Any, of_path: bool) -> None:
+    has = {"client_max_body_size": size}
+    has = {"locations": [{"path": "/a", **has}]} if of_path else has
+    assert not problems(nginx_sites=[SHOP | has])
+
+
+@pytest.mark.parametrize("size", ["10 m", "10mb", "10MiB", "1t", "lots", "-1", "1.5g", "10m;"])
+@pytest.mark.parametrize("of_path", [True, False])
+def test_what_is_no_size_of_nginx_s(size: str, of_path: bool) -> None:
+    has = {"client_max_body_size": size}
+    has = {"locations": [{"path": "/a", **has}]} if of_path else has
+    assert repr(size) in the_only(problems(nginx_sites=[SHOP | has])).what
+    of_all = the_only(problems(nginx_client_max_body_size=size))
+    assert of_all.variable == "nginx_client_max_body_size"
+
+
+@pytest.mark.parametrize(
+    ("site", "known", "what"),
+    [
+        ({"basic_auth": True}, {"shop": {"ann": "a b:c"}}, ""),
+        ({"locations": [{"path": "/a", "basic_auth": True}]}, {"shop": {"ann": "x"}}, ""),
+        ({"basic_auth": True}, {"shop": "# two\nann:$apr1$a$b\nbob:{SSHA}ab==\n"}, ""),
+        # Of one that is not switched on any more.
+        ({}, {"shop": {"ann": "x"}}, ""),
+        ({"basic_auth": True}, {}, "names nobody who may see the site 'shop'"),
+        ({"locations": [{"path": "/a", "basic_auth": True}]}, {}, "names nobody"),
+        ({}, {"shpo": {"ann": "x"}}, "there is no such site"),
+        ({"basic_auth": True}, {"shop": {"ann": ""}}, "the entry 'ann'"),
+        ({"basic_auth": True}, {"shop": {"ann": None}}, "the entry 'ann'"),
+        ({"basic_auth": True}, {"shop": {"an:n": "x"}}, "the entry 'an:n'"),
+        ({"basic_auth": True}, {"shop": {"an n": "x"}}, "the entry 'an n'"),
+        ({"basic_auth": True}, {"shop": "ann:$apr1$a$b\nbob:s3cret"}, "the entry 'line 2'"),
+    ],
+)
+def test_who_may_see_a_site(site: dict[str, Any], known: dict[str, Any], what: str) -> None:
+    found = problems(nginx_sites=[SHOP | site], nginx_htpasswd=known)
+    assert [x.variable for x in found] == ["nginx_htpasswd"] * bool(what)
+    assert all(what in x.what for x in found)
+    assert not any("s3cret" in x.what for x in found)
+
+
+def test_a_visitor_s_address_is_taken_from_one_place() -> None:
+    balancer = {"nginx_proxy_protocol_from": ["192.0.2.7"]}
+    assert not problems(**balancer)
+    both = the_only(problems(**balancer, nginx_real_ip_from=["192.0.2.8"]))
+    assert both.variable == "nginx_proxy_protocol_from"
+    assert "nginx_real_ip_from" in both.what

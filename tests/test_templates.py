@@ -28,7 +28,12 @@ SITE: dict[str, Any] = {
     "server_names": ["shop.example.com", "*.example.org"],
     "upstreams": ["192.0.2.11:8000 weight=2", "192.0.2.12:8000"],
     "static": [{"url": "/static/", "path": "/srv/shop/static"}, {"url": "/m/", "path": "/srv/m/"}],
-    "locations": [{"path": "/socket", "proxy_pass": "http://127.0.0.1:9000/", "buffering": False}],
+    "locations": [
+        {"path": "/socket", "proxy_pass": "http://127.0.0.1:9000/", "buffering": False},
+        {"path": "/films", "client_max_body_size": "500m"},
+        {"path": "= /healthz", "basic_auth": False},
+    ],
+    "basic_auth": True,
     "cache": True,
     "cache_default_seconds": 30,
     "max_conns": 100,
@@ -122,12 +127,13 @@ def nginx_errors(tmp_path: Path, **files: str) -> list[str]:
     return [error["error"] for error in payload["errors"]]
 
 
+@pytest.mark.parametrize("proxy", ["nginx_real_ip_from", "nginx_proxy_protocol_from"])
 @pytest.mark.parametrize("ipv6", [True, False])
 @pytest.mark.parametrize("site", SITES.values(), ids=SITES)
 def test_nginx_understands_each_kind_of_site(
-    site: dict[str, Any], ipv6: bool, tmp_path: Path
+    site: dict[str, Any], ipv6: bool, proxy: str, tmp_path: Path
 ) -> None:
-    server = {"nginx_real_ip_from": ["192.0.2.1"], "nginx_extra_http": "map $a $b {\n  1 2;\n}"}
+    server = {proxy: ["192.0.2.1"], "nginx_extra_http": "map $a $b {\n  1 2;\n}"}
     found = FOUND | {"ipv6": ipv6, "settings": NGINX.defaults | server}
     settings = {"__nginx_found": found, "nginx_sites": [site], "nginx_sources": ["192.0.2.0/24"]}
     stream = {"name": "redis", "listen": "127.0.0.1:6380", "upstreams": ["unix:/run/redis.sock"]}

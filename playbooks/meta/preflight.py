@@ -162,7 +162,8 @@ def check_cache(server: Server) -> Iterator[Problem]:
 
 def check_web_sources(server: Server) -> Iterator[Problem]:
     """Those that are wired in are told as what they are."""
-    proxies = server.values.get("nginx_real_ip_from") or []
+    known = ("nginx_real_ip_from", "nginx_proxy_protocol_from")
+    proxies = [x for variable in known for x in server.values.get(variable) or []]
     sources = server.values.get("stack_web_sources") or []
     yield from check_networks("stack_web_sources", [x for x in sources if x not in proxies])
 

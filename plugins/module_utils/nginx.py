@@ -201,6 +201,7 @@ def absent_paths(owner: str, sites: list[dict], streams: list[dict]) -> list[str
         for path in (
             DATA / f"cache-{name}",
             DATA / f"maintenance-{name}",
+            ETC / f"sites-enabled/{name}.htpasswd",
             ETC / f"sites-enabled/{name}.conf",
         )
     ] + [str(ETC / f"sites-enabled/{name}.stream") for name in gone("streams", ".stream", streams)]

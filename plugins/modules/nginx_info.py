@@ -156,6 +156,11 @@ def look(owner, sites, streams, settings, defaults, check_mode, state="present")
     known = {x["name"] for x in sites} | {nginx.Path(path).stem for path in gone}
     tls = any(x["certificate"] for x in nginx.present(sites)) or nginx.over_tls(known)
     in_force = {**defaults, **stated}
+    if in_force.get("nginx_real_ip_from") and in_force.get("nginx_proxy_protocol_from"):
+        raise Refused(
+            "nginx_real_ip_from and nginx_proxy_protocol_from are both set for this server, perhaps"
+            f" by two apps: see {nginx.CLAIMS}. nginx takes a visitor's address from one of them."
+        )
     ports = nginx.wanted_ports(sites, streams, in_force.get("nginx_extra_http", ""), tls)
     for problem in nginx.taken_ports(ports):
         raise Refused(problem)

@@ -1,4 +1,4 @@
-"""Settings: defaults here, then every FLASK_* variable, then DATABASE_URL and APP_RELEASE."""
+"""Settings: defaults and what the server says of itself, then every FLASK_* variable."""
 
 import os
 import sys
@@ -48,6 +48,8 @@ def load(app: Flask, overrides: Mapping[str, Any]) -> None:
 
     """
     app.config.from_object(Defaults)
+    if limit := os.environ.get("APP_MAX_BODY_SIZE"):
+        app.config["MAX_CONTENT_LENGTH"] = int(limit)
     app.config.from_prefixed_env()
     app.config.from_mapping(
         DATABASE_URL=os.environ.get("DATABASE_URL", ""),

@@ -71,6 +71,14 @@ def test_any_setting_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert app.extensions["database"].pool.size() == 9
 
 
+def test_the_server_says_how_much_it_lets_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert create_app().config["MAX_CONTENT_LENGTH"] == 65536
+    monkeypatch.setenv("APP_MAX_BODY_SIZE", "10485760")
+    assert create_app().config["MAX_CONTENT_LENGTH"] == 10 * 1024 * 1024
+    monkeypatch.setenv("FLASK_MAX_CONTENT_LENGTH", "1024")
+    assert create_app().config["MAX_CONTENT_LENGTH"] == 1024
+
+
 def test_session_cookies_are_secure_by_default() -> None:
     assert create_app().config["SESSION_COOKIE_SECURE"] is True
 

@@ -1,7 +1,8 @@
 """A web app whose responses the request's query shapes: upstream.py PORT.
 
-``status``, ``header`` (``Name:value``, repeatable) and ``size`` say what the response is, and
-``delay`` how many seconds it takes. The body
+``status``, ``header`` (``Name:value``, repeatable), ``size`` and ``policy`` (bytes of one header)
+say what the response is, and ``delay`` how many seconds it takes. With ``events`` it sends so many,
+one every half second. Otherwise the body
 is JSON: what the app saw of the request, and how many requests it has had. With ``stream`` it
 sends ``first``, waits until another request asks for ``/go``, and sends ``last``, or ``too late``
 after ten seconds.
@@ -31,6 +32,17 @@ class App(http.server.BaseHTTPRequestHandler):
         self.send_response(int(wish.get("status", [200])[0]))
         for name, _, value in (header.partition(":") for header in wish.get("header", [])):
             self.send_header(name, value)
+        if "policy" in wish:
+            self.send_header("X-Policy", "a" * int(wish["policy"][0]))
+        if "events" in wish:
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            for number in range(int(wish["events"][0])):
+                self.wfile.write(f"data: {number}\n\n".encode())
+                time.sleep(0.5)
+            self.close_connection = True
+            return
         if url.path == "/go":
             go.set()
         if "stream" in wish:

@@ -21,6 +21,30 @@ other.request("GET", "/go", headers={"Host": "app.test"})
 other.getresponse().read()
 print(answer.read().decode().strip())
 """
+TICKS = """
+import http.client, time
+connection = http.client.HTTPConnection("127.0.0.1", timeout=20)
+connection.request("GET", "/ticks?events=6", headers={"Host": "app.test"})
+answer = connection.getresponse()
+begin = time.monotonic()
+times = []
+while line := answer.readline():
+    if line.startswith(b"data: "):
+        times.append(time.monotonic() - begin)
+print(*times)
+"""
+IDLE = """
+import asyncio, websockets
+async def main():
+    def connect(path):
+        url = f"ws://app.test/{path}/"
+        return websockets.connect(url, host="127.0.0.1", port=80, ping_interval=None)
+    async with connect("impatient") as cut, connect("websocket") as kept:
+        await cut.wait_closed()
+        await kept.send("carafe")
+        print(cut.close_code, await kept.recv())
+asyncio.run(main())
+"""
 WEBSOCKET = """
 import asyncio, websockets
 async def main():
@@ -173,6 +197,13 @@ def test_a_session_cookie_of_four_kilobytes_fits(ask):
     assert (answer.status, len(answer.header("Set-Cookie"))) == (200, 4093 + len(", more=y"))
 
 
+# A policy, or all the cookies of a domain.
+def test_headers_of_sixteen_kilobytes_come_through_and_cookies_of_eight_go(ask):
+    answer = ask("app.test", "/?policy=16384", "--header", "Cookie: " + "x" * 8192)
+    assert (answer.status, len(answer.header("X-Policy"))) == (200, 16384)
+    assert answer.seen_header("Cookie") == ["x" * 8192]
+
+
 def test_a_pass_through_location_reaches_the_other_service(ask):
     seen = ask("app.test", "/other/page?x=1", "--data", "y").seen
     assert (seen["port"], seen["method"], seen["path"]) == (9002, "POST", "/moved/page?x=1")
@@ -184,6 +215,17 @@ def test_a_stream_reaches_the_service_behind_it(ask):
 
 def test_a_websocket_stays_open_in_both_directions(host):
     assert host.check_output("python3 -c %s", WEBSOCKET) == "CARAFE"
+
+
+def test_how_long_nothing_may_be_said_in_a_websocket_is_the_path_s(host):
+    assert host.check_output("python3 -c %s", IDLE) == "1006 CARAFE"
+
+
+def test_a_stream_of_events_arrives_one_by_one_for_longer_than_the_pause_between_two_may_be(host):
+    times = [float(x) for x in host.check_output("python3 -c %s", TICKS).split()]
+    assert len(times) == 6
+    assert times[0] < 1
+    assert times[-1] > 2.4
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,14 @@ REPLACING = {
         "Host, the visitor's address, and what keeps visitors from making such headers up",
         "request_headers of the site or of one of its locations",
     ),
-    "set_real_ip_from": ("the proxies that are believed", "nginx_real_ip_from"),
+    "set_real_ip_from": (
+        "the proxies that are believed",
+        "nginx_real_ip_from, or nginx_proxy_protocol_from for a balancer that sends PROXY headers,",
+    ),
 }
+SIZE = re.compile(r"[0-9]+[kKmMgG]?")
+# What comes before a hash, as nginx and the C library tell its kind, or one of DES.
+HASHED = re.compile(r"[^:\s]+:(\$|\{[A-Z]+\}|[./0-9A-Za-z]{13}$)\S*")
 TOKEN = re.compile(
     r"""(\#[^\n]*)|("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|([{};])|((?:\\.|\$\{|[^\s{};\\"'#]|(?<=\S)[#"'])+)""",
     re.S,
@@ -122,7 +128,67 @@ def check_places(server: Server) -> Iterator[Problem]:
 
 def check_proxies(server: Server) -> Iterator[Problem]:
     """The firewall lets in those that nginx believes, and takes no names."""
-    yield from check_networks("nginx_real_ip_from", server.values.get("nginx_real_ip_from") or [])
+    known = ("nginx_real_ip_from", "nginx_proxy_protocol_from")
+    for variable in known:
+        yield from check_networks(variable, server.values.get(variable) or [])
+    if all(server.values.get(variable) for variable in known):
+        yield Problem(
+            known[1],
+            f"is set, and so is {known[0]}; nginx takes a visitor's address from one of them, from"
+            " PROXY headers or from X-Forwarded-For",
+        )
+
+
+def check_sizes(server: Server) -> Iterator[Problem]:
+    """A size that is none would end in the middle of a template."""
+    sizes = {"nginx_client_max_body_size": [server.values.get("nginx_client_max_body_size")]}
+    sizes["nginx_sites"] = [
+        entry.get("client_max_body_size")
+        for site in present_sites(server)
+        for entry in (site, *(site.get("locations") or []))
+    ]
+    for variable, texts in sizes.items():
+        for text in texts:
+            if text not in (None, "") and not SIZE.fullmatch(str(text)):
+                yield Problem(
+                    variable,
+                    f"has the client_max_body_size {text!r}, and needs a number of bytes, or one"
+                    " with k, m or g, such as 500m",
+                )
+
+
+def check_passwords(server: Server) -> Iterator[Problem]:
+    """With no file, nginx lets nobody in; with a wrong line, not who it is for."""
+    if server.failed("nginx_htpasswd"):
+        return
+    known = server.values.get("nginx_htpasswd") or {}
+    asking = {
+        site["name"]
+        for site in present_sites(server)
+        for entry in (site, *(site.get("locations") or []))
+        if entry.get("basic_auth")
+    }
+    for name in sorted(asking - known.keys()):
+        yield Problem(
+            "nginx_htpasswd",
+            f"names nobody who may see the site {name!r}, which has basic_auth, for instance"
+            f" {{{name}: {{ann: a password from the vault}}}}",
+        )
+    for name in sorted(known.keys() - {x["name"] for x in present_sites(server)}):
+        yield Problem("nginx_htpasswd", f"names who may see {name!r}, and there is no such site")
+    for name, users in known.items():
+        if isinstance(users, Mapping):
+            wrong = [x for x in users if not re.fullmatch(r"[^:\s]+", str(x))]
+            wrong += [x for x, password in users.items() if password in (None, "")]
+            rule = "a name is without space and colon, and a password is not empty"
+        else:
+            lines = str(users).strip().splitlines()
+            numbered = [(n, x) for n, x in enumerate(lines, 1) if not x.startswith("#")]
+            wrong = [f"line {n}" for n, x in numbered if not HASHED.fullmatch(x)]
+            rule = "each line is a name, a colon and a hash, as htpasswd writes it"
+        for what in wrong:
+            # Not the line itself, which may hold a password.
+            yield Problem("nginx_htpasswd", f"has for {name!r} the entry {str(what)!r}; {rule}")
 
 
 def check_headers(server: Server) -> Iterator[Problem]:
@@ -302,6 +368,8 @@ CHECKS = (
     check_names,
     check_places,
     check_proxies,
+    check_sizes,
+    check_passwords,
     check_headers,
     check_free_text,
     check_static,
