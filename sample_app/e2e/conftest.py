@@ -1,11 +1,13 @@
 """A headless Chromium, driven by Playwright, against the site at E2E_BASE_URL.
 
 Chromium is the system's: nothing is downloaded. CHROMIUM names another path than Debian's.
+E2E_CONNECT is where to connect instead, `HOST:PORT`, as a router would map it.
 """
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -36,15 +38,17 @@ def base_url() -> str:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
+def chromium(base_url: str) -> Iterator[Browser]:
     """Return a browser with a fresh profile, which Playwright removes at the end."""
     with sync_playwright() as playwright:
         # The digest of a private CA's key, which Chromium then trusts, and nothing else besides.
         authority = os.environ.get("E2E_AUTHORITY")
         trust = [f"--ignore-certificate-errors-spki-list={authority}"] if authority else []
+        place = os.environ.get("E2E_CONNECT")
+        mapped = [f"--host-resolver-rules=MAP {urlsplit(base_url).netloc} {place}"] if place else []
         browser = playwright.chromium.launch(
             executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"),
-            args=[*SWITCHES, *trust],
+            args=[*SWITCHES, *trust, *mapped],
         )
         yield browser
         browser.close()

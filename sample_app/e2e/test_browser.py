@@ -1,7 +1,7 @@
 """What a visitor does, in a real browser, at two sizes and in both colour schemes."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -144,6 +144,37 @@ def test_new_post_of_another_reader_is_announced(page: Page, name: str) -> None:
         expect(entry_of(page, f"{name}-2", "Hello from the next table.")).to_be_visible()
     finally:
         other.close()
+
+
+@pytest.fixture
+def stranger(chromium: Browser, base_url: str) -> Iterator[Page]:
+    """Return a page whose console may complain, as it does of each refused request."""
+    page = chromium.new_page(base_url=base_url, ignore_https_errors=True)
+    yield page
+    page.close()
+
+
+def test_form_of_another_site_writes_nothing(stranger: Page, base_url: str, name: str) -> None:
+    sign_up(stranger, name)
+    form = f"""<form method="post" action="{base_url}/api/posts" enctype="text/plain">
+        <input name='{{"body": "Not mine", "x": "' value='"}}'><button>Win</button></form>"""
+    stranger.route(
+        "https://elsewhere.example/",
+        lambda route: route.fulfill(body=form, content_type="text/html"),
+    )
+    stranger.goto("https://elsewhere.example/")
+    with stranger.expect_response(f"{base_url}/api/posts") as answer:
+        stranger.get_by_role("button", name="Win").click()
+    assert answer.value.status == 400
+    stranger.goto("/")
+    expect(stranger.locator("#list")).to_have_attribute("aria-busy", "false")
+    expect(entry_of(stranger, name, "Not mine")).to_have_count(0)
+
+
+def test_what_is_too_large_is_answered_while_it_is_sent(stranger: Page) -> None:
+    stranger.goto("/")
+    send = "fetch('/api/posts', {method: 'POST', body: 'x'.repeat(20000000)}).then(x => x.status)"
+    assert stranger.evaluate(send) == 413
 
 
 def test_page_that_does_not_exist_is_styled(
