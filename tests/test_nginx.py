@@ -593,6 +593,7 @@ def test_the_app_is_told_what_nginx_lets_through_by_playbooks_without_nginx_too(
     said: dict[str, Any], limit: int | None
 ) -> None:
     app = {"app_name": "shop", "stack_database": "", "stack_cache": False}
+    app["stack_database_environment"] = {}
     told = Role("app").value("app_default_environment", **WIRING, **app, **said)
     assert told == ({} if limit is None else {"APP_MAX_BODY_SIZE": str(limit)})
 
