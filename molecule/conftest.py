@@ -57,7 +57,9 @@ class ReleaseScheduling(LoadScopeScheduling):
     # Not xdist's own loadgroup: of pytest 9.2's node ids it loses the groups.
     def _split_scope(self, nodeid: str) -> str:
         # Either a parameter, or in the container's name: [docker://carafe-…-nginx-12-…].
-        return re.search(r"[-[](12|13)[]-]", nodeid)[1]
+        found = re.search(r"[-[](12|13)[]-]", nodeid)
+        # What needs no server of the scenario's has none.
+        return found[1] if found else ""
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ReleaseScheduling:
