@@ -87,6 +87,23 @@ def test_database_takes_no_password_in_the_clear(server: Callable[[str], Host]) 
     assert "no encryption" in answer.stderr
 
 
+@pytest.mark.parametrize(
+    ("role", "programs", "timers"),
+    [
+        ("app-1", {"guestbook.beat", "guestbook.worker"}, {"guestbook.nightly.timer"}),
+        ("app-2", {"guestbook.worker"}, set()),
+    ],
+)
+def test_what_is_to_be_there_once_is_on_the_first_app_server(
+    server: Callable[[str], Host], role: str, programs: set[str], timers: set[str]
+) -> None:
+    host = server(role)
+    status = host.check_output("supervisorctl status | grep '^guestbook[.]'").splitlines()
+    assert {line.partition(":")[0] for line in status if "RUNNING" in line} == programs
+    listed = host.check_output("systemctl list-timers --all --plain --no-legend 'guestbook.*'")
+    assert {x for x in listed.split() if x.endswith(".timer")} == timers
+
+
 @pytest.mark.parametrize("role", ["web", "db"])
 def test_code_is_only_where_it_runs(server: Callable[[str], Host], role: str) -> None:
     assert not server(role).file("/srv/guestbook").exists
