@@ -1,6 +1,7 @@
 """Tell people of problems on this server, and of their end.
 
-    alerts check    look, and tell what has changed; a timer of systemd's runs it
+    alerts check    look, and tell what has changed; a timer of systemd's runs it. A number after it
+                    is how many seconds a problem has to last, 20 by default
     alerts test     send a message by each way of each receiver, and say how that went
 
 What is looked at is what the module status shows. An owner, an app for instance, has its receivers
@@ -426,8 +427,9 @@ def try_all(only: str = "") -> Iterator[tuple[str, str, str]]:
 
 def main() -> str | int | None:
     if sys.argv[1:2] == ["check"]:
+        seconds = float(sys.argv[2]) if sys.argv[2:] else CONFIRM
         with alone():
-            check()
+            check(wait=lambda _: time.sleep(seconds))
         return None
     if sys.argv[1:2] == ["test"]:
         failed = 0
