@@ -178,6 +178,12 @@ def test_it_runs_with_the_python_that_it_asked_for(host: Host) -> None:
         assert as_user(host, user, f"test -w {said[1]}/bin/python3").rc != 0
 
 
+def test_a_slot_runs_with_the_python_below_a_path(host: Host) -> None:
+    pid = host.check_output("supervisorctl pid httpbin:httpbin_0")
+    program = host.check_output("readlink /proc/%s/exe", pid)
+    assert program.startswith("/opt/python/bin/python3.")
+
+
 def test_the_password_of_an_index_is_nowhere_but_where_the_build_has_it(host: Host) -> None:
     assert host.file("/run/private-index.seen").content_string == ""
     places = "/srv/tagged /etc /run /tmp /var/lib /var/log /var/cache /var/tmp /home"
