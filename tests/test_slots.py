@@ -22,6 +22,7 @@ from ansible_collections.carafe.stack.plugins.module_utils import (
     processes,
     programs,
     slots,
+    supervisord,
     unix_http,
 )
 from ansible_collections.carafe.stack.plugins.modules import gunicorn_slots
@@ -291,6 +292,29 @@ def test_a_pipe_in_the_place_of_a_file_that_a_slot_takes_in_is_refused(
     os.mkfifo(tmp_path / "run")
     with pytest.raises(slots.SlotError, match=r"run cannot be read: It is no file"):
         slots.fingerprint(slots.load(path))
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_where_nothing_serves_what_a_failed_first_release_has_started_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: bool
+) -> None:
+    there = {"shop_0": "RUNNING", "shop_1": "BACKOFF", "shop_2": "STOPPED", "shop-x_0": "RUNNING"}
+    stopped: list[str] = []
+    monkeypatch.setattr(supervisord, "SOCKET", str(tmp_path / "socket"))
+    assert slots.end("shop") == []
+    (tmp_path / "socket").touch()
+    monkeypatch.setattr(supervisord, "connect", lambda: None)
+    infos = [
+        {"group": name.rpartition("_")[0], "name": name, "statename": state}
+        for name, state in there.items()
+    ]
+    monkeypatch.setattr(
+        supervisord, "processes", lambda _, group: [x for x in infos if x["group"] == group]
+    )
+    monkeypatch.setattr(supervisord, "stop", lambda _, *names: stopped.extend(names))
+    said = slots.end("shop", check)
+    assert said == [f"slot {x} stopped: nothing serves" for x in (0, 1)]
+    assert stopped == ([] if check else ["shop:shop_0", "shop:shop_1"])
 
 
 def test_what_a_process_was_started_with_is_read_from_it(tmp_path: Path) -> None:

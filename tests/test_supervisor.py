@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import services, supervisord
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
 from ansible_collections.carafe.stack.plugins.modules import supervisor
 
 
@@ -61,3 +62,42 @@ def test_a_dry_run_tells_what_a_run_that_was_cut_short_has_left(
     rpc = SimpleNamespace(reloadConfig=lambda: [[["jobs", "theirs"], [], []]])
     monkeypatch.setattr(supervisord, "connect", lambda: rpc)
     assert supervisor.run([{"name": "jobs", "command": "x"}], True)["programs"] == ["jobs: started"]
+
+
+def states(monkeypatch: pytest.MonkeyPatch, *names: str) -> SimpleNamespace:
+    """Have supervisord answer with one state after the other, the last one for ever."""
+    left = [*names]
+
+    def answer() -> list[dict[str, str]]:
+        name = left.pop(0) if len(left) > 1 else left[0]
+        return [
+            {
+                "group": "shop",
+                "name": "shop_0",
+                "statename": name,
+                "spawnerr": "",
+                "description": "x",
+            }
+        ]
+
+    monkeypatch.setattr(supervisor, "STARTING", -1)
+    monkeypatch.setattr(supervisor.time, "sleep", lambda _: None)
+    return SimpleNamespace(getAllProcessInfo=answer)
+
+
+@pytest.mark.parametrize("state", ["BACKOFF", "FATAL", "EXITED", "STARTING"])
+def test_a_program_that_does_not_come_up_is_told(
+    monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    program = {"name": "shop", "startsecs": 1}
+    with pytest.raises(Failure, match=f"shop:shop_0 {state}"):
+        supervisor.wait(states(monkeypatch, state), [{**program, "must_start": True}])
+    # Of the slots, the role gunicorn says more.
+    supervisor.wait(states(monkeypatch, state), [{**program, "must_start": False}])
+
+
+def test_what_need_not_start_is_given_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rpc = states(monkeypatch, "STARTING", "STARTING", "RUNNING")
+    monkeypatch.setattr(supervisor, "STARTING", 10)
+    supervisor.wait(rpc, [{"name": "shop", "startsecs": 1, "must_start": False}])
+    assert rpc.getAllProcessInfo()[0]["statename"] == "RUNNING"

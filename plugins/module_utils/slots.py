@@ -237,6 +237,19 @@ def roll(path: str | Path, check: bool = False) -> Iterator[str]:
             yield f"all slots would be restarted: {message}"
 
 
+def end(program: str, check: bool = False) -> list[str]:
+    """Stop the slots of an app of which nothing serves; return a line for each."""
+    from .supervisord import RUNNING, SOCKET, connect, processes, stop
+
+    if not Path(SOCKET).exists():
+        return []
+    rpc = connect()
+    names = [x["name"] for x in processes(rpc, program) if x["statename"] in RUNNING]
+    if not check:
+        stop(rpc, *(f"{program}:{name}" for name in names))
+    return [f"slot {name.rpartition('_')[2]} stopped: nothing serves" for name in names]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="gunicorn-slots", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)

@@ -33,6 +33,7 @@ DEFAULTS = {
         "priority": 999,
         "log_max_mb": 10,
         "log_backups": 5,
+        "must_start": True,
     },
 }
 HEADER = """; Managed by Ansible.

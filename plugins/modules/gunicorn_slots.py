@@ -24,10 +24,15 @@ options:
     choices: [installed, rolled]
     default: rolled
   config:
-    description: The file C(slots.json) of the app. Where it is not there, nothing serves yet and
-      nothing is done.
+    description: The file C(slots.json) of the app. Where it is not there, nothing serves, and no
+      slot is started.
     type: path
     required: true
+  program:
+    description: Name of the supervised program. Where O(config) is not there, its slots are
+      stopped, as those of a first release that has failed.
+    type: str
+    default: ""
   files:
     description: Files that are written beside O(config), by name.
     type: dict
@@ -117,6 +122,7 @@ def main() -> None:
         {
             "state": choice("installed", "rolled", default="rolled"),
             "config": {"type": "path", "required": True},
+            "program": {"type": "str", "default": ""},
             "files": {"type": "dict", "default": {}},
             "private_directory": {"type": "path"},
             "user": {"type": "str"},
@@ -132,6 +138,8 @@ def main() -> None:
                 lines.append(line)
         except slots.SlotError as error:
             module.fail_json(msg=str(error), slots=lines)
+    elif module.params["program"]:
+        lines += slots.end(module.params["program"], module.check_mode)
     module.exit_json(changed=bool(lines), slots=lines)
 
 

@@ -105,11 +105,20 @@ def due() -> list[str]:
 
 
 def wait(rpc: Any, programs: list[dict[str, Any]]) -> None:
-    """Return when all processes of the programs run; fail when one does not come up."""
+    """Return when all processes of the programs run; fail when one does not come up.
+
+    One that need not start is waited for as long as it is starting, and never fails.
+    """
     deadline = time.monotonic() + max(int(x["startsecs"]) for x in programs) + STARTING
+    lenient = {x["name"] for x in programs if not x["must_start"]}
     while True:
         infos = [x for program in programs for x in supervisord.processes(rpc, program["name"])]
-        ill = [info for info in infos if info["statename"] != "RUNNING"]
+        ill = [
+            info
+            for info in infos
+            if info["statename"] == "STARTING"
+            or (info["statename"] != "RUNNING" and info["group"] not in lenient)
+        ]
         if not ill:
             return
         # One that is starting has no reason to give, and is past that within its startsecs.
@@ -117,6 +126,9 @@ def wait(rpc: Any, programs: list[dict[str, Any]]) -> None:
         if time.monotonic() > deadline and (stopped or time.monotonic() > deadline + STARTING):
             break
         time.sleep(0.2)
+    ill = [info for info in ill if info["group"] not in lenient]
+    if not ill:
+        return
     why = "; ".join(
         f"{x['group']}:{x['name']} {x['statename']} {x['spawnerr'] or x['description']}"
         for x in ill
