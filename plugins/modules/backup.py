@@ -263,7 +263,7 @@ def stop(gone: list, check: bool) -> None:
 def due_timers() -> list[str]:
     """Return what systemd is to begin: timers that do not run, or whose files are new."""
     names = [x.name for x in sorted(backup_server.UNITS.glob("carafe-backup-*.timer"))]
-    return [name for name in names if services.due(services.state(name))]
+    return [x for x in names if services.due(services.state(x, x.replace(".timer", ".service")))]
 
 
 def activate(module: Module) -> dict:

@@ -21,6 +21,7 @@ def lost(host, admin, called, job, converge):
     """Have a new server in the place of the one that is gone; return the name of that one."""
     admin('SET ROLE "shop-owner"; CREATE TABLE IF NOT EXISTS public.survivors (text text)')
     admin("INSERT INTO public.survivors VALUES ('stored')")
+    host.check_output("runuser -u shop -- sh -c 'echo stored >/srv/shop/shared/uploads/survivor'")
     assert job("files-shop")["result"] == "ok"
     called("backup_jobs.switch(backup_jobs.backup_repository.setup())")
     name = host.check_output("hostname")
@@ -38,7 +39,7 @@ def test_a_new_server_takes_over(host, lost, admin, converge, called, first_stor
     changed, said = converge(backup_restore_from=lost)
     assert changed > 0, said
     assert admin("SELECT text FROM public.survivors ORDER BY 1 LIMIT 1") == "stored"
-    assert host.file("/srv/shop/shared/uploads/photo.jpg").size == 100000
+    assert host.file("/srv/shop/shared/uploads/survivor").content_string == "stored\n"
     # It stores in a place of its own, from the moment on at which it took over.
     first_stored()
     assert admin("SELECT timeline_id > 1 FROM pg_control_checkpoint()") == "t"
