@@ -133,7 +133,9 @@ def test_an_app_can_be_deployed_and_is_served_over_tls(example: Example, project
 
 @of_kind("variables")
 def test_further_variables_pass_the_preflight(example: Example, project: Project) -> None:
-    project.write(APP | example.data)
+    # What is said of a database adds to the one that the app has.
+    app = APP | ({"stack_database": "postgresql"} if "postgres_databases" in example.data else {})
+    project.write(app | example.data)
     for name in re.findall(r"'tasks': '([^']+)'", str(example.data)):
         file = project.folder.parents[1] / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -110,10 +110,6 @@ lock_version:
   description: Version of poetry that has made its lock, where that says so.
   type: str
   returned: success
-hashed:
-  description: Whether a requirement has a hash.
-  type: bool
-  returned: success
 python_path:
   description: Folders in the archive with the app's code, and what says its name, for PYTHONPATH.
   type: list
