@@ -88,11 +88,6 @@ def check_place(setup: Mapping[str, Any]) -> None:
         raise Failure(f"{place.path} is not mounted. See findmnt and /etc/fstab, and mount it.")
 
 
-def ssh_of(setup: Mapping[str, Any]) -> str:
-    """Return the folder with the keys for a place by sftp."""
-    return setup.get("ssh", str(FOLDER))
-
-
 def below(place: Place, *names: str) -> str:
     return "/".join(["" if place.path == "/" else place.path, *names])
 
@@ -138,8 +133,8 @@ def settings(setup: Mapping[str, Any], **more: Any) -> dict[str, Any]:
             "repo1-sftp-host-port": place.port,
             "repo1-sftp-host-user": place.user,
             "repo1-sftp-host-key-hash-type": "sha256",
-            "repo1-sftp-private-key-file": str(Path(ssh_of(setup), "postgres/id")),
-            "repo1-sftp-known-host": str(Path(ssh_of(setup), "postgres/known_hosts")),
+            "repo1-sftp-private-key-file": str(FOLDER / "postgres/id"),
+            "repo1-sftp-known-host": str(FOLDER / "postgres/known_hosts"),
         }
     return found | more
 
@@ -241,8 +236,6 @@ def restic(
 ) -> subprocess.CompletedProcess[str]:
     """Run restic on the repository of an app's files, as root."""
     place, options = parse(setup["repository"]), []
-    if setup.get("read_only"):
-        options.append("--no-lock")
     environment = {
         "PATH": os.defpath,
         "LC_ALL": "C.UTF-8",
@@ -259,8 +252,8 @@ def restic(
         environment["AWS_ACCESS_KEY_ID"] = setup["s3"]["key"]
         environment["AWS_SECRET_ACCESS_KEY"] = setup["s3"]["secret"]
     elif place.kind == "sftp":
-        known = f"UserKnownHostsFile={ssh_of(setup)}/root/known_hosts"
-        ssh = f"ssh -p {place.port} -i {ssh_of(setup)}/root/id -o {known}"
+        known = f"UserKnownHostsFile={FOLDER}/root/known_hosts"
+        ssh = f"ssh -p {place.port} -i {FOLDER}/root/id -o {known}"
         ssh += f" -o StrictHostKeyChecking=yes -o BatchMode=yes {place.user}@{place.host} -s sftp"
         options += ["-o", f"sftp.command={ssh}"]
     done = subprocess.run(

@@ -21,15 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import (
-    backup_files,
-    backup_jobs,
-    backup_repository,
-    backup_source,
-    backup_state,
-    backup_target,
-    files,
-)
+from . import backup_files, backup_jobs, backup_repository, backup_state, backup_target, files
 from .backup_jobs import alone
 from .backup_repository import as_postgres, psql
 from .backup_scratch import Scratch
@@ -54,8 +46,6 @@ MADE = """SELECT json_build_object(
 PROVIDERS = {"c": "libc", "i": "icu", "b": "builtin"}
 # Settings that are lists of names, and are kept in SQL's own syntax.
 LISTS = {"search_path", "temp_tablespaces", "local_preload_libraries", "session_preload_libraries"}
-REACHED = "SELECT coalesce(extract(epoch FROM pg_last_xact_replay_timestamp())::text, '')"
-THERE = "SELECT 1 FROM pg_database WHERE datname = {l}"
 EXTENSIONS = """SELECT coalesce(json_object_agg(extname, nspname), '{}')
     FROM pg_extension e JOIN pg_namespace n ON n.oid = extnamespace WHERE extname <> 'plpgsql'"""
 ROWS = """SELECT coalesce(json_object_agg(name, (xpath('/row/n/text()',
@@ -102,18 +92,6 @@ class Restore:
     @property
     def target(self) -> Target:
         return Target(**self.progress["target"])
-
-    @property
-    def copied(self) -> bool:
-        """Tell whether it is of another environment."""
-        return bool(self.progress.get("from"))
-
-    def held(self, setup: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
-        """Return the setup by which the past is read, and the masks that it is to have."""
-        if not self.copied:
-            return setup, []
-        found = backup_source.held(self.name)
-        return found["setup"], found["masks"]
 
     def beside(self, database: str) -> str:
         return f"{database}_restoring"
@@ -172,11 +150,6 @@ def begin(app: str, to: str) -> dict[str, Any]:
     """Note what is to be restored; the same once more goes on with what was cut short."""
     restore, setup = Restore(app), backup_repository.setup()
     if restore.progress:
-        if restore.copied:
-            raise Failure(
-                f"A copy of {restore.progress['from']}'s data was begun and is not done. Go on with"
-                f" it by the playbook copy_data, or give it up first: -e restore_cancel={app}"
-            )
         if restore.progress["to"] != to:
             raise Failure(
                 f"A restore of {app} to {restore.progress['to']!r} was begun and is not done. Go on"
@@ -217,7 +190,7 @@ def prepare(app: str) -> tuple[str, dict[str, Any]]:
     if not restore.progress:
         raise Failure("Nothing is asked for. Begin with the playbook restore.")
     backup_repository.check_place(setup)
-    with alone(f"-restore-{app}"), backup_source.forgotten(app):
+    with alone(f"-restore-{app}"):
         if restore.progress["databases"] and not restore.done("loaded"):
             dump(setup, restore)
             load(setup, restore)
@@ -237,15 +210,14 @@ def dump(setup: dict[str, Any], restore: Restore) -> None:
     if restore.done("dumped"):
         return
     names = tuple(x["name"] for x in restore.progress["databases"])
-    source, _ = restore.held(setup)
-    scratch, folder = Scratch(f"restore-{restore.name}", source), dumps_of(setup, restore.name)
+    scratch, folder = Scratch(f"restore-{restore.name}", setup), dumps_of(setup, restore.name)
     files.remove(folder)
     folder.mkdir(mode=0o700)
     os.chown(folder, pwd.getpwnam("postgres").pw_uid, -1)
-    known, seen = backup_repository.info(source, source.get("config", "")), {}
+    known, seen = backup_repository.info(setup), {}
     scratch.make()
     try:
-        scratch.room(known["backup"][-1], [] if restore.copied else list(names))
+        scratch.room(known["backup"][-1], list(names))
         target, backup = restore.target, ""
         if target.kind == "name":
             backup = restore.progress["backup"]
@@ -258,12 +230,7 @@ def dump(setup: dict[str, Any], restore: Restore) -> None:
                 raise
             scratch.make()
             scratch.restore(target.words, backup)
-        if target.kind == "latest":
-            scratch.pause_at_end_of(restore.progress["newest_wal"])
         with scratch.serving():
-            if restore.copied:
-                at = scratch.ask(REACHED)
-                restore.save(target=restore.progress["target"] | {"at": float(at or target.at)})
             for one in names:
                 made = scratch.ask(MADE.format(name=literal(one)))
                 if not made:
@@ -272,7 +239,6 @@ def dump(setup: dict[str, Any], restore: Restore) -> None:
                     "made": json.loads(made),
                     "extensions": json.loads(scratch.ask(EXTENSIONS, one)),
                     "rows": json.loads(scratch.ask(ROWS, one)),
-                    "named": scratch.ask(backup_source.NAMED, one).splitlines(),
                 }
                 place = ("-h", scratch.run, "-p", str(setup["port"]), "-d", one)
                 file = f"--file={folder / one}.dump"
@@ -288,14 +254,10 @@ def load(setup: dict[str, Any], restore: Restore) -> None:
     folder, differences = dumps_of(setup, restore.name), {}
     programs = Path("/usr/lib/postgresql", setup["version"], "bin")
     login, password = f"{restore.name}-restoring", secrets.token_urlsafe(32)
-    _, masks = restore.held(setup)
-    # Those of an earlier call first: the login may have rights in any of them.
-    for database in restore.progress["databases"]:
-        beside = name(restore.beside(database["name"]))
-        psql(setup, f"DROP DATABASE IF EXISTS {beside} WITH (FORCE);")
     for database in restore.progress["databases"]:
         one, seen = database["name"], restore.progress["seen"][database["name"]]
         owner, new = seen["made"]["owner"], restore.beside(one)
+        psql(setup, f"DROP DATABASE IF EXISTS {name(new)} WITH (FORCE);")
         psql(setup, created(new, seen["made"]))
         for extension, schema in seen["extensions"].items():
             made = (
@@ -306,12 +268,7 @@ def load(setup: dict[str, Any], restore: Restore) -> None:
             more = f"CREATE EXTENSION IF NOT EXISTS {name(extension)} WITH SCHEMA {name(schema)};"
             psql(setup, made + more, new)
         let_in(setup, login, password, owner)
-        strangers = missing(setup, seen["named"]) if restore.copied else []
         try:
-            if restore.copied:
-                psql(setup, backup_source.closed(name(new), name(owner)))
-                psql(setup, f"GRANT CONNECT ON DATABASE {name(new)} TO {name(login)};")
-                psql(setup, "".join(f"CREATE ROLE {name(x)} NOLOGIN;" for x in strangers) or ";")
             listing = contents(programs, folder / f"{one}.dump", set(seen["extensions"].values()))
             (folder / "list").write_text(listing)
             (folder / "list").chmod(0o644)
@@ -322,8 +279,6 @@ def load(setup: dict[str, Any], restore: Restore) -> None:
                 *("-U", login, "-d", new, folder / f"{one}.dump"),
                 PGPASSWORD=password,
             )
-            compare(setup, new, one, seen["rows"])
-            backup_source.mask(setup, new, login, password, masks)
             # Not as the superuser: it computes what indexes of the app's compute.
             as_postgres(
                 *("psql", "-Xq", "-h", backup_repository.SOCKET, "-p", str(setup["port"])),
@@ -336,40 +291,21 @@ def load(setup: dict[str, Any], restore: Restore) -> None:
                 f" {owner}: {failed} Nothing that is live was touched. What only a superuser may"
                 f" make is to be there before: see docs/how-to/backups.md"
             ) from None
-        except Failure:
-            if restore.copied:  # what no mask has seen is left nowhere but in the dump
-                psql(setup, f"DROP DATABASE {name(new)} WITH (FORCE);")
-                strangers and psql(setup, f"DROP ROLE IF EXISTS {', '.join(map(name, strangers))};")
-            raise
         finally:
-            if restore.copied and psql(setup, THERE.format(l=literal(new))):
-                psql(setup, f"REVOKE ALL ON DATABASE {name(new)} FROM {name(login)};")
             psql(setup, f"DROP ROLE IF EXISTS {name(login)};")
-        if restore.copied:
-            gone = "".join(f"DROP OWNED BY {name(x)}; DROP ROLE {name(x)};" for x in strangers)
-            psql(setup, gone or ";", new)
-            psql(setup, backup_source.opened(name(new), name(owner), not seen["made"]["grants"]))
+        rows = json.loads(psql(setup, ROWS, new))
+        if rows != seen["rows"]:
+            wrong = sorted(
+                x for x in rows.keys() | seen["rows"].keys() if rows.get(x) != seen["rows"].get(x)
+            )
+            raise Failure(
+                f"The database {one} did not come over whole: {', '.join(wrong[:5])} differ."
+                " Nothing that is live was touched. Run this again."
+            )
         psql(setup, granted(setup, new, seen["made"]))
-        differences[one] = difference(setup, one, json.loads(psql(setup, ROWS, new)))
+        differences[one] = difference(setup, one, rows)
     restore.note("loaded", differences=differences)
     files.remove(folder)
-
-
-def compare(setup: Mapping[str, Any], new: str, one: str, then: Mapping[str, int]) -> None:
-    """Refuse what did not come over whole."""
-    rows = json.loads(psql(setup, ROWS, new))
-    wrong = sorted(x for x in rows.keys() | then.keys() if rows.get(x) != then.get(x))
-    if wrong:
-        raise Failure(
-            f"The database {one} did not come over whole: {', '.join(wrong[:5])} differ."
-            " Nothing that is live was touched. Run this again."
-        )
-
-
-def missing(setup: Mapping[str, Any], roles: Iterable[str]) -> list[str]:
-    """Return roles that have rights where the data come from, and that this server has not."""
-    there = set(psql(setup, "SELECT rolname FROM pg_roles").splitlines())
-    return sorted(set(roles) - there)
 
 
 def difference(setup: Mapping[str, Any], database: str, rows: Mapping[str, int]) -> list[str]:
@@ -434,7 +370,7 @@ def contents(programs: Path, dump: Path, schemas: Iterable[str]) -> str:
 
 
 def bring_files(setup: dict[str, Any], restore: Restore) -> None:
-    snapshot, (source, _) = restore.progress["snapshot"]["id"], restore.held(setup)
+    snapshot = restore.progress["snapshot"]["id"]
     for path in map(Path, restore.progress["paths"]):
         if os.path.ismount(path):
             raise Failure(
@@ -444,9 +380,7 @@ def bring_files(setup: dict[str, Any], restore: Restore) -> None:
         target = place_beside(path)
         files.remove(target)
         target.mkdir(mode=0o700)
-        backup_files.restored(source, restore.name, snapshot, target, path)
-        if restore.copied:
-            backup_source.owners(path, target / str(path).lstrip("/"))
+        backup_files.restored(setup, restore.name, snapshot, target, path)
     restore.note("files")
 
 

@@ -46,10 +46,6 @@ class Scratch:
         self.data, self.run = self.folder / "data", self.folder / "run"
         self.log, self.config = self.folder / "log", self.folder / "pgbackrest.conf"
         self.programs = Path("/usr/lib/postgresql", setup["version"], "bin")
-        # The place of another environment has its own, away from the disk.
-        if "config" in setup:
-            self.config = Path(setup["config"])
-        self.more: dict[str, str] = {}
         self.server: subprocess.Popen[bytes] | None = None
 
     def make(self) -> None:
@@ -59,8 +55,6 @@ class Scratch:
         for folder in (self.folder, self.data, self.run, self.folder / "spool"):
             folder.mkdir(mode=0o700)
             os.chown(folder, owner.pw_uid, owner.pw_gid)
-        if "config" in self.setup:
-            return
         more = {"lock-path": self.run / "lock", "spool-path": self.folder / "spool"}
         text = backup_repository.text(
             self.setup, self.setup["stanza"], self.data, self.setup["port"], **more
@@ -94,25 +88,6 @@ class Scratch:
         if done.returncode:
             raise Failure(f"pgBackRest cannot restore: {backup_repository.said(done)}")
 
-    def pause_at_end_of(self, segment: str) -> None:
-        """Have it pause at the last record of a segment of WAL.
-
-        Without a target it would promote at the end, or at a gap.
-        """
-        file = self.run / segment
-        words = (f"--stanza={self.setup['stanza']}", f"--config={self.config}")
-        as_postgres(
-            *("pgbackrest", *words, f"--pg1-path={self.data}", "archive-get", segment, file)
-        )
-        # Where it ends, the next segment is missing, for which it fails.
-        said = as_postgres(self.programs / "pg_waldump", file, check=False)
-        records = re.findall(r"\blsn: ([0-9A-F]+/[0-9A-F]+)", said.stdout)
-        if not records:
-            why = one_line(said.stderr, 300)
-            raise Failure(f"The newest WAL, {segment}, cannot be read: {why}")
-        file.unlink()
-        self.more = {"recovery_target_lsn": records[-1]}
-
     def settings(self) -> dict[str, str]:
         """Return what it runs with; given at its start, it beats what ALTER SYSTEM has said."""
         said = as_postgres(self.programs / "pg_controldata", self.data).stdout
@@ -144,7 +119,6 @@ class Scratch:
             "log_min_messages": "log",
             "shared_preload_libraries": preload,
             "cluster_name": f"carafe-{self.name}",
-            **self.more,
         }
 
     def start(self) -> None:

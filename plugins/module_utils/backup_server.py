@@ -26,7 +26,6 @@ from . import (
     backup_repository,
     backup_restore,
     backup_scratch,
-    backup_source,
     backup_state,
     backup_target,
     commands,
@@ -42,8 +41,7 @@ CLAIMS = Path("/etc/carafe/backup.d")
 UNITS = Path("/etc/systemd/system")
 LIBRARY = (
     *(backup_program, backup_archive, backup_drill, backup_files, backup_jobs, backup_repository),
-    *(backup_restore, backup_scratch, backup_source, backup_state, backup_target, commands, files),
-    words,
+    *(backup_restore, backup_scratch, backup_state, backup_target, commands, files, words),
 )
 HEADER = "# Managed by Ansible, role backup.\n"
 # What a server has once, by the role's variables: their defaults are those of nobody.
