@@ -147,4 +147,7 @@ def members(session: Session, owned: Owned) -> list[str]:
         ):
             if group in owned.roles:
                 named.append(name)
+        # Once a password is rotated, the latter is no member any more, and lets nobody in.
+        query = "SELECT rolname FROM pg_roles WHERE rolname = %s AND NOT rolcanlogin"
+        named += [name for (name,) in session.rows(query, f"{database}-rotating")]
     return list(dict.fromkeys(named))
