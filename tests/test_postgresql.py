@@ -248,32 +248,3 @@ def test_a_claim_with_which_a_server_does_not_start_is_not_left_for_others(
         postgresql.start(DownServer(tmp_path), check=False)
     assert claims_of.stored(folder, "shop") == {"a": 1}
     assert [words[1:3] for words in asked] == [("daemon-reload",), ("start", "--no-block")]
-
-
-@pytest.mark.parametrize(
-    ("kept", "said", "listens"),
-    [
-        (["host theirs theirs 127.0.0.1/32 scram-sha-256"], "", "localhost"),
-        (["hostssl all all all scram-sha-256"], "listen_addresses = '*'", "*"),
-        (
-            ["host a a 10.0.0.0/8 md5"],
-            "listen_addresses = 'localhost, 10.0.0.2'",
-            "10.0.0.2,localhost",
-        ),
-        (["local all all peer"], "listen_addresses = '*'", ""),
-        ([], "", ""),
-    ],
-)
-def test_whoever_came_by_tcp_before_still_finds_it_there(
-    tmp_path: Path, kept: list[str], said: str, listens: str
-) -> None:
-    (tmp_path / "postgresql.conf").write_text(f"#listen_addresses = 'x'\n{said}\n")
-    server = types.SimpleNamespace(hba_file=tmp_path / "pg_hba.conf")
-    found = postgresql.listened(server, kept)
-    claim = {**EVERYTHING, "roles": [], "owner": "shop"}
-    values = config.settings({"shop": claim}, MEASURED, 100, found)
-    assert values["listen_addresses"] == listens
-    claim["listen_addresses"] = ["127.0.0.1"]
-    values = config.settings({"shop": claim}, MEASURED, 100, found)
-    both = {"localhost": "127.0.0.1", "10.0.0.2,localhost": "10.0.0.2,127.0.0.1", "": "127.0.0.1"}
-    assert values["listen_addresses"] == both.get(listens, "*")

@@ -72,15 +72,11 @@ def stated_settings(everybody: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
 
 
 def settings(
-    everybody: Mapping[str, Mapping[str, Any]],
-    measured: Mapping[str, int],
-    has_connections: int,
-    listened: Iterable[str] = (),
+    everybody: Mapping[str, Mapping[str, Any]], measured: Mapping[str, int], has_connections: int
 ) -> dict[str, str]:
     """Return the settings of the server, from all claims and from the connections that it has.
 
     Those are never made fewer: that takes a restart, and another owner's next run one more.
-    ``listened`` is where somebody's own programs go on to look for it.
     """
     stated = stated_settings(everybody)
     memory_mb, cores = (
@@ -92,10 +88,9 @@ def settings(
         *(data["max_connections"] for data in everybody.values()),
         sum(data["connections"] for data in everybody.values()) + RESERVED_CONNECTIONS,
     )
-    addresses = {x for data in everybody.values() for x in data["listen_addresses"]}
-    addresses |= {*listened} - ({"localhost"} if "127.0.0.1" in addresses else set())
+    addresses = sorted({x for data in everybody.values() for x in data["listen_addresses"]})
     found = {
-        "listen_addresses": "*" if "*" in addresses else ",".join(sorted(addresses)),
+        "listen_addresses": ",".join(addresses),
         "password_encryption": "scram-sha-256",  # nosec B105
         "max_connections": connections,
         **tuned(memory_mb, cores, int(connections) if str(connections).isdecimal() else 100),

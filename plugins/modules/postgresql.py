@@ -393,14 +393,6 @@ def kept_rules(server: Server) -> list[str]:
     return [] if adopted.is_carafes(there) or is_new else adopted.hba(there)
 
 
-def listened(server: Server, kept: list[str]) -> list[str]:
-    """Return where the server was reached by TCP, if somebody's lines still let anybody in so."""
-    if not any(line.startswith("host") for line in kept):
-        return []
-    said = found.setting("listen_addresses", read(server.hba_file.parent / "postgresql.conf") or "")
-    return [x.strip() for x in (said or "localhost").split(",") if x.strip()]
-
-
 def rules_for(server: Server, everybody: dict, kept: list[str]) -> str:
     """Return pg_hba.conf: the lines of all owners, and behind them those that somebody had."""
     lines = postgresql_config.hba(everybody, server.version)
@@ -491,11 +483,9 @@ def configure(module: Module) -> dict:
         warn_of_older(module, everybody)
         former = read(server.settings_file)
         has_connections = connections_of(server, former)
-        kept = kept_rules(server)
-        values = postgresql_config.settings(
-            everybody, given["measured"], has_connections, listened(server, kept)
-        )
+        values = postgresql_config.settings(everybody, given["measured"], has_connections)
         text = postgresql_config.settings_text(values)
+        kept = kept_rules(server)
         rules = rules_for(server, everybody, kept)
         wanted = wanted_files(server, given["unit_files"], text, rules)
         wanted += [kept_file(server, kept)] * bool(kept)
@@ -683,12 +673,9 @@ def compose(
 ) -> list[dict]:
     """Put the files together for those who stay, and have the server read them."""
     has_connections = connections_of(server, read(server.settings_file))
-    kept = kept_rules(server)
-    values = postgresql_config.settings(
-        everybody, given["measured"], has_connections, listened(server, kept)
-    )
+    values = postgresql_config.settings(everybody, given["measured"], has_connections)
     text = postgresql_config.settings_text(values)
-    rules = rules_for(server, everybody, kept)
+    rules = rules_for(server, everybody, kept_rules(server))
     files = FileSet(wanted_files(server, {}, text, rules), module.check_mode)
     changes += [f"write {x.path}" for x in files.due]
     files.write()
