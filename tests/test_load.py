@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import itertools
 import socket
 import struct
 import threading
@@ -24,8 +25,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.count += 1
-        if self.server.count % 10 == 0:
+        # One step, since several threads count.
+        if next(self.server.numbers) % 10 == 0:
             self.server.harm(self)
         else:
             self.answer(200)
@@ -75,7 +76,8 @@ def serve() -> Iterator[Callable]:
 
     def start(harm: Callable[[Handler], None]) -> str:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.count, server.harm, server.handle_error = 0, harm, lambda *_: None
+        server.numbers, server.harm = itertools.count(1), harm
+        server.handle_error = lambda *_: None
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}"
