@@ -136,7 +136,8 @@ def test_nobody_waits_for_a_migration_that_waits(
     pid = host.check_output(*who)
     said = reason(run("deploy", fails=True, **changed))
     assert "the database did not let it have a lock, once; " in said
-    named = rf"process {pid} of postgres \(monthly report\), active, for \d+ s: SELECT pg_sleep"
+    since = r"active, since [\d:]+ UTC, for \d+ s: SELECT pg_sleep"
+    named = rf"process {pid} of postgres \(monthly report\), {since}"
     assert re.search(named, said), said
     assert max(asking()) < 5
     host.check_output(f"runuser -u postgres -- psql -XAtc 'SELECT pg_terminate_backend({pid})'")
