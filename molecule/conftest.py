@@ -183,6 +183,27 @@ def converge(host: Host) -> Callable[..., tuple[int, str]]:
 
 
 @pytest.fixture
+def command(host: Host) -> Callable[..., list[str]]:
+    """Return the words that run a playbook on this server: command("deploy", app_version=…).
+
+    It has the variables of the first play of the scenario's converge.yml, and those that are given.
+    """
+    scenario = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
+    own = yaml.safe_load((scenario / "converge.yml").read_text())[0]["vars"]
+
+    def words(playbook: str, **variables: object) -> list[str]:
+        return [
+            "ansible-playbook",
+            str(REPOSITORY / ("" if playbook == "site" else "playbooks") / f"{playbook}.yml"),
+            f"--inventory={Path(os.environ['MOLECULE_INVENTORY_FILE']).parent}",
+            f"--limit={host.check_output('hostname')}",
+            f"--extra-vars={json.dumps(own | variables)}",
+        ]
+
+    return words
+
+
+@pytest.fixture
 def published(docker_name: str) -> Callable[[int], str | None]:
     """Get the address at which Docker publishes a port of the server, None where it does not.
 

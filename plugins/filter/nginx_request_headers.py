@@ -141,7 +141,7 @@ def nginx_request_headers(
     told, place = (replaced(x, site.get("request_headers", {})) for x in (told, place))
 
     # An app with no address to go by would take the server's own for the visitor's.
-    nobody = "0.0.0.0"  # nosec B104 (no address to listen on)
+    nobody = "0.0.0.0"  # nosec B104 # no address to listen on
     same_for_all = {"X-Real-IP": nobody, "X-Forwarded-For": nobody, "User-Agent": "nginx"}
     cached = place | {x: said[x] for x in kept_by}
     cached |= {x: y for x, y in same_for_all.items() if x.lower() not in kept_by}

@@ -55,8 +55,11 @@ def run() -> tuple[str, dict[str, Any]]:
             parts["database"] = database(setup)
             said.append(parts["database"]["said"])
         for path in sorted((backup_repository.FOLDER / "apps").glob("*.json")):
-            parts[path.stem] = sample(setup, path.stem)
-            said.append(parts[path.stem]["said"])
+            app = backup_files.app_of(path.stem)
+            # One that keeps no files has no repository of them, and its server may have no restic.
+            if app["paths"] or app["more_paths"]:
+                parts[path.stem] = sample(setup, path.stem)
+                said.append(parts[path.stem]["said"])
     return "; ".join(said) or "there is nothing to restore", parts
 
 

@@ -15,7 +15,7 @@ import os
 import pwd
 import signal
 import time
-import xmlrpc.client  # nosec B411
+import xmlrpc.client  # nosec B411 # of supervisord, by its own socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 

@@ -243,7 +243,7 @@ def taken_ports(wanted: set[str]) -> Iterator[str]:
 def address(text: str) -> tuple[str, str]:
     """Return address and port of what a socket, or a listen directive, is bound to."""
     host, _, port = text.rpartition(":")
-    return ("any" if host in ("", "*", "0.0.0.0", "[::]") else host), port  # nosec B104
+    return ("any" if host in ("", "*", "0.0.0.0", "[::]") else host), port  # nosec B104 # no address to listen on
 
 
 # --- what is loaded --------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def settings(
     addresses = sorted({x for data in everybody.values() for x in data["listen_addresses"]})
     found = {
         "listen_addresses": ",".join(addresses),
-        "password_encryption": "scram-sha-256",  # nosec B105
+        "password_encryption": "scram-sha-256",  # nosec B105 # how they are kept
         "max_connections": connections,
         **tuned(memory_mb, cores, int(connections) if str(connections).isdecimal() else 100),
         **stated,

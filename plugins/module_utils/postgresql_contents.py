@@ -310,7 +310,7 @@ def ensure_user(session, what, owner, user, word, letter, privileges, query):
     holds = " AND ".join(f"has_{word.lower()}_privilege(r.oid, o.oid, '{p}')" for p in privileges)
     # Materialized, or PostgreSQL may ask about a table what can only be asked about a sequence.
     for (path,) in session.rows(
-        f"WITH o (oid, path) AS MATERIALIZED ({query})"  # nosec B608
+        f"WITH o (oid, path) AS MATERIALIZED ({query})"  # nosec B608 # of constants alone
         f" SELECT o.path FROM o, pg_roles r WHERE r.rolname = %s AND NOT ({holds}) ORDER BY 1",
         owner,
         user,

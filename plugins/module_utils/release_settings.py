@@ -94,7 +94,7 @@ SECRET = ("FLASK_SECRET_KEY", "FLASK_SECRET_KEY_FALLBACKS")  # whatever their va
 # What stands in a variable for the folder of the release, or of its secret files, and what the
 # shell makes it from, between two parts in single quotes.
 FOLDERS = {"@release@": "'\"$release\"'", "@secrets@": "'\"$secret_files\"'"}
-SECRET_FILES = "secret-files"  # nosec B105 (a folder)
+SECRET_FILES = "secret-files"  # nosec B105 # a folder
 
 
 def to_text(variables: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ import signal
 import subprocess
 import tempfile
 import time
-import xmlrpc.client  # nosec B411
+import xmlrpc.client  # nosec B411 # of supervisord, by its own socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO

@@ -14,7 +14,7 @@ import os
 import pwd
 import re
 import time
-import xmlrpc.client  # nosec B411
+import xmlrpc.client  # nosec B411 # of supervisord, by its own socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any

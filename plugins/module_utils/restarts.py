@@ -14,7 +14,7 @@ import argparse
 import re
 import subprocess
 import time
-import xmlrpc.client  # nosec B411
+import xmlrpc.client  # nosec B411 # of supervisord, by its own socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -170,7 +170,7 @@ class Slot:
 
     def restart(self) -> str:
         """Restart the slot; return '' once it is well, or what is wrong."""
-        import xmlrpc.client  # nosec B411
+        import xmlrpc.client  # nosec B411 # of supervisord, by its own socket
 
         from .supervisord import stop
 
@@ -187,7 +187,7 @@ def roll(path: str | Path, check: bool = False) -> Iterator[str]:
 
     Raises SlotError at the first slot that does not become healthy.
     """
-    import xmlrpc.client  # nosec B411
+    import xmlrpc.client  # nosec B411 # of supervisord, by its own socket
 
     from .supervisord import connect, log, processes
 

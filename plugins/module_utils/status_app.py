@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import time
-import xmlrpc.client  # nosec B411
+import xmlrpc.client  # nosec B411 # of supervisord, by its own socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -257,7 +257,7 @@ def backups(now: float, keeps: bool) -> Iterator[Row]:
     jobs = backup_state.expected()
     if not jobs and keeps:
         says = "none is made of what the apps keep here"
-        yield Row("backup", YELLOW, says, "ansible-playbook carafe.stack.site")
+        yield Row("backup", YELLOW, says, "set backup_repository, see docs/how-to/backups.md")
     wrong = set()
     for problem in backup_state.problems(now):
         what, says = kind_of(problem["what"], jobs)

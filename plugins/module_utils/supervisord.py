@@ -10,7 +10,7 @@ import os
 import shlex
 import stat
 import time
-import xmlrpc.client  # nosec B411
+import xmlrpc.client  # nosec B411 # of supervisord, by its own socket
 from typing import Any
 
 from .processes import command_line

@@ -72,7 +72,7 @@ changes:
   returned: success
 """
 
-import xmlrpc.client  # nosec B411
+import xmlrpc.client  # nosec B411 # of supervisord, by its own socket
 from pathlib import Path
 
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options

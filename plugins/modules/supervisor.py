@@ -51,7 +51,7 @@ import os
 import shlex
 import tempfile
 import time
-import xmlrpc.client  # nosec B411
+import xmlrpc.client  # nosec B411 # of supervisord, by its own socket
 from pathlib import Path
 from typing import Any
 

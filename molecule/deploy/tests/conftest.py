@@ -1,7 +1,6 @@
 """Playbooks on a live site, and the load on it."""
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -10,12 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from testinfra.host import Host
 
 SCENARIO = Path(__file__).parents[1]
 REPOSITORY = SCENARIO.parents[1]
-VARIABLES = yaml.safe_load((SCENARIO / "converge.yml").read_text())[0]["vars"]
 sys.path.insert(0, str(REPOSITORY / "molecule"))
 from load import Load  # noqa: E402 (found by the line above)
 
@@ -24,22 +21,6 @@ WAITS = "until test -e /var/tmp/go; do sleep 0.1; done"
 
 # A run that is killed leaves a step at work on the server, which Mitogen would end.
 LINEAR = {**os.environ, "ANSIBLE_STRATEGY": "linear"}
-
-
-@pytest.fixture
-def command(host: Host) -> Callable[..., list[str]]:
-    """Return the words that run a playbook on this server: command("deploy", app_version=…)."""
-
-    def words(playbook: str, **variables: object) -> list[str]:
-        return [
-            "ansible-playbook",
-            str(REPOSITORY / ("" if playbook == "site" else "playbooks") / f"{playbook}.yml"),
-            f"--inventory={Path(os.environ['MOLECULE_INVENTORY_FILE']).parent}",
-            f"--limit={host.check_output('hostname')}",
-            f"--extra-vars={json.dumps(VARIABLES | variables)}",
-        ]
-
-    return words
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -11,12 +10,10 @@ from pathlib import Path
 
 import pytest
 import requests
-import yaml
 from testinfra.host import Host
 
 SCENARIO = Path(__file__).parents[1]
 REPOSITORY = SCENARIO.parents[1]
-VARIABLES = yaml.safe_load((SCENARIO / "converge.yml").read_text())[0]["vars"]
 sys.path.insert(0, str(REPOSITORY / "molecule"))
 from load import Load  # noqa: E402 (found by the line above)
 
@@ -73,21 +70,6 @@ def books(host: Host) -> Callable[[], dict]:
         return {"known": known, "serving": serving}
 
     return read
-
-
-@pytest.fixture
-def command(host: Host) -> Callable[..., list[str]]:
-    """Return the words that run a playbook on this server."""
-
-    def words(playbook: str, **variables: object) -> list[str]:
-        return [
-            "ansible-playbook",
-            str(REPOSITORY / ("" if playbook == "site" else "playbooks") / f"{playbook}.yml"),
-            f"--inventory={Path(os.environ['MOLECULE_INVENTORY_FILE']).parent}",
-            f"--extra-vars={json.dumps(VARIABLES | variables)}",
-        ]
-
-    return words
 
 
 @pytest.fixture

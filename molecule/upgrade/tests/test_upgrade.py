@@ -15,12 +15,10 @@ from pathlib import Path
 
 import pytest
 import requests
-import yaml
 from testinfra.host import Host
 
 SCENARIO = Path(__file__).parents[1]
 REPOSITORY = SCENARIO.parents[1]
-VARIABLES = yaml.safe_load((SCENARIO / "converge.yml").read_text())[0]["vars"]
 GUIDE = REPOSITORY / "docs/how-to/upgrading-debian.md"
 sys.path.insert(0, str(REPOSITORY / "molecule"))
 from load import Load  # noqa: E402 (found by the line above)
@@ -31,17 +29,12 @@ CONFIRMED = {"upgrade_confirm": "ledger"}
 
 
 @pytest.fixture
-def playbook(host: Host) -> Callable[..., tuple[int, str]]:
+def playbook(command: Callable[..., list[str]]) -> Callable[..., tuple[int, str]]:
     """Run a playbook on the server; returns its exit status, and its output in one line."""
 
     def run(name: str, **variables: object) -> tuple[int, str]:
         done = subprocess.run(
-            [
-                "ansible-playbook",
-                REPOSITORY / ("" if name == "site" else "playbooks") / f"{name}.yml",
-                f"--inventory={Path(os.environ['MOLECULE_INVENTORY_FILE']).parent}",
-                f"--extra-vars={json.dumps(VARIABLES | variables)}",
-            ],
+            command(name, **variables),
             capture_output=True,
             text=True,
             check=False,
