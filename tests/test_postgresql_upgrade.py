@@ -11,6 +11,7 @@ from ansible_collections.carafe.stack.plugins.module_utils import (
     found,
     postgresql_upgrade,
 )
+from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
 
 HAD = {"shop": {"r": [3, 4096], "S": [1, 0]}, 'it\'s "strange"': {"v": [2, 0]}}
 
@@ -152,3 +153,71 @@ def test_the_way_back_has_the_backups_of_the_former_version_again(
     assert not (tmp_path / "kept").exists()
     # An upgrade of a server that had no backups brings none back.
     postgresql_upgrade.bring_back_what_backups_go_by()
+
+
+class Recorded:
+    """The programs that an upgrade would run, in their order."""
+
+    def __init__(self) -> None:
+        self.commands: list[str] = []
+
+    def __call__(self, *words: object) -> str:
+        self.commands.append(" ".join(map(str, words)))
+        return ""
+
+
+@pytest.fixture
+def ran(root: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """An upgrade of 15/main to 17/main on a server where no program is run."""
+    recorded = Recorded()
+    monkeypatch.setattr(postgresql_upgrade, "run", recorded)
+    monkeypatch.setattr(postgresql_upgrade, "STATE", root / "state.json")
+    monkeypatch.setattr(postgresql_upgrade.Server, "wait", lambda self: None)
+    monkeypatch.setattr(
+        postgresql_upgrade.Upgrade,
+        "make_serve",
+        lambda self, server: recorded("serve", f"{server.version}/{server.name}"),
+    )
+    return recorded
+
+
+def upgrade(root: Path, *clusters: str, **state: object) -> postgresql_upgrade.Upgrade:
+    make_clusters(root, *clusters)
+    if state:
+        about = {"former": "15", "version": "17", "name": "main", "port": 5432, **state}
+        (root / "state.json").write_text(json.dumps(about))
+    return postgresql_upgrade.Upgrade("15", "17", "main")
+
+
+def test_a_copy_that_was_cut_short_goes_and_the_former_one_serves_again(
+    root: Path, ran: Recorded
+) -> None:
+    this = upgrade(root, "15/main", "17/main", began=1)
+    assert this.step() == ""
+    this.recover()
+    assert ran.commands == ["pg_dropcluster --stop 17 main", "serve 15/main"]
+    assert not (root / "state.json").exists()
+
+
+@pytest.mark.parametrize("state", [{}, {"step": "copied"}, {"step": "serving"}])
+def test_what_has_the_data_is_never_dropped_for_a_copy(
+    root: Path, ran: Recorded, state: dict[str, str]
+) -> None:
+    upgrade(root, "15/main", "17/main", **state).recover()
+    assert ran.commands == []
+
+
+@pytest.mark.parametrize("state", [{}, {"began": 1}, {"step": "copied"}])
+def test_the_former_data_is_not_dropped_before_the_new_one_serves(
+    root: Path, ran: Recorded, state: dict[str, object]
+) -> None:
+    clusters = ["15/main", "17/main"] if state else ["15/main"]
+    with pytest.raises(Failure, match="15/main has the data"):
+        upgrade(root, *clusters, **state).drop()
+    assert ran.commands == []
+
+
+def test_without_an_upgrade_there_is_nothing_to_go_back_from(root: Path, ran: Recorded) -> None:
+    with pytest.raises(Failure, match="nothing to go back from"):
+        upgrade(root, "15/main", "17/main").undo()
+    assert ran.commands == []

@@ -209,9 +209,7 @@ class Upgrade:
         """Stop the former cluster, and have its data and configuration in the new one."""
         if self.step():
             return []
-        if self.new.look():
-            # A copy that was cut short: it has never served.
-            self.drop_new()
+        self.recover()
         relations = self.relations(self.old)
         port = self.old.place()["port"]
         self.state = {
@@ -222,7 +220,7 @@ class Upgrade:
             "relations": relations,
             "began": time.time(),
         }
-        note(**self.state, step="copying")
+        note(**self.state)
         keep_what_backups_go_by()
         with like_the_former():
             done = ask(
@@ -231,7 +229,7 @@ class Upgrade:
                 *(self.former, self.name),
             )
         if done.returncode:
-            self.back_to_the_former()
+            self.recover()
             raise Failure(
                 f"PostgreSQL could not be upgraded, and {self.former}/{self.name} runs as before."
                 f" pg_upgradecluster says: {one_line(done.stdout + done.stderr)[-LARGEST_SAID:]}"
@@ -258,15 +256,16 @@ class Upgrade:
             target = postgresql_config.FOLDER / f"adopted-{self.version}-{self.name}.conf"
             shutil.copy2(kept, target)
 
-    def drop_new(self) -> None:
-        run("pg_dropcluster", "--stop", self.version, self.name)
-
-    def back_to_the_former(self) -> None:
-        """Have the former cluster serve again; the new one has not served yet, and goes."""
+    def recover(self) -> None:
+        """Let the former cluster serve again. A copy that was cut short never did, and goes."""
+        if not self.state or self.step():
+            return
         if self.new.look():
-            self.drop_new()
+            run("pg_dropcluster", "--stop", self.version, self.name)
+        files.remove(self.new.data)
         self.make_serve(self.old)
         files.remove(STATE)
+        self.state = {}
 
     def make_serve(self, server: Server) -> None:
         """Run a cluster on the port that apps know, now and at each boot."""
@@ -343,18 +342,27 @@ class Upgrade:
 
     def analyze(self) -> list[str]:
         """Gather the statistics that queries are planned by, coarse ones first."""
+        if self.state.get("analyzed"):
+            return []
         port = str(self.new.place()["port"])
         self.as_postgres(
             self.binary(self.version, "vacuumdb"),
             *("--all", "--analyze-in-stages", "--no-password", f"--port={port}"),
             f"--jobs={os.cpu_count() or 1}",
         )
+        self.state["analyzed"] = True
+        note(**self.state)
         return ["gather statistics of all databases"]
 
     # The way back, and its end.
 
     def undo(self) -> list[str]:
         """Let the former cluster serve again. What was written since stays in the new one."""
+        if not self.step():
+            raise Failure(
+                f"{self.version}/{self.name} does not come from an upgrade, so there is nothing to"
+                " go back from. Nothing was touched."
+            )
         if not self.old.look():
             raise Failure(
                 f"{self.former}/{self.name} was dropped, so there is no way back to it. A restore"
@@ -374,8 +382,11 @@ class Upgrade:
 
     def drop(self) -> list[str]:
         """Remove the former cluster, and with it the way back."""
-        if not self.old.look():
-            return []
+        if self.step() != "serving":
+            raise Failure(
+                f"{self.version}/{self.name} does not serve yet, and {self.former}/{self.name} has"
+                " the data. Nothing was touched. Finish the upgrade first."
+            )
         run("pg_dropcluster", "--stop", self.former, self.name)
         files.remove(postgresql_config.FOLDER / f"adopted-{self.former}-{self.name}.conf")
         files.remove(STATE)

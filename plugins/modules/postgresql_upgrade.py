@@ -68,9 +68,9 @@ step:
     V(serving) when it serves.
   type: str
   returned: success
-port:
-  description: Port by which apps reach the cluster.
-  type: int
+done:
+  description: Whether nothing of the upgrade is left to do.
+  type: bool
   returned: with V(look)
 bytes:
   description: Bytes of the data that is to be copied.
@@ -79,11 +79,6 @@ bytes:
 free:
   description: Bytes that are free where the copy will lie.
   type: int
-  returned: with V(look)
-databases:
-  description: The databases that will be down meanwhile.
-  type: list
-  elements: str
   returned: with V(look)
 backed_up:
   description: When the newest backup of the databases ended, in seconds since the epoch, or 0.
@@ -105,7 +100,7 @@ from ansible_collections.carafe.stack.plugins.module_utils.module import Module,
 
 from ..module_utils import claims, postgresql_config
 from ..module_utils.commands import Failure
-from ..module_utils.postgresql_server import need_psycopg2, report, session_now
+from ..module_utils.postgresql_server import need_psycopg2, report
 from ..module_utils.postgresql_upgrade import Upgrade, backed_up, older
 
 STATES = ("look", "checked", "copied", "finished", "analyzed", "undone", "dropped")
@@ -120,14 +115,11 @@ SENTENCES = {
 
 def look(upgrade: Upgrade) -> dict:
     """Return what there is to be known before it begins."""
-    server = upgrade.new if upgrade.step() == "serving" else upgrade.old
-    session, seen = session_now(server), upgrade.old.look()
     return {
-        "port": (server.look() or seen)["port"],
         "bytes": upgrade.size(),
         "free": upgrade.room(),
-        "databases": session.databases() if session else [],
         "backed_up": backed_up(),
+        "done": upgrade.step() == "serving" and bool(upgrade.state.get("analyzed")),
         "owners": sorted(claims.read(postgresql_config.FOLDER, "", None)),
     }
 
@@ -137,6 +129,8 @@ def act(state: str, upgrade: Upgrade, check: bool) -> dict:
     if state == "look":
         return {**report([]), **look(upgrade)}
     if state == "checked":
+        if not upgrade.step() and not check:
+            upgrade.recover()
         if not upgrade.step():
             upgrade.refuse()
         return report([])
