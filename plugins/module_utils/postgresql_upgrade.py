@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import backup_repository, backup_state, files, found, postgresql_config
-from .commands import Failure, ask, run
+from .commands import CommandFailed, Failure, ask, run
 from .postgresql_server import Server, Session, one_line, psycopg2, sql
 
 STATE = Path("/var/lib/carafe/postgres-upgrade.json")
@@ -173,6 +173,14 @@ class Upgrade:
                 *("-p", str(self.old.place()["port"])),
                 folder=scratch,
             )
+        except CommandFailed as failed:
+            # What it has found is in files beside.
+            reports = [files.read(x) or "" for x in sorted(scratch.glob("**/*.txt"))]
+            said = one_line(" ".join([str(failed), *reports]))[-LARGEST_SAID:]
+            raise Failure(
+                f"PostgreSQL {self.version} does not take the data of {self.former}/{self.name} as"
+                f" it is. Nothing was touched. {said}"
+            ) from None
         finally:
             files.remove(scratch)
 
@@ -190,12 +198,8 @@ class Upgrade:
             check=False,
         )
         if done.returncode:
-            reports = [files.read(x) or "" for x in sorted(folder.glob("**/*.txt"))]
-            said = one_line(" ".join([done.stdout, done.stderr, *reports]))[-LARGEST_SAID:]
-            raise Failure(
-                f"PostgreSQL {self.version} does not take the data of {self.former}/{self.name} as"
-                f" it is. Nothing was touched. {Path(command[0]).name} says: {said}"
-            )
+            said = one_line(f"{done.stdout} {done.stderr}")[-LARGEST_SAID:]
+            raise CommandFailed(f"{Path(command[0]).name} says: {said}")
         return done.stdout
 
     def has_checksums(self, server: Server) -> bool:
