@@ -213,6 +213,14 @@ def test_owners_are_told_apart(server: Server) -> None:
     ] == [["problem updates", "problem slot 0"]]
 
 
+def test_who_is_no_app_is_none_while_a_way_fails(server: Server) -> None:
+    server.add("ops", command="x", webhook_url="https://x")
+    server.broken = {"webhook"}
+    for _ in range(3):
+        server.look(DOWN, WELL)
+    assert server.sent["command"] == [["problem slot 1"], ["problem alerts by webhook"] * 2]
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[]", "null"])
 def test_a_damaged_state_is_begun_anew(server: Server, damage: str) -> None:
     server.look(WELL)
@@ -391,6 +399,13 @@ def test_a_wrong_password_is_told_without_it(mailbox: Any, certificate: tuple[Pa
     assert mailbox.mails == []
 
 
+def test_a_password_that_cannot_be_sent_is_told_without_it(
+    mailbox: Any, certificate: tuple[Path, Path]
+) -> None:
+    why = by_mail(mailbox, str(certificate[0]), smtp_user="ann", smtp_password="größe")
+    assert why == "mail: a value has letters that cannot be sent: user, password or header"
+
+
 def test_a_mail_server_that_nobody_knows_gets_no_password(mailbox: Any) -> None:
     if mailbox.security == "none":
         pytest.skip("it shows no certificate")
@@ -545,6 +560,9 @@ def problems(**values: Any) -> list[str]:
         ({"alerts_webhook_url": "https://x:y"}, "alerts_webhook_url"),
         ({"alerts_heartbeat_url": "https://"}, "alerts_heartbeat_url"),
         ({"alerts_webhook_headers": {"A": "b\nC: d"}}, "alerts_webhook_headers"),
+        ({"alerts_webhook_headers": {"A": "5 €"}}, "alerts_webhook_headers"),
+        ({"alerts_smtp_user": "ann", "alerts_smtp_password": "größe"}, "alerts_smtp_password"),
+        ({"alerts_smtp_user": "änn", "alerts_smtp_password": "x"}, "alerts_smtp_user"),
         (
             {"alerts_smtp_user": "a", "alerts_smtp_password": "x", "alerts_smtp_security": "none"},
             "alerts_smtp_security",

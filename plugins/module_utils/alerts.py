@@ -290,6 +290,9 @@ def attempt(way: str, work: Callable[[], None]) -> str:
         return one_line(f"{way}: {error.smtp_code} {escaped(error.smtp_error)}")
     except (OSError, http.client.HTTPException, smtplib.SMTPException, Failure, KeyError) as error:
         return one_line(f"{way}: {error or type(error).__name__}")
+    except ValueError:
+        # Its words have the value in them, which may be a secret.
+        return f"{way}: a value has letters that cannot be sent: user, password or header"
     return ""
 
 
@@ -328,8 +331,9 @@ def check(now: float | None = None, wait: Callable[[float], Any] = time.sleep) -
     state = read(path, {})
     history = note(now)
     rows = confirmed(lambda: status.look(history, now), state.get("seen", {}), wait)
-    rows = [*rows, *failing(state)]
+    # Before the owners' own rows come: a way of one that is no app makes it none.
     apps = {row.app for row in rows} - {""}
+    rows = [*rows, *failing(state)]
     owners: dict[str, Any] = {}
     for owner, wanted in receivers().items():
         entry = state.get("owners", {}).get(owner, {})

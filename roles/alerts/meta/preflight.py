@@ -14,7 +14,7 @@ RANGES = {
     "alerts_smtp_port": PORT,
 }
 ADDRESS = re.compile(r"[^\s@,<>]+@[^\s@,<>]+")
-NAME, VALUE = re.compile(r"[A-Za-z0-9-]+"), re.compile(r"[^\r\n\0]+")
+NAME, VALUE = re.compile(r"[A-Za-z0-9-]+"), re.compile(r"[^\r\n\0\u0100-\U0010ffff]+")
 
 
 def check_mail(server: Server) -> Iterator[Problem]:
@@ -35,6 +35,11 @@ def check_mail(server: Server) -> Iterator[Problem]:
             f"is empty, and alerts_smtp_{has} is not",
             "make vault, with vault_alerts_smtp_password in it" if user else "",
         )
+    for name in ("user", "password"):
+        if not str(values.get(f"alerts_smtp_{name}") or "").isascii():
+            yield Problem(
+                f"alerts_smtp_{name}", "has letters beyond ASCII, which no login can send"
+            )
     if password and values.get("alerts_smtp_security") == "none":
         yield Problem(
             "alerts_smtp_security", "is none, by which the password would go through the net openly"
