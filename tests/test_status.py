@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import (
     backup_state,
+    commands,
     levels,
     status,
     status_app,
@@ -31,7 +32,7 @@ def told(rows: Any) -> dict[str, tuple[str, str]]:
 
 
 def answer(text: str, code: int = 0) -> Any:
-    return lambda *_: SimpleNamespace(stdout=text, stderr="", returncode=code)
+    return lambda *_, **__: SimpleNamespace(stdout=text, stderr="", returncode=code)
 
 
 # --- levels -----------------------------------------------------------------------------------
@@ -171,30 +172,43 @@ UnitFileState=
 """
 
 
-def systemctl(failed: str, nginx: str) -> Any:
-    def ask(*words: str) -> Any:
-        return answer(failed if "list-units" in words else SHOWN.format(nginx=nginx))()
+@pytest.fixture
+def systemctl(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have systemctl say which units have failed, how nginx is, and whether it can say so."""
 
-    return ask
+    def says(failed: str, nginx: str, code: int = 0) -> None:
+        def ask(*words: str, **_: Any) -> Any:
+            return answer(failed if "list-units" in words else SHOWN.format(nginx=nginx), code)()
+
+        monkeypatch.setattr(commands, "ask", ask)
+
+    return says
 
 
-def test_a_service_of_the_stack_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status_server, "ask", systemctl("", "active"))
+def test_a_service_of_the_stack_that_is_down(systemctl: Any) -> None:
+    systemctl("", "active")
     assert list(status_server.units()) == []
-    monkeypatch.setattr(status_server, "ask", systemctl("nginx.service loaded failed\n", "failed"))
+    systemctl("nginx.service loaded failed\n", "failed")
     (row,) = status_server.units()
     assert (row.what, row.level) == ("unit nginx.service", "red")
     assert row.next == "systemctl status nginx.service"
 
 
-def test_what_else_has_failed_but_no_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systemd_that_does_not_answer_is_not_well(systemctl: Any) -> None:
+    systemctl("", "active", 1)
+    with pytest.raises(commands.CommandFailed, match="systemctl list-units"):
+        list(status_server.units())
+
+
+def test_what_else_has_failed_but_no_schedule(systemctl: Any) -> None:
     failed = "shop.cleanup.service loaded failed failed x\nraid.service loaded failed failed y\n"
-    monkeypatch.setattr(status_server, "ask", systemctl(failed, "active"))
+    systemctl(failed, "active")
     assert told(status_server.units(["shop"])) == {"unit raid.service": ("yellow", "it has failed")}
     assert len(list(status_server.units([]))) == 2
 
 
 APT = """Inst libc6 [2.41-12] (2.41-12+deb13u1 Debian-Security:13/stable-security [amd64])
+Inst linux-image-6.12.9-amd64 (6.12.9-1 Debian-Security:13/stable-security [amd64])
 Inst vim [1] (2 Debian:13.2/stable [amd64])
 Conf libc6 (2.41-12+deb13u1 Debian-Security:13/stable-security [amd64])
 """
@@ -207,18 +221,21 @@ def stamp(root: Path, name: str, age: float) -> None:
     os.utime(path, (NOW - age, NOW - age))
 
 
+NEW = "--with-new-pkgs"  # by which apt tells of a kernel too
+
+
 def test_an_update_waits_for_the_night(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status_server, "ask", answer(APT))
+    monkeypatch.setattr(status_server, "run", lambda *words: APT if NEW in words else "")
     stamp(root, "unattended-upgrades-stamp", 20 * HOUR)
     stamp(root, "update-success-stamp", 20 * HOUR)
     level, says = told(status_server.updates(NOW))["updates"]
     assert level == "green"
-    assert says == "1 security updates wait; looked for 20 h ago: libc6"
+    assert says == "2 security updates wait; looked for 20 h ago: libc6 linux-image-6.12.9-amd64"
 
 
 @pytest.mark.parametrize("late", ["unattended-upgrades-stamp", "update-success-stamp"])
 def test_nobody_brings_updates(root: Path, monkeypatch: pytest.MonkeyPatch, late: str) -> None:
-    monkeypatch.setattr(status_server, "ask", answer(""))
+    monkeypatch.setattr(status_server, "run", lambda *_: "")
     for name in ("unattended-upgrades-stamp", "update-success-stamp"):
         stamp(root, name, 4 * DAY if name == late else HOUR)
     (row,) = status_server.updates(NOW)
@@ -226,11 +243,21 @@ def test_nobody_brings_updates(root: Path, monkeypatch: pytest.MonkeyPatch, late
     assert "unattended-upgrade" in row.next
 
 
+def test_apt_that_fails_does_not_say_that_none_waits(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "ask", answer("E: The list of sources could not be read", 100))
+    with pytest.raises(commands.CommandFailed, match="list of sources"):
+        list(status_server.updates(NOW))
+
+
 def test_a_reboot_that_is_due_names_why(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_server, "units_upgraded", dict)
     assert list(status_server.upgraded()) == []
     (root / "run").mkdir()
-    (root / "run/reboot-required").write_text("*** System restart required ***\n")
+    # As the kernel's package leaves it.
+    (root / "run/reboot-required").touch()
+    assert told(status_server.upgraded()) == {"reboot": ("yellow", "a reboot is due")}
     (root / "run/reboot-required.pkgs").write_text("linux-image-amd64\nlinux-image-amd64\n")
     expected = {"reboot": ("yellow", "a reboot is due, for linux-image-amd64")}
     assert told(status_server.upgraded()) == expected

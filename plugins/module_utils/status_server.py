@@ -13,7 +13,7 @@ from typing import Any
 
 from . import backup_state, status_app
 from .certificates import read_certificate
-from .commands import ask
+from .commands import ask, run, show
 from .levels import DAY, GREEN, RED, YELLOW, Row, above, below, span
 from .levels import worst as worst_of
 from .processes import units_upgraded
@@ -139,15 +139,13 @@ def memory() -> Iterator[Row]:
 
 def units(apps: Sequence[str] = ()) -> Iterator[Row]:
     """Yield the services of the stack that are not up, and what else has failed."""
-    done = ask("systemctl", "list-units", "--failed", "--plain", "--no-legend", "--no-pager")
-    failed = [line.split()[0] for line in done.stdout.splitlines() if line.split()]
+    said = run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "--no-pager")
+    failed = [line.split()[0] for line in said.splitlines() if line.split()]
     names = [f"{x}.service" for x in SERVICES]
-    shown = ask(*("systemctl", "show", "--property=Id,LoadState,UnitFileState,ActiveState", *names))
-    for block in shown.stdout.strip().split("\n\n"):
-        unit = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        name, state = unit.get("Id", ""), unit.get("ActiveState")
+    for unit in show("Id,LoadState,UnitFileState,ActiveState", *names):
+        name, state = unit["Id"], unit["ActiveState"]
         # What is loaded once, as nftables is, is active for as long as it holds.
-        wanted = unit.get("LoadState") == "loaded" and unit.get("UnitFileState") == "enabled"
+        wanted = unit["LoadState"] == "loaded" and unit["UnitFileState"] == "enabled"
         if wanted and state not in ("active", "reloading", "activating"):
             yield Row(f"unit {name}", RED, f"it is {state}", f"systemctl status {name}")
         if name in failed:
@@ -161,20 +159,28 @@ def units(apps: Sequence[str] = ()) -> Iterator[Row]:
 
 def upgraded() -> Iterator[Row]:
     """Yield what runs with a library of before an upgrade, and whether a reboot is due."""
-    if due := text("run/reboot-required"):
+    # The kernel's package makes it with nothing in it.
+    if (ROOT / "run/reboot-required").exists():
         packages = one_line(" ".join(dict.fromkeys(text("run/reboot-required.pkgs").split())))
         said = f"a reboot is due{packages and f', for {packages}'}"
-        yield Row("reboot", YELLOW, said if due else "", "systemctl reboot")
+        yield Row("reboot", YELLOW, said, "systemctl reboot")
     if found := units_upgraded():
         names = one_line(", ".join(x for x in found if x))
         says = f"{names}: running as before an upgrade"
         yield Row("restarts", YELLOW, says, RESTART)
 
 
+def security_updates() -> list[str]:
+    """Ask apt for the packages that wait; a new kernel is a package that was not there before."""
+    options = ("--simulate", "--quiet", "--option=Debug::NoLocking=1", "--with-new-pkgs")
+    return re.findall(
+        r"^Inst (\S+) .*\([^)]*-[Ss]ecurity", run("apt-get", *options, "upgrade"), re.M
+    )
+
+
 def updates(now: float) -> Iterator[Row]:
     """Yield the security updates that wait, by the lists on the server, and who brings them."""
-    done = ask("apt-get", "--simulate", "--quiet", "--option=Debug::NoLocking=1", "upgrade")
-    waiting = re.findall(r"^Inst (\S+) .*\([^)]*-[Ss]ecurity", done.stdout, re.M)
+    waiting = security_updates()
     stamp = age(f"{STAMPS}/unattended-upgrades-stamp", now)
     lists = age(f"{STAMPS}/update-success-stamp", now)
     upgrade = "apt-get update && unattended-upgrade"
