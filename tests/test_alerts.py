@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from email import message_from_string, policy
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ BLOG = Row("slot 0", "red", "it is FATAL", "roll", "blog")
 def kinds(told: dict[str, Any], rows: list[Row], now: float) -> list[tuple[str, str, str]]:
     """Return the events of a look, and learn them."""
     found = {alerts.key(row): row for row in rows}
-    events = list(alerts.changes(told, found, now, 24 * HOUR))
+    events = list(alerts.changes(told, found, rows, now, 24 * HOUR))
     alerts.learn(told, events)
     return [(x["kind"], x["what"], x["level"]) for x in events]
 
@@ -202,6 +203,70 @@ def test_what_waits_is_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) 
         server.look(WELL)
     state = json.loads((alerts.FOLDER / "state.json").read_text())
     assert len(state["owners"]["shop"]["ways"]["mail"]["due"]) == 3
+
+
+UNSEEN = Row("slots", "yellow", f"{status.UNSEEN}: Failure: supervisord is gone", "", "shop")
+
+
+def test_what_is_better_and_not_well_is_told_so_by_whom_only_red_is_told_of(
+    server: Server,
+) -> None:
+    server.add("shop", mail_to=["a@b"], level="red")
+    server.look(DOWN)
+    for _ in range(2):
+        server.look(replace(DOWN, level="yellow"))
+    state = json.loads((alerts.FOLDER / "state.json").read_text())
+    assert state["owners"]["shop"]["told"]["shop: slot 1"]["level"] == "yellow"
+    server.look(replace(DOWN, level="green"))
+    assert server.sent["mail"] == [["problem slot 1"], ["problem slot 1"], ["gone slot 1"]]
+
+
+@pytest.mark.parametrize(
+    ("before", "hides"),
+    [
+        (DOWN, UNSEEN),
+        (DOWN, Row("slots", "red", "supervisord has no such program", "", "shop")),
+        (Row("connections", "red", "97 of 97"), Row("postgresql 17/main", "red", "nobody")),
+        (Row("archive of 17/main", "red", "9 wait"), Row("postgresql 17/main", "yellow", "no")),
+        (Row("disk /srv", "red", "97 %"), Row("disks", "yellow", status.UNSEEN)),
+    ],
+)
+def test_what_cannot_be_seen_is_not_well_again(server: Server, before: Row, hides: Row) -> None:
+    server.look(before)
+    server.look(hides)
+    server.look(before)
+    server.look(replace(before, level="green"))
+    assert server.sent["mail"] == [
+        *([f"{kind} {row.what}"] for kind, row in [("problem", before), ("problem", hides)]),
+        [f"gone {hides.what}"],
+        [f"gone {before.what}"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "other", [replace(UNSEEN, app="blog"), Row("postgresql 17/main", "red", "nobody")]
+)
+def test_what_another_thing_hides_is_gone(server: Server, other: Row) -> None:
+    server.look(DOWN)
+    server.look(other)
+    assert "gone slot 1" in server.sent["mail"][1]
+
+
+def test_what_is_hidden_at_the_second_look_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([[DOWN, OLD], [UNSEEN, OLD]])
+    known = {alerts.key(DOWN): "red"}
+    assert alerts.confirmed(lambda: next(looks), known, lambda _: None) == [OLD, DOWN]
+
+
+@pytest.mark.parametrize("levels", [("red", "yellow"), ("yellow", "red"), ("red", "green")])
+def test_the_worst_of_two_of_one_name_is_told(server: Server, levels: tuple[str, str]) -> None:
+    rows = [Row("archiving", level, level) for level in levels]
+    server.look(*rows)
+    # They are known, and nothing of them is new.
+    alerts.check(server.now, pytest.fail)
+    told = json.loads((alerts.FOLDER / "state.json").read_text())["owners"]["shop"]["told"]
+    assert told[": archiving"]["level"] == "red"
+    assert server.sent["mail"] == [["problem archiving"]]
 
 
 def test_owners_are_told_apart(server: Server) -> None:

@@ -580,6 +580,30 @@ def test_what_waits_for_the_archive(seconds: float | None, failing: bool, level:
     assert list(status_database.archive(Session(("off", *row[1:])))) == []
 
 
+def test_of_several_clusters_each_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [Row("postgresql 17/shop", "green", "it answers"), Row("connections", "red", "97")]
+    monkeypatch.setattr(status_database, "rows_of", lambda _: seen)
+    cluster = {"version": "17", "name": "shop"}
+    assert [x.what for x in status_database.rows(cluster)] == [x.what for x in seen]
+    several = [x.what for x in status_database.rows(cluster, several=True)]
+    assert several == ["postgresql 17/shop", "connections of 17/shop"]
+    assert status_database.is_asked(several[1])
+    assert not status_database.is_asked("restarts")
+
+
+def test_a_cluster_of_the_release_before_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_database.found, "ROOT", tmp_path)
+    (tmp_path / "etc/postgresql/15/main").mkdir(parents=True)
+    (tmp_path / "etc/postgresql/15/main/postgresql.conf").touch()
+    (tmp_path / "etc/os-release").write_text('VERSION_ID="13"\n')
+    (tmp_path / "etc/carafe/postgres.d").mkdir(parents=True)
+    (tmp_path / "etc/carafe/postgres.d/shop.json").write_text('{"databases": [{"name": "shop"}]}')
+    (cluster,) = status_database.clusters()
+    assert (cluster["version"], list(cluster["claims"])) == ("15", ["shop"])
+
+
 # --- all of it --------------------------------------------------------------------------------
 
 

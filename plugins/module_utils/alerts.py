@@ -27,11 +27,11 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import claims, files, processes, status, status_server
+from . import claims, files, processes, status, status_database, status_server
 from .commands import Failure
 from .levels import GREEN, HOUR, LEVELS, MINUTE, RED, YELLOW, Row, clock, span, worst
 from .words import escaped, one_line
@@ -101,22 +101,50 @@ def key(row: Row) -> str:
     return f"{row.app}: {row.what}"
 
 
+def by_key(rows: Iterable[Row]) -> dict[str, Row]:
+    """Return what is to be seen of each thing: the worst, where several rows are of one."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        if key(row) not in found or worst((row.level, found[key(row)].level)) == row.level:
+            found[key(row)] = row
+    return found
+
+
+def hidden(what: str, app: str, rows: Iterable[Row]) -> bool:
+    """Tell whether a thing may still be as it was, since what would show it is itself not well."""
+    return any(
+        (row.app == app and row.says.startswith(status.UNSEEN))
+        or (row.app == app and row.what == "slots" and what.startswith("slot "))
+        or (row.what.startswith("postgresql") and status_database.is_asked(what))
+        for row in rows
+        if row.level != GREEN
+    )
+
+
 def problems(rows: Sequence[Row], owner: str, apps: set[str], least: str) -> dict[str, Row]:
     """Return what an owner is told of: what is the server's, its own, and what nobody else has."""
     mine = {"", owner}
-    return {
-        key(row): row
+    return by_key(
+        row
         for row in rows
         if LEVELS.index(row.level) >= LEVELS.index(least)
         # An owner that is no app has the server by itself.
         and (row.app in mine or owner not in apps)
-    }
+    )
 
 
 def changes(
-    told: Mapping[str, Mapping[str, Any]], found: Mapping[str, Row], now: float, remind: float
+    told: Mapping[str, Mapping[str, Any]],
+    found: Mapping[str, Row],
+    rows: Sequence[Row],
+    now: float,
+    remind: float,
 ) -> Iterator[Event]:
-    """Yield what is new, what has become better or worse, what is gone, and what is still there."""
+    """Yield what is new, what has become better or worse, what is gone, and what is still there.
+
+    ``found`` is what somebody wants to be told of, ``rows`` all that was seen.
+    """
+    seen = by_key(rows)
     for name, row in found.items():
         before = told.get(name)
         if before is None or before["level"] != row.level:
@@ -124,7 +152,14 @@ def changes(
         elif now - before["at"] >= remind:
             yield {"kind": "reminder", "at": now, **row.to_dict()}
     for name, before in told.items():
-        if name not in found:
+        if name in found:
+            continue
+        row = seen.get(name)
+        if row and row.level != GREEN:
+            # Not bad enough any more to be told of by itself, and not well.
+            if row.level != before["level"]:
+                yield {"kind": "problem", "at": now, **row.to_dict()}
+        elif row or not hidden(before["what"], before["app"], rows):
             row = Row(before["what"], GREEN, "it is well again", "", before["app"])
             yield {"kind": "gone", "at": now, **row.to_dict()}
 
@@ -310,16 +345,15 @@ def confirmed(
     look: Callable[[], list[Row]], known: Mapping[str, str], wait: Callable[[float], Any]
 ) -> list[Row]:
     """Look, and look again where there is something new, which may be gone by then."""
-    rows = look()
+    rows = [*by_key(look()).values()]
     new = {key(x) for x in rows if x.level != GREEN and known.get(key(x), GREEN) != x.level}
     if not new:
         return rows
     wait(CONFIRM)
-    again = look()
-    lasting = {key(x) for x in again if x.level != GREEN}
-    # What has come up meanwhile has its turn at the next run.
-    return [x for x in again if x.level == GREEN or key(x) in new or key(x) in known] + [
-        x for x in rows if key(x) in new & lasting and key(x) not in {key(y) for y in again}
+    again = by_key(look())
+    # What has come up meanwhile has its turn at the next run, and hides nothing before.
+    return [x for x in again.values() if x.level == GREEN or key(x) in new or key(x) in known] + [
+        x for x in rows if key(x) not in again and hidden(x.what, x.app, again.values())
     ]
 
 
@@ -354,7 +388,7 @@ def tell(
     """Tell one owner by all of its ways; return what is to be known of it at the next run."""
     told, before = dict(entry.get("told", {})), entry.get("ways", {})
     found = problems(rows, owner, apps, wanted["level"])
-    events = list(changes(told, found, now, wanted["reminder_hours"] * HOUR))
+    events = list(changes(told, found, rows, now, wanted["reminder_hours"] * HOUR))
     learn(told, events)
     after = {}
     for way in ways(wanted):

@@ -17,6 +17,7 @@ from .words import one_line
 
 # What the checker of the role alerts has noted of earlier moments, the newest last.
 HISTORY = Path("/var/lib/carafe/alerts/history.json")
+UNSEEN = "it cannot be looked at"
 Probe = tuple[str, str, Callable[[], Iterable[Row]]]
 
 
@@ -30,8 +31,9 @@ def probes(history: Sequence[Mapping[str, Any]], now: float) -> Iterator[Probe]:
     clusters = status_database.clusters()
     keeps = status_database.keeps_data(clusters)
     yield "", "backups", lambda: status_server.backups(now, keeps)
+    several = len(clusters) > 1
     for cluster in clusters:
-        yield "", "postgresql", lambda cluster=cluster: status_database.rows(cluster)
+        yield "", "postgresql", lambda cluster=cluster: status_database.rows(cluster, several)
     yield "", "units", lambda: status_server.units(names)
     yield "", "certificates", status_server.certificates
     yield "", "disks", lambda: status_server.disks(history, now)
@@ -62,6 +64,6 @@ def look(
             found += list(probe())
         # Whatever it is, the rest is to be seen: people look here when things are broken.
         except Exception as error:
-            says = one_line(f"it cannot be looked at: {type(error).__name__}: {error}")
+            says = one_line(f"{UNSEEN}: {type(error).__name__}: {error}")
             found.append(Row(name, YELLOW, says, "", app))
     return found

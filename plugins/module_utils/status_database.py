@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from . import found
@@ -34,6 +35,7 @@ SELECT current_setting('archive_mode'),
 FROM pg_stat_archiver
 """
 PSQL = "runuser -u postgres -- psql -X"
+ASKED = ("connections", "longest transaction", "archive", "settings", "restart")
 # Percent of the connections that apps can have.
 MANY, ALMOST_ALL = 80, 95
 # How long a transaction keeps rows that nobody needs, and locks that others wait for.
@@ -44,15 +46,28 @@ LATE, TOO_LATE = 3 * MINUTE, 10 * MINUTE
 
 def clusters() -> list[dict[str, Any]]:
     """Return the clusters that Carafe has configured, with the databases of each app."""
-    return [x | {"claims": claims} for x in found.clusters() if (claims := found.owners(x))]
+    there = list(found.clusters())
+    names = [(x["version"], x["name"]) for x in there]
+    return [x | {"claims": claims} for x in there if (claims := found.owners(x, names))]
+
+
+def is_asked(what: str) -> bool:
+    """Tell whether a row is of what only PostgreSQL itself can say."""
+    return what.partition(" of ")[0] in ASKED
 
 
 def keeps_data(clusters: list[dict[str, Any]]) -> bool:
     return any(claim["databases"] for x in clusters for claim in x["claims"].values())
 
 
-def rows(cluster: dict[str, Any]) -> Iterator[Row]:
-    """Yield what there is to say of one cluster."""
+def rows(cluster: dict[str, Any], several: bool = False) -> Iterator[Row]:
+    """Yield what there is to say of one cluster, with its name where there are ``several``."""
+    for row in rows_of(cluster):
+        name = f" of {cluster['version']}/{cluster['name']}"
+        yield replace(row, what=row.what + name) if several and is_asked(row.what) else row
+
+
+def rows_of(cluster: dict[str, Any]) -> Iterator[Row]:
     server = Server(cluster["version"], cluster["name"])
     what = f"postgresql {server.version}/{server.name}"
     status = f"systemctl status {server.unit}"
