@@ -110,6 +110,7 @@ class Server:
         self.claims.mkdir()
         monkeypatch.setattr(alerts, "CLAIMS", self.claims)
         monkeypatch.setattr(alerts, "FOLDER", folder / "state")
+        monkeypatch.setattr(alerts, "PLACES", [folder / "state", folder / "run"])
         monkeypatch.setattr(status, "HISTORY", folder / "state/history.json")
         monkeypatch.setattr(status, "look", lambda *_: self.rows)
         monkeypatch.setattr(alerts, "SEND", {x: self.way(x) for x in self.sent})
@@ -205,6 +206,40 @@ def test_what_waits_is_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) 
     assert len(state["owners"]["shop"]["ways"]["mail"]["due"]) == 3
 
 
+def test_a_disk_that_takes_nothing_is_told_of_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.look(WELL)
+    write = alerts.files.write
+
+    def full(path: Path, *rest: Any) -> None:
+        if path.parent == alerts.FOLDER:
+            raise OSError(28, "No space left on device")
+        write(path, *rest)
+
+    monkeypatch.setattr(alerts.files, "write", full)
+    server.now += HOUR
+    full_disk = Row("disk /var", "red", "100 % used")
+    server.look(full_disk)
+    server.look(full_disk)
+    monkeypatch.setattr(alerts.files, "write", write)
+    server.look(WELL)
+    server.look(WELL)
+    assert server.sent["mail"] == [["problem disk /var"], ["gone disk /var"]]
+
+
+def test_who_was_told_before_a_run_died_is_not_told_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add("zoo", command="x")
+    monkeypatch.setitem(alerts.SEND, "command", lambda *_: sys.exit("killed"))
+    with pytest.raises(SystemExit):
+        server.look(OLD)
+    monkeypatch.setitem(alerts.SEND, "command", server.way("command"))
+    server.look(OLD)
+    assert server.sent["mail"] == server.sent["command"] == [["problem updates"]]
+
+
 UNSEEN = Row("slots", "yellow", f"{status.UNSEEN}: Failure: supervisord is gone", "", "shop")
 
 
@@ -229,6 +264,7 @@ def test_what_is_better_and_not_well_is_told_so_by_whom_only_red_is_told_of(
         (Row("connections", "red", "97 of 97"), Row("postgresql 17/main", "red", "nobody")),
         (Row("archive of 17/main", "red", "9 wait"), Row("postgresql 17/main", "yellow", "no")),
         (Row("disk /srv", "red", "97 %"), Row("disks", "yellow", status.UNSEEN)),
+        (DOWN, Row("apps", "yellow", status.UNSEEN)),
     ],
 )
 def test_what_cannot_be_seen_is_not_well_again(server: Server, before: Row, hides: Row) -> None:
@@ -369,6 +405,8 @@ class Smtp(socketserver.StreamRequestHandler):
             elif word == "AUTH":
                 well = base64.b64decode(line.split()[-1]) == b"\0ann\0secret"
                 self.say("235 well" if well else "535 your password secret is wrong")
+            elif word == "RCPT" and "gone@" in line:
+                self.say("550 no such mailbox")
             elif word == "DATA":
                 self.say("354 go on")
                 lines = iter(lambda: self.rfile.readline().decode(), ".\r\n")
@@ -454,6 +492,21 @@ def test_a_mail_arrives(mailbox: Any, certificate: tuple[Path, Path]) -> None:
     assert (mail["From"], mail["To"]) == ("carafe@h.example.com", "ada@example.com")
     assert mail["Auto-Submitted"] == "auto-generated"
     assert "it is STOPPED" in mail.get_content()
+
+
+def test_where_one_is_refused_nobody_gets_it(mailbox: Any, certificate: tuple[Path, Path]) -> None:
+    to = ["ada@example.com", "gone@example.com", "bob@example.com"]
+    why = by_mail(mailbox, str(certificate[0]), mail_to=to)
+    refused = "gone@example.com (550 no such mailbox)"
+    assert why == f"mail: nobody gets it, for the mail server refuses {refused}"
+    assert mailbox.mails == []
+
+
+def test_a_mail_server_that_knows_ascii_alone_is_named(
+    mailbox: Any, certificate: tuple[Path, Path]
+) -> None:
+    why = by_mail(mailbox, str(certificate[0]), mail_to=["ädä@example.com"])
+    assert why == "mail: SMTPUTF8 not supported by server"
 
 
 def test_a_wrong_password_is_told_without_it(mailbox: Any, certificate: tuple[Path, Path]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ from ansible_collections.carafe.stack.plugins.module_utils import (
     backup_state,
     commands,
     levels,
+    postgresql_server,
     status,
     status_app,
     status_database,
@@ -617,6 +620,59 @@ def test_what_cannot_be_looked_at_hides_nothing(monkeypatch: pytest.MonkeyPatch)
     assert (one.what, one.app, one.level) == ("slots", "shop", "yellow")
     assert "no such thing" in one.says
     assert two.what == "disk /"
+
+
+def hangs(*_: Any) -> Any:
+    time.sleep(60)
+
+
+def test_what_hangs_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "PATIENCE", 0.2)
+
+    def slots() -> Any:
+        yield Row("slot 0", "red", "no answer", "", "shop")
+        subprocess.run(["sleep", "60"], check=True)
+
+    probes = [("shop", "slots", slots), ("", "disks", lambda: [Row("disk /", "green", "fine")])]
+    monkeypatch.setattr(status, "probes", lambda *_: probes)
+    one, two, three = status.look()
+    assert (one.what, one.level) == ("slot 0", "red")
+    assert two.says == f"{status.UNSEEN}: TimeoutError: it does not answer in time"
+    assert three.what == "disk /"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "what"),
+    [(status_app, "apps", "apps"), (status_database, "clusters", "postgresql")],
+)
+def test_what_is_there_cannot_be_found(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, what: str
+) -> None:
+    monkeypatch.setattr(status, "PATIENCE", 0.2)
+    monkeypatch.setattr(module, name, hangs)
+    monkeypatch.setattr(status, "probes", lambda *_: [])
+    (row,) = status.look()
+    assert (row.what, row.level) == (what, "yellow")
+    assert row.says == f"{status.UNSEEN}: TimeoutError: it does not answer in time"
+
+
+def test_a_postgresql_that_says_nothing_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("psycopg2")
+    monkeypatch.setattr(status, "PATIENCE", 0.5)
+    place = {"host": str(tmp_path), "port": 5432}
+    monkeypatch.setattr(status_database.Server, "place", lambda _: place)
+    monkeypatch.setattr(postgresql_server, "as_postgres", contextlib.nullcontext)
+    monkeypatch.setattr(status_database, "clusters", lambda: [])
+    cluster = {"version": "17", "name": "main", "claims": {}}
+    probes = [("", "postgresql", lambda: status_database.rows(cluster))]
+    monkeypatch.setattr(status, "probes", lambda *_: probes)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / ".s.PGSQL.5432"))
+        silent.listen()
+        (row,) = status.look()
+    assert row.says == f"{status.UNSEEN}: TimeoutError: it does not answer in time"
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1]", "null", '[{"at": "x"}]', '{"at": 1}'])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import email.message
+import email.policy
 import email.utils
 import fcntl
 import http.client
@@ -38,6 +39,7 @@ from .words import escaped, one_line
 
 CLAIMS = Path("/etc/carafe/alerts.d")
 FOLDER = Path("/var/lib/carafe/alerts")
+PLACES = [FOLDER, Path("/run/carafe-alerts")]  # for the state
 LOCK = Path("/run/alerts.lock")
 TIMER, SERVICE = "alerts.timer", "alerts.service"
 TEST = "python3 /usr/local/lib/carafe/alerts test"
@@ -84,6 +86,27 @@ def write(path: Path, data: Any) -> None:
     files.write(path, json.dumps(data, indent=1) + "\n", 0o600)
 
 
+def known() -> dict[str, Any]:
+    """Return what the last run has left, where it could."""
+    # The last place has nothing, but where the one before it took nothing.
+    places = [read(x / "state.json", {}) for x in reversed(PLACES)]
+    return max(places, key=lambda x: x.get("checked", 0))
+
+
+def remember(state: Mapping[str, Any]) -> None:
+    """Write what the next run has to know, in memory where the disk takes nothing."""
+    for folder in PLACES:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write(folder / "state.json", state)
+        except OSError as error:
+            print(f"{folder}: {error}", flush=True)
+            continue
+        for other in PLACES[PLACES.index(folder) + 1 :]:
+            (other / "state.json").unlink(missing_ok=True)
+        return
+
+
 def receivers() -> dict[str, dict[str, Any]]:
     return claims.read(CLAIMS, "", None)
 
@@ -93,7 +116,9 @@ def note(now: float) -> list[dict[str, Any]]:
     history = status.history()
     if not history or now - history[-1]["at"] >= HOUR:
         history = [*history, status_server.sample(now)][-SAMPLES:]
-        write(status.HISTORY, history)
+        # A disk that is full, or read-only, is what somebody is to be told of.
+        with contextlib.suppress(OSError):
+            write(status.HISTORY, history)
     return history
 
 
@@ -113,7 +138,7 @@ def by_key(rows: Iterable[Row]) -> dict[str, Row]:
 def hidden(what: str, app: str, rows: Iterable[Row]) -> bool:
     """Tell whether a thing may still be as it was, since what would show it is itself not well."""
     return any(
-        (row.app == app and row.says.startswith(status.UNSEEN))
+        (row.says.startswith(status.UNSEEN) and (row.app == app or row.what == "apps"))
         or (row.app == app and row.what == "slots" and what.startswith("slot "))
         or (row.what.startswith("postgresql") and status_database.is_asked(what))
         for row in rows
@@ -223,7 +248,7 @@ def mail(wanted: Mapping[str, Any], events: Sequence[Event], owner: str, host: s
     """Give a mail to the server, which takes it for all receivers or for none."""
     message = email.message.EmailMessage()
     message["Subject"] = subject(events, owner, host)
-    message["From"] = wanted.get("mail_from") or f"carafe@{host}"
+    message["From"] = sender = wanted.get("mail_from") or f"carafe@{host}"
     message["To"] = ", ".join(wanted["mail_to"])
     message["Date"] = email.utils.formatdate(localtime=False)
     message["Message-ID"] = email.utils.make_msgid(domain=host)
@@ -240,8 +265,27 @@ def mail(wanted: Mapping[str, Any], events: Sequence[Event], owner: str, host: s
             server.starttls(context=trust(wanted))
         if wanted.get("smtp_user"):
             server.login(wanted["smtp_user"], wanted["smtp_password"])
-        if refused := server.send_message(message):
-            raise Failure(f"the mail server refuses {', '.join(refused)}")
+        hand_over(server, message, sender, wanted["mail_to"])
+
+
+def hand_over(
+    server: smtplib.SMTP, message: email.message.EmailMessage, sender: str, to: Sequence[str]
+) -> None:
+    """Name all receivers before the mail is sent: who has it already would get it at each try."""
+    server.ehlo_or_helo_if_needed()
+    plain = "".join((sender, *to)).isascii()
+    code, said = server.mail(sender, () if plain else ("SMTPUTF8", "BODY=8BITMIME"))
+    if code != 250:
+        raise smtplib.SMTPSenderRefused(code, said, sender)
+    answers = {x: server.rcpt(x) for x in to}
+    refused = [f"{x} ({code} {escaped(said)})" for x, (code, said) in answers.items() if code > 251]
+    if refused:
+        server.rset()
+        raise Failure(f"nobody gets it, for the mail server refuses {', '.join(refused)}")
+    policy = email.policy.SMTP if plain else email.policy.SMTPUTF8
+    code, said = server.data(message.as_bytes(policy=policy))
+    if code != 250:
+        raise smtplib.SMTPDataError(code, said)
 
 
 def request(url: str, body: bytes | None, wanted: Mapping[str, Any]) -> None:
@@ -360,20 +404,24 @@ def confirmed(
 def check(now: float | None = None, wait: Callable[[float], Any] = time.sleep) -> None:
     """Look once, tell each owner what has changed, and ping while all is well."""
     now = time.time() if now is None else now
-    FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path, host = FOLDER / "state.json", socket.getfqdn()
-    state = read(path, {})
+    with contextlib.suppress(OSError):
+        FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state, host = known(), socket.getfqdn()
     history = note(now)
     rows = confirmed(lambda: status.look(history, now), state.get("seen", {}), wait)
     # Before the owners' own rows come: a way of one that is no app makes it none.
     apps = {row.app for row in rows} - {""}
     rows = [*rows, *failing(state)]
-    owners: dict[str, Any] = {}
-    for owner, wanted in receivers().items():
-        entry = state.get("owners", {}).get(owner, {})
-        owners[owner] = tell(owner, wanted, entry, rows, apps, now, host)
-    seen = {key(row): row.level for row in rows if row.level != GREEN}
-    write(path, {"checked": now, "seen": seen, "owners": owners})
+    everybody, before = receivers(), state.get("owners", {})
+    owners = {x: before.get(x, {}) for x in everybody}
+    seen = {name: row.level for name, row in by_key(rows).items() if row.level != GREEN}
+    after = {"checked": now, "seen": seen, "owners": owners}
+    for owner, wanted in everybody.items():
+        owners[owner] = tell(owner, wanted, owners[owner], rows, apps, now, host)
+        # Whatever ends this run at the next one, these were told.
+        remember(after)
+    if not everybody:
+        remember(after)
 
 
 def tell(
@@ -422,7 +470,7 @@ def failing(state: Mapping[str, Any]) -> Iterator[Row]:
 
 def rows(now: float) -> Iterator[Row]:
     """Yield for the status whether somebody is told, and whether the timer still looks."""
-    state, names = read(FOLDER / "state.json", {}), sorted(receivers())
+    state, names = known(), sorted(receivers())
     if not names:
         return
     yield from failing(state)

@@ -191,9 +191,9 @@ def rows(app: App) -> Iterator[tuple[str, Any]]:
     yield "maintenance", lambda: maintenance(app)
 
 
-def supervised(look: Any, app: App) -> list[Row]:
+def supervised(look: Any, app: App) -> Iterator[Row]:
     try:
-        return list(look(app, supervisord.connect()))
+        yield from look(app, supervisord.connect())
     except (OSError, xmlrpc.client.Error) as error:
         raise Failure(f"supervisord does not answer: {error}") from None
     except slots.SlotError as error:

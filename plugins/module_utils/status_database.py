@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,10 @@ from .levels import GREEN, HOUR, MINUTE, RED, YELLOW, Row, above, span
 from .levels import worst as worst_of
 from .postgresql_server import Server, Session, psycopg2, session_now
 from .words import one_line
+
+if psycopg2 is not None:
+    import psycopg2.extensions
+    import psycopg2.extras
 
 # Those of the superuser's come on top of what apps can have.
 CONNECTIONS = """
@@ -62,9 +67,23 @@ def keeps_data(clusters: list[dict[str, Any]]) -> bool:
 
 def rows(cluster: dict[str, Any], several: bool = False) -> Iterator[Row]:
     """Yield what there is to say of one cluster, with its name where there are ``several``."""
-    for row in rows_of(cluster):
-        name = f" of {cluster['version']}/{cluster['name']}"
-        yield replace(row, what=row.what + name) if several and is_asked(row.what) else row
+    name = f" of {cluster['version']}/{cluster['name']}"
+    with patient():
+        for row in rows_of(cluster):
+            yield replace(row, what=row.what + name) if several and is_asked(row.what) else row
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """Wait for PostgreSQL in Python, where a signal ends it; libpq waits for ever."""
+    if psycopg2 is None:
+        yield
+        return
+    psycopg2.extensions.set_wait_callback(psycopg2.extras.wait_select)
+    try:
+        yield
+    finally:
+        psycopg2.extensions.set_wait_callback(None)
 
 
 def rows_of(cluster: dict[str, Any]) -> Iterator[Row]:
