@@ -122,6 +122,13 @@ def test_a_file_system_is_looked_at_once() -> None:
     assert len(devices) == len(set(devices))
 
 
+def test_an_app_on_a_disk_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = status_app.App("shop", Path("/dev/shm"), Path("/dev/shm/serving/slots.json"))
+    assert "/dev/shm" not in status_server.filesystems()
+    monkeypatch.setattr(status_app, "apps", lambda: [app])
+    assert "/dev/shm" in status_server.filesystems()
+
+
 # --- memory -----------------------------------------------------------------------------------
 
 
@@ -197,6 +204,20 @@ def test_a_service_of_the_stack_that_is_down(systemctl: Any) -> None:
     assert row.next == "systemctl status nginx.service"
 
 
+def test_a_valkey_that_is_down(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wants = root / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir(parents=True)
+    (wants / "valkey@shop.service").touch()
+
+    def show(names: str, *units: str) -> list[dict[str, str]]:
+        properties = {"LoadState": "loaded", "UnitFileState": "enabled", "ActiveState": "inactive"}
+        return [{"Id": x, **properties} for x in units if x.startswith("valkey")]
+
+    monkeypatch.setattr(status_server, "run", lambda *_: "")
+    monkeypatch.setattr(status_server, "show", show)
+    assert told(status_server.units()) == {"unit valkey@shop.service": ("red", "it is inactive")}
+
+
 def test_systemd_that_does_not_answer_is_not_well(systemctl: Any) -> None:
     systemctl("", "active", 1)
     with pytest.raises(commands.CommandFailed, match="systemctl list-units"):
@@ -267,9 +288,11 @@ def test_a_reboot_that_is_due_names_why(root: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_runs_as_before_an_upgrade(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status_server, "units_upgraded", lambda: {"nginx.service": "/usr/lib/x"})
+    found = ["nginx.service", "session-3.scope", "init.scope", "carafe-supervised-shop.scope"]
+    monkeypatch.setattr(status_server, "units_upgraded", lambda: dict.fromkeys(found, "/usr/lib/x"))
     (row,) = status_server.upgraded()
     assert (row.what, row.level, row.next) == ("restarts", "yellow", status_server.RESTART)
+    assert row.says.startswith("nginx.service, carafe-supervised-shop.scope: ")
 
 
 @pytest.mark.parametrize(

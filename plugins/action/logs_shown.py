@@ -32,7 +32,6 @@ def lines(host: str, entry: Mapping[str, Any]) -> Iterator[str]:
 class ActionModule(ActionBase):
     """The first server's shows what all have; with follow, each goes on with its own."""
 
-    _VALID_ARGS = frozenset(("found", "follow", "minutes", "options"))
     _supports_check_mode = True
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:

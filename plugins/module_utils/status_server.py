@@ -17,6 +17,7 @@ from .commands import ask, run, show
 from .levels import DAY, GREEN, RED, YELLOW, Row, above, below, span
 from .levels import worst as worst_of
 from .processes import units_upgraded
+from .restarts import SCOPES
 from .words import one_line
 
 ROOT = Path("/")
@@ -58,7 +59,11 @@ def text(path: str) -> str:
 def filesystems() -> dict[str, os.statvfs_result]:
     """Return the file systems that the stack writes to, by the folder that each begins at."""
     found: dict[int, tuple[str, os.statvfs_result]] = {}
-    for place in PLACES:
+    apps = []
+    # An app's folder may be a disk of its own.
+    with contextlib.suppress(OSError):
+        apps = [str(app.root) for app in status_app.apps()]
+    for place in (*PLACES, *apps):
         path = ROOT / place.lstrip("/")
         with contextlib.suppress(OSError):
             # The first one that is on it has the shortest name.
@@ -141,7 +146,8 @@ def units(apps: Sequence[str] = ()) -> Iterator[Row]:
     """Yield the services of the stack that are not up, and what else has failed."""
     said = run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "--no-pager")
     failed = [line.split()[0] for line in said.splitlines() if line.split()]
-    names = [f"{x}.service" for x in SERVICES]
+    enabled = (ROOT / "etc/systemd/system").glob("*.wants/valkey@*.service")
+    names = [*(f"{x}.service" for x in SERVICES), *sorted({x.name for x in enabled})]
     for unit in show("Id,LoadState,UnitFileState,ActiveState", *names):
         name, state = unit["Id"], unit["ActiveState"]
         # What is loaded once, as nftables is, is active for as long as it holds.
@@ -164,8 +170,9 @@ def upgraded() -> Iterator[Row]:
         packages = one_line(" ".join(dict.fromkeys(text("run/reboot-required.pkgs").split())))
         said = f"a reboot is due{packages and f', for {packages}'}"
         yield Row("reboot", YELLOW, said, "systemctl reboot")
-    if found := units_upgraded():
-        names = one_line(", ".join(x for x in found if x))
+    # A session of somebody's ends by itself, and what is systemd's own is not for the program.
+    if found := [x for x in units_upgraded() if x.endswith(".service") or x.startswith(SCOPES)]:
+        names = one_line(", ".join(found))
         says = f"{names}: running as before an upgrade"
         yield Row("restarts", YELLOW, says, RESTART)
 
