@@ -361,11 +361,11 @@ def backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "backup").mkdir()
     jobs: dict[str, Any] = {}
 
-    def expect(name: str, age: float, result: str = "ok") -> None:
+    def expect(name: str, age: float, result: str = "ok", **details: Any) -> None:
         jobs[name] = {"timer": f"carafe-{name}.timer", "seconds": 26 * HOUR, "since": NOW}
         (tmp_path / "expected.json").write_text(json.dumps({"jobs": jobs}))
         times = {"began": NOW - age, "ended": NOW - age, "last_ok": NOW - age}
-        entry = {"result": result, "message": "all 7 files", **times}
+        entry = {"result": result, "message": "all 7 files", **times, "details": details}
         (tmp_path / f"backup/{name}.json").write_text(json.dumps(entry))
 
     return expect
@@ -383,6 +383,14 @@ def test_backups_that_are_well(backup: Any) -> None:
     assert (files.what, files.level, files.app) == ("backup of files", "green", "shop")
     assert files.says == "well 3 h ago; all 7 files"
     assert (drill.what, drill.level, drill.app) == ("drill", "green", "")
+
+
+def test_how_far_back_the_database_goes_is_what_the_newest_look_says(backup: Any) -> None:
+    backup("database-full", 20 * HOUR, oldest=NOW - 30 * DAY, holes=[])
+    backup("database-diff", 2 * HOUR, oldest=NOW - 14 * DAY, holes=[])
+    backup("database-incr", HOUR, result="failed")
+    row = next(x for x in status_server.backups(NOW, keeps=True) if x.what == "restore window")
+    assert row.says == "the database goes back to 2027-01-01 08:00 UTC"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 from . import backup_state, status_app
 from .certificates import read_certificate
 from .commands import ask, run, show
-from .levels import DAY, GREEN, RED, YELLOW, Row, above, below, span
+from .levels import DAY, GREEN, RED, YELLOW, Row, above, below, clock, span
 from .levels import worst as worst_of
 from .processes import units_upgraded
 from .restarts import SCOPES
@@ -281,6 +281,10 @@ def backups(now: float, keeps: bool) -> Iterator[Row]:
         if last and what not in wrong:
             says = f"well {span(now - last['last_ok'])} ago; {one_line(last['message'])}"
             yield Row(titled(what), GREEN, says, "", app_of(what))
+    known = [x for x in map(backup_state.read, backup_state.DATABASE) if x and x.get("details")]
+    window = [(x["ended"], x["details"]["oldest"]) for x in known if x["details"].get("oldest")]
+    if window:
+        yield Row("restore window", GREEN, f"the database goes back to {clock(max(window)[1])}")
     # What somebody has asked for, and no timer does again.
     for path in sorted(backup_state.STATE.glob("restore-*.json")):
         last, app = backup_state.read(path.stem), path.stem.removeprefix("restore-")
