@@ -279,6 +279,27 @@ def check_static(server: Server) -> Iterator[Problem]:
                 )
 
 
+def check_paths(server: Server) -> Iterator[Problem]:
+    """What a path is to have, a password for instance, would be left out without a word."""
+    for site in present_sites(server):
+        folders = [str(x.get("url") or "").rstrip("/") for x in site.get("static") or []]
+        for location in site.get("locations") or []:
+            what = f"has the path {location.get('path')!r} of {site['name']!r}"
+            path = str(location.get("path") or "").removeprefix("^~").strip()
+            service = location.get("proxy_pass")
+            if path == "/" and service and (site.get("upstreams") or "" in folders):
+                rule = "which is the site itself; give the service another path, or its own site"
+            elif path == "/" and not service:
+                rule = "which is the site itself; say it in the site's own entry"
+            elif path != "/" and path.rstrip("/") in folders:
+                rule = "which is a static folder; it has what the site's own entry says"
+            elif not service and not site.get("upstreams"):
+                rule = "which leads nowhere: give it a proxy_pass, or the site upstreams"
+            else:
+                continue
+            yield Problem("nginx_sites", f"{what}, {rule}")
+
+
 def check_uploads(server: Server) -> Iterator[Problem]:
     """nginx would take two for one URL for a mistake, in its own words."""
     for site in present_sites(server):
@@ -373,6 +394,7 @@ CHECKS = (
     check_headers,
     check_free_text,
     check_static,
+    check_paths,
     check_uploads,
     check_upstreams_tls,
 )
