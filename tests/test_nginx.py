@@ -510,6 +510,8 @@ def test_each_place_with_a_page_of_its_own_has_all_of_ours_or_one_s_own_are_left
         "locations": [
             {"path": "/films", "client_max_body_size": "2g"},
             {"path": "/any", "client_max_body_size": "0"},
+            {"path": "/all", "client_max_body_size": 0},
+            {"path": "/usual", "client_max_body_size": None},
             {"path": "/api/", "proxy_pass": "http://b/", "client_max_body_size": "3K"},
             {"path": "/as-ever"},
         ],
@@ -527,8 +529,9 @@ def test_each_place_with_a_page_of_its_own_has_all_of_ours_or_one_s_own_are_left
     assert pages["/films"] == [large, busy]
     assert pages["/api/"] == [("413", "/.too-large/3K"), busy]
     # Where any size is taken, none is named.
-    assert pages["/any"] == [busy]
-    assert pages["/as-ever"] == []
+    assert pages["/any"] == pages["/all"] == [busy]
+    assert "client_max_body_size 0;" in places["/all"]
+    assert pages["/as-ever"] == pages["/usual"] == []
     said = re.findall(r"location = (/\.too-large/\S+) \{.*?more than ([^,]*),", text, re.S)
     assert said == [
         ("/.too-large/1k", "1 KB"),
@@ -570,7 +573,7 @@ def test_no_page_of_nginx_s_own_asks_for_a_password() -> None:
                         "client_max_body_size": "1m",
                         "locations": [
                             {"path": "/films", "client_max_body_size": "500m"},
-                            {"path": "/"},
+                            {"path": "/a"},
                             {"path": "/b", "proxy_pass": "http://b", "client_max_body_size": "2g"},
                         ],
                     }
@@ -579,13 +582,14 @@ def test_no_page_of_nginx_s_own_asks_for_a_password() -> None:
             500 * 2**20,
         ),
         ({"nginx_sites": [{"name": "shop", "client_max_body_size": "0"}]}, None),
-        (
-            {
-                "nginx_sites": [
-                    {"name": "shop", "locations": [{"path": "/", "client_max_body_size": "0"}]}
-                ]
-            },
-            None,
+        ({"nginx_sites": [{"name": "shop", "client_max_body_size": 0}]}, None),
+        *(
+            ({"nginx_sites": [{"name": "shop", "locations": [{"path": "/a", **own}]}]}, limit)
+            for own, limit in (
+                ({"client_max_body_size": "0"}, None),
+                ({"client_max_body_size": 0}, None),
+                ({"client_max_body_size": None}, 10 * 2**20),
+            )
         ),
     ],
 )
