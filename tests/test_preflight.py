@@ -327,6 +327,7 @@ def test_headers_that_a_site_can_have() -> None:
 @pytest.mark.parametrize("of_path", [True, False])
 def test_a_request_header_that_no_app_can_be_given(headers: dict, what: str, of_path: bool) -> None:
     site = {"name": "a", "listen": 80, "server_names": ["one.test"]}
+    site["upstreams"] = ["a:1"]
     wrong = {"request_headers": headers}
     more = {"locations": [{"path": "/b/", **wrong}]} if of_path else wrong
     problem = the_only(problems(nginx_sites=[site | more]))
@@ -418,6 +419,39 @@ def test_an_address_that_nobody_signs_is_told(values: dict[str, Any], told: bool
     assert all("https://a.test" in note for note in notes)
 
 
+@pytest.mark.parametrize(
+    ("path", "site", "what"),
+    [
+        ("/admin", {}, ""),
+        ("= /", {}, ""),
+        ("/", {}, "has the path '/' of 'a', which is the site itself; say it in the site's own"),
+        ("^~ /", {}, "say it in the site's own"),
+        ("/", {"static": ["/"]}, "say it in the site's own"),
+        ("/admin", {"static": ["/"]}, ""),
+        ("/static/", {"static": ["/static/"]}, "which is a static folder"),
+        ("/static", {"static": ["/static/"]}, "which is a static folder"),
+        ("/static/more/", {"static": ["/static/"]}, ""),
+        # nginx has nothing else there to put it into.
+        ("/admin", {"upstreams": []}, "leads nowhere"),
+        ("/", {"upstreams": []}, "say it in the site's own"),
+    ],
+)
+@pytest.mark.parametrize("service", ["", "http://127.0.0.1:9/"])
+def test_what_is_said_of_a_path_is_never_left_out(
+    path: str, site: dict[str, Any], what: str, service: str
+) -> None:
+    site = {"upstreams": ["a:1"], **site}
+    site["static"] = [{"url": url, "path": "/srv/a"} for url in site.get("static", [])]
+    site["locations"] = [{"path": path, "basic_auth": False, "proxy_pass": service}]
+    if service and not site["upstreams"]:
+        what = ""
+    elif service:
+        what = what.replace("say it in the site's own", "give the service another path")
+    found = problems(nginx_sites=[{"name": "a", "listen": 80, "server_names": ["a.test"], **site}])
+    assert len(found) == bool(what)
+    assert all(what in x.what for x in found)
+
+
 MEDIA = {"url": "/media/", "path": "/srv/a/shared/media"}
 
 
@@ -431,7 +465,10 @@ MEDIA = {"url": "/media/", "path": "/srv/a/shared/media"}
         ({"uploads": [MEDIA | {"url": "media/"}]}, "needs a path"),
         ({"uploads": [MEDIA, MEDIA | {"url": "/media"}]}, "two meanings"),
         ({"uploads": [MEDIA], "static": [MEDIA | {"path": "/srv/a"}]}, "two meanings"),
-        ({"uploads": [MEDIA], "locations": [{"path": "/media"}]}, "two meanings"),
+        (
+            {"uploads": [MEDIA], "upstreams": ["a:1"], "locations": [{"path": "/media"}]},
+            "two meanings",
+        ),
     ],
 )
 def test_a_folder_of_uploads_that_a_site_can_have(site: dict[str, Any], what: str) -> None:
@@ -1202,7 +1239,7 @@ def beside(known: bool = False, /, **found: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", ["guestbook", "guestbook-deploy"])
-@pytest.mark.parametrize("user", [PERSON, SERVICE, {**OF_THE_APP, "shell": "/bin/sh"}])
+@pytest.mark.parametrize("user", [PERSON, SERVICE, OF_THE_APP])
 def test_a_user_that_was_there_before(name: str, user: dict[str, Any]) -> None:
     problem = the_only(beside(users={name: user, "root": PERSON}))
     assert problem.variable == "app_name"
@@ -1213,9 +1250,7 @@ def test_a_user_that_was_there_before(name: str, user: dict[str, Any]) -> None:
     assert beside(True, users={name: user}) == []
 
 
-def test_a_user_that_an_earlier_run_has_made() -> None:
-    group = {"gid": 998, "members": ["guestbook-deploy"]}
-    assert beside(users={"guestbook": OF_THE_APP}, groups={"guestbook": group}) == []
+def test_a_user_that_has_nothing_to_do_with_the_app() -> None:
     assert beside(users={"anna": PERSON}, groups={"anna": {"gid": 1000, "members": []}}) == []
 
 
@@ -1536,7 +1571,7 @@ def test_what_no_word_makes_good(kind: str, changes: dict[str, Any], says: str) 
     assert says in problem.what
 
 
-SHOP = {"name": "shop", "listen": 80, "server_names": ["shop.test"]}
+SHOP = {"name": "shop", "listen": 80, "server_names": ["shop.test"], "upstreams": ["a:1"]}
 
 
 @pytest.mark.parametrize("size", ["10m", "500M", "64k", "2g", "0", 1024, ""])

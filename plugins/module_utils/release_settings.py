@@ -319,8 +319,7 @@ def described(state: State, release: str, files_: dict[str, tuple[str, int, str]
 
 def refuse_somebody(app: dict[str, Any], user: pwd.struct_passwd) -> None:
     """Refuse a user who is not the app's: what the app leaves of itself says that it is."""
-    is_ours = (user.pw_dir, user.pw_shell) == (str(app["root"]), NOLOGIN)
-    if not is_ours and not (CLAIMS / f"{app['name']}.fact").exists():
+    if not (CLAIMS / f"{app['name']}.fact").exists():
         raise Refused(
             f"The server has a user {user.pw_name} already, and not from Carafe: uid {user.pw_uid},"
             f" home {user.pw_dir}, shell {user.pw_shell}. Choose another app_name, app_user or"

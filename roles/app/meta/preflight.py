@@ -195,7 +195,7 @@ def check_sandbox(server: Server) -> Iterator[Problem]:
 
 def check_accounts(server: Server) -> Iterator[Problem]:
     """A person's account, or another program's, would be taken for the app's."""
-    app, root = server.values.get("app_name"), server.values.get("app_root")
+    app = server.values.get("app_name")
     users, groups = (server.found.get(x) or {} for x in ("users", "groups"))
     if is_known(server):
         return
@@ -206,8 +206,7 @@ def check_accounts(server: Server) -> Iterator[Problem]:
         if name in RESERVED_USERS.split() or name == server.values.get("ansible_user"):
             continue
         user, group = users.get(name), groups.get(name)
-        # As a run of an older Carafe that was cut short has made it.
-        if user and not (user["home"] == root and user["shell"] == "/usr/sbin/nologin"):
+        if user:
             person = f", {user['gecos']!r}" if user["gecos"] else ""
             yield Problem(
                 told,
