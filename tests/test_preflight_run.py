@@ -190,6 +190,11 @@ def test_a_database_s_server_that_is_left_out_is_asked_all_the_same(inventory: E
     assert "ok: [two -> one]" in said
     status, said = inventory.run(hosts, "--check", **variables)
     assert "[two -> one]" not in said
+    hosts["one"] |= {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    status, said = inventory.run(hosts, "--check", "--limit=two", **variables)
+    assert status == 0, said
+    assert "[two -> one]: UNREACHABLE!" in said
+    assert "Work out once how the servers relate" in said
 
 
 def test_a_missing_database_server_is_told_in_words(inventory: Environment) -> None:
