@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from ansible_collections.carafe.stack.plugins.modules import pack as module
 from ansible_collections.carafe.stack.plugins.plugin_utils import pack as packing
 from ansible_collections.carafe.stack.plugins.plugin_utils.secret_files import (
     folder_looks_secret as secret_folder,
@@ -428,6 +430,16 @@ def test_pip_reads_no_lock(app: Path, name: str) -> None:
     assert pack(app, requirements=name)["lock"] == name.replace(".prod", "")
 
 
+@pytest.mark.parametrize("name", [None, *LOCKS])
+def test_a_pack_returns_what_is_documented(app: Path, name: str | None) -> None:
+    (app / "pyproject.toml").write_text(PROJECT)
+    if name:
+        (app / name).write_text(LOCKS[name])
+    documented = yaml.safe_load(module.RETURN)
+    # Which Ansible shows, and returns of any module.
+    assert pack(app).keys() - {"warnings"} == documented.keys()
+
+
 def test_a_lock_of_pipenv_s_is_a_requirements_file_for_uv_and_pip(app: Path) -> None:
     lock = {
         "_meta": {
@@ -462,8 +474,40 @@ def test_a_lock_of_pipenv_s_is_a_requirements_file_for_uv_and_pip(app: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("markers", "fine"),
+    [
+        (None, False),
+        ("sys_platform == 'linux'", False),
+        ("platform_system == 'Linux' and python_version >= '3.9'", False),
+        ("python_version < '3.12'", False),
+        ("no marker", False),
+        ("sys_platform == 'win32'", True),
+        ("os_name == 'nt' and python_version >= '3.9'", True),
+        ("platform_system == 'Darwin'", True),
+    ],
+)
+def test_a_lock_of_pipenv_s_has_a_version_of_all_that_a_server_installs(
+    app: Path, markers: str | None, fine: bool
+) -> None:
+    entry = {"version": "*"} | ({"markers": markers} if markers else {})
+    (app / "Pipfile.lock").write_text(json.dumps({"default": {"here": entry}}))
+    if fine:
+        assert pack(app, requirements="Pipfile.lock")["requirements"]
+        return
+    said = refusal(app, requirements="Pipfile.lock")
+    assert "has no version of here" in said
+    assert "pipenv lock" in said
+
+
+@pytest.mark.parametrize(
     ("entry", "line"),
-    [({"path": "./here", "editable": True}, "./here"), ({"version": "*"}, "here")],
+    [
+        ({"path": "./here", "editable": True}, "./here"),
+        (
+            {"version": "*", "markers": "sys_platform == 'win32'"},
+            "here ; sys_platform == 'win32'",
+        ),
+    ],
 )
 def test_what_pipenv_gives_no_hash_is_for_uv_alone(
     app: Path, entry: dict[str, object], line: str

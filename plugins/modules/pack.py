@@ -110,6 +110,10 @@ lock_version:
   description: Version of poetry that has made its lock, where that says so.
   type: str
   returned: success
+hashed:
+  description: Whether a requirement has a hash.
+  type: bool
+  returned: success
 python_path:
   description: Folders in the archive with the app's code, and what says its name, for PYTHONPATH.
   type: list
@@ -119,11 +123,7 @@ override:
   description: Path in the archive of the requirements file of O(override), or nothing.
   type: str
   returned: success
-override_lock_version:
-  description: Version of poetry that has made its lock, where that says so.
-  type: str
-  returned: success
-hashed:
+override_hashed:
   description: Whether each of those requirements has a hash.
   type: bool
   returned: success
