@@ -12,11 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+import xmlrpc.client
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.testing import patch_module_args
 from ansible_collections.carafe.stack.plugins.module_utils import (
     commands,
     processes,
@@ -315,6 +317,29 @@ def test_where_nothing_serves_what_a_failed_first_release_has_started_ends(
     said = slots.end("shop", check)
     assert said == [f"slot {x} stopped: nothing serves" for x in (0, 1)]
     assert stopped == ([] if check else ["shop:shop_0", "shop:shop_1"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionRefusedError("refused"), xmlrpc.client.Fault(6, "SHUTDOWN_STATE")],
+)
+def test_slots_that_do_not_end_are_told_with_what_to_do(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(slots, "end", fail)
+    given = {"config": str(tmp_path / "slots.json"), "program": "shop"}
+    with patch_module_args(given), pytest.raises(SystemExit):
+        gunicorn_slots.main()
+    said = json.loads(capsys.readouterr().out)
+    assert said["failed"]
+    assert "slots of shop, of which nothing serves, could not be stopped" in said["msg"]
+    assert "sudo supervisorctl stop 'shop:*'" in said["msg"]
 
 
 def test_what_a_process_was_started_with_is_read_from_it(tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ slots:
 
 import ast
 import pwd
+import xmlrpc.client  # nosec B411 # of supervisord, by its own socket
 from pathlib import Path
 
 from ansible_collections.carafe.stack.plugins.module_utils import (
@@ -138,8 +139,15 @@ def main() -> None:
                 lines.append(line)
         except slots.SlotError as error:
             module.fail_json(msg=str(error), slots=lines)
-    elif module.params["program"]:
-        lines += slots.end(module.params["program"], module.check_mode)
+    elif program := module.params["program"]:
+        try:
+            lines += slots.end(program, module.check_mode)
+        except (OSError, xmlrpc.client.Error) as error:
+            module.fail_json(
+                msg=f"The slots of {program}, of which nothing serves, could not be stopped:"
+                f" {words.one_line(str(error))} See how supervisord is, and stop them: sudo"
+                f" systemctl status supervisor; sudo supervisorctl stop '{program}:*'"
+            )
     module.exit_json(changed=bool(lines), slots=lines)
 
 
