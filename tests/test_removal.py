@@ -380,6 +380,7 @@ def shared(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "picture").write_bytes(b"x" * 2000)
     (folder / "link").symlink_to("/etc/passwd")
+    (folder / "older").symlink_to("/etc")
     os.mkfifo(folder / "pipe")
     return tmp_path / "shared"
 
@@ -394,11 +395,13 @@ def archive_of(folder: Path, check: bool = False) -> dict[str, Any]:
 def test_what_visitors_have_sent_is_packed_and_none_of_what_a_link_leads_to(shared: Path) -> None:
     found = archive_of(shared)
     (path,) = found["archives"]
-    assert re.fullmatch(r"pack .*/shared: 3 files, [\d.]+ KiB", found["changes"][0])
+    assert re.fullmatch(r"pack .*/shared: 4 files, [\d.]+ KB", found["changes"][0])
     with tarfile.open(path) as tar:
         names = {x.name: x for x in tar.getmembers()}
         assert tar.extractfile("./media/a/picture").read() == b"x" * 2000
     assert names["./media/a/link"].issym()
+    assert names["./media/a/older"].issym()
+    assert "./media/a/older/passwd" not in names
     assert Path(path).stat().st_mode & 0o777 == 0o400
     # Again, after a run that was cut short.
     assert archive_of(shared)["archives"] == [path]
@@ -406,7 +409,7 @@ def test_what_visitors_have_sent_is_packed_and_none_of_what_a_link_leads_to(shar
 
 def test_a_dry_run_says_how_much_would_be_packed(shared: Path) -> None:
     found = archive_of(shared, check=True)
-    assert "3 files" in found["changes"][0]
+    assert "4 files" in found["changes"][0]
     assert not (shared.parent / "leaving").exists()
 
 
@@ -414,6 +417,15 @@ def test_a_folder_with_nothing_in_it_makes_no_archive(tmp_path: Path) -> None:
     (tmp_path / "shared/media").mkdir(parents=True)
     assert archive_of(tmp_path / "shared")["archives"] == []
     assert archive_of(tmp_path / "none") == {"changed": False, "changes": [], "archives": []}
+
+
+def test_a_folder_with_links_to_folders_alone_is_packed(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared/media").symlink_to("/mnt")
+    found = archive_of(tmp_path / "shared")
+    assert "1 file," in found["changes"][0]
+    with tarfile.open(*found["archives"]) as tar:
+        assert tar.getmember("./media").linkname == "/mnt"
 
 
 def test_what_does_not_fit_is_refused_before_anything_goes(

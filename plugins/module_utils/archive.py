@@ -5,34 +5,29 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
+
+from ansible.module_utils.common.text.formatters import bytes_to_human
 
 from . import files
 from .commands import Failure
 from .words import one_line
 
 ROOM = 64 * 1024**2  # bytes that stay free for others
-TAR_BLOCK = 512
-HEADERS = 3 * TAR_BLOCK  # of a file with a long name, and what fills its last block
+HEADERS = 3 * tarfile.BLOCKSIZE  # of a file with a long name, and what fills its last block
 
 
 def measured(folder: Path) -> tuple[int, int]:
     """Return how many files a folder has in all, and their bytes; no link is followed."""
     count = size = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
+    for place, folders, names in os.walk(folder):
+        # Of a link to a folder, the link is what is packed.
+        for name in [*names, *(x for x in folders if Path(place, x).is_symlink())]:
             count += 1
             size += Path(place, name).lstat().st_size
     return count, size
-
-
-def shown(size: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
 
 
 def make(wanted: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -41,12 +36,12 @@ def make(wanted: dict[str, Any], check: bool) -> dict[str, Any]:
     count, size = measured(folder) if files.is_folder(folder) else (0, 0)
     if not count:
         return {"changed": False, "changes": [], "archives": []}
-    what = f"{folder}: {count} {'file' if count == 1 else 'files'}, {shown(size)}"
+    what = f"{folder}: {count} {'file' if count == 1 else 'files'}, {bytes_to_human(size)}"
     free = shutil.disk_usage(folder).free
     if size + count * HEADERS + ROOM > free:
         raise Failure(
-            f"There is no room to pack {what}, since {shown(free)} are free. Nothing of it went."
-            f" Fetch it yourself, or make room; {wanted['otherwise']}"
+            f"There is no room to pack {what}, since {bytes_to_human(free)} are free. Nothing of it"
+            f" went. Fetch it yourself, or make room; {wanted['otherwise']}"
         )
     if not check:
         pack(folder, dest, wanted["user"])
