@@ -88,6 +88,15 @@ def test_json_may_be_indented_by_tabs(project: Path) -> None:
     assert inventories.unreadable(path)
 
 
+def test_of_json_too_no_key_may_be_there_twice(project: Path) -> None:
+    path = project / "hosts.json"
+    path.write_text('{\n\t"web": {"hosts": {"a": {}}},\n\t"app": {},\n\t"web": {}\n}')
+    says = f"{path}, line 4: web is there twice; it is in line 2, too"
+    assert inventories.unreadable(path) == says
+    path.write_text('{"web": {"vars": {"a": "x\\"\\t: {", "b": "\\/"}}}')
+    assert inventories.unreadable(path) == ""
+
+
 def test_no_inventory_or_one_with_no_server(project: Path) -> None:
     none = inventories.complaint(["/etc/ansible/hosts"], {"all": []}, WANTED, project)
     assert none == (

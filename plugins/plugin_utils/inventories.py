@@ -22,6 +22,7 @@ ENDS = ("", ".yml", ".yaml", ".json", ".ini")
 TYPED = "-"
 VAULT = b"$ANSIBLE_VAULT"
 REFERENCE = re.compile(r"\bvault_\w+")
+JSON_TABS = re.compile(r'("(?:\\.|[^"\\])*")|\t')
 CLOSE = 0.6  # difflib's own measure of what is alike
 
 
@@ -84,9 +85,10 @@ def unreadable(path: Path, shown: str = "", of: str = "groups to hosts") -> str:
     shown = shown or str(path)
     try:
         text = path.read_text(errors="replace")
-        # It may be indented by tabs.
         if path.suffix == ".json":
-            text = json.dumps(json.loads(text))
+            # As JSON itself, which between its tokens takes the tabs that YAML does not.
+            json.loads(text)
+            text = JSON_TABS.sub(lambda found: found[1] or " ", text)
         nodes = [x for x in yaml.compose_all(text, Loader=yaml.SafeLoader) if x]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
