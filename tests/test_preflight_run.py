@@ -197,6 +197,18 @@ def test_a_database_s_server_that_is_left_out_is_asked_all_the_same(inventory: E
     assert "Work out once how the servers relate" in said
 
 
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("/admin", ""), ("/", "say it in the site's own entry"), ("/static/", "is a static folder")],
+)
+def test_a_path_is_looked_at_beside_what_the_site_has_by_itself(
+    inventory: Environment, path: str, says: str
+) -> None:
+    site = {"name": "guestbook", "locations": [{"path": path, "maintenance": False}]}
+    said = inventory.said({"one": {}}, nginx_sites=[site], **SMALL, **SECRETS)
+    assert says in said if says else said == ""
+
+
 def test_a_missing_database_server_is_told_in_words(inventory: Environment) -> None:
     hosts = {name: {"private_address": f"10.0.0.{i}"} for i, name in enumerate("ab", 1)}
     said = inventory.said(hosts, groups=("app",), **SECRETS)
