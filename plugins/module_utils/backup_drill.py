@@ -93,7 +93,7 @@ def database(setup: dict[str, Any]) -> dict[str, Any]:
     scratch = Scratch("drill", setup)
     scratch.make()
     try:
-        scratch.room(backup_repository.info(setup)["backup"][-1], [])
+        scratch.room(backup_repository.info(setup)["backup"][-1])
         scratch.restore(target.words)
         restored = time.time()
         with scratch.serving():

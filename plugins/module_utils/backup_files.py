@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import grp
 import json
 import os
+import pwd
 import re
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,14 @@ with contextlib.closing(sqlite3.connect(url, uri=True, timeout=60)) as there:
 """
 # A repository in which a process was killed has its lock for half an hour, or for ever.
 LOCKED, NONE = 11, 10
+NAME_OF: dict[str, Callable[[int], str]] = {
+    "uid": lambda number: pwd.getpwuid(number).pw_name,
+    "gid": lambda number: grp.getgrgid(number).gr_name,
+}
+NUMBER_OF: dict[str, Callable[[str], int]] = {
+    "uid": lambda name: pwd.getpwnam(name).pw_uid,
+    "gid": lambda name: grp.getgrnam(name).gr_gid,
+}
 
 
 def sqlite_files(paths: Iterable[str]) -> Iterator[Path]:
@@ -127,6 +137,7 @@ def back_up(name: str) -> tuple[str, dict[str, Any]]:
         copied = {str(x): str(copy(x, folder)) for x in sqlite_files(paths)}
         excluded = [f"{x}{suffix}" for x in copied for suffix in ("", *BESIDE)]
         tags = [f"app={name}", f"release={release_of(app)}", f"database={moment}"]
+        tags += owner_tags(paths)
         listing = folder / ".exclude"
         # In a file of patterns, what looks like a variable is one.
         listing.write_text("".join(f"{quoted(x)}\n".replace("$", "$$") for x in excluded))
@@ -140,6 +151,53 @@ def back_up(name: str) -> tuple[str, dict[str, Any]]:
         message += f", {len(copied)} of SQLite's"
     details = {"snapshot": found["snapshot_id"], "sqlite": sorted(copied), "pruned_at": pruned}
     return message, {**details, "moment": moment, "files": found["total_files_processed"]}
+
+
+def each(paths: Iterable[str | Path]) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield all that is there and below, without following a link."""
+    for top in paths:
+        below = (Path(x, y) for x, folders, names in os.walk(top) for y in (*folders, *names))
+        for path in (Path(top), *below):
+            with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+                yield path, path.lstat()
+
+
+def owner_tags(paths: Iterable[str]) -> list[str]:
+    """Return whose the files are, by name: restic brings numbers, which each server gives anew."""
+    numbers, found = set(), []
+    for _, there in each(paths):
+        numbers |= {("uid", there.st_uid), ("gid", there.st_gid)}
+    for kind, number in sorted(numbers):
+        with contextlib.suppress(KeyError):  # nobody's
+            found.append(f"{kind}-{number}={NAME_OF[kind](number)}")
+    return found
+
+
+def owners_of(tagged: dict[str, str]) -> dict[str, str]:
+    return {k: x for k, x in tagged.items() if k.startswith(("uid-", "gid-"))}
+
+
+def own(top: Path, owners: dict[str, str]) -> None:
+    """Give files to those who have the names of their owners here; to root where nobody has.
+
+    By the number, it could be somebody else. A number that had no name stays.
+    """
+    numbers = {}
+    for key, name in owners.items():
+        try:
+            numbers[key] = NUMBER_OF[key[:3]](name)
+        except KeyError:
+            numbers[key] = 0
+    seen = set()  # with several names, which are to be given once
+    for path, there in each([top]):
+        if there.st_nlink > 1 and not stat.S_ISDIR(there.st_mode):
+            if there.st_ino in seen:
+                continue
+            seen.add(there.st_ino)
+        uid = numbers.get(f"uid-{there.st_uid}", there.st_uid)
+        gid = numbers.get(f"gid-{there.st_gid}", there.st_gid)
+        if (uid, gid) != (there.st_uid, there.st_gid):
+            os.chown(path, uid, gid, follow_symlinks=False)
 
 
 def quoted(path: str) -> str:
@@ -198,7 +256,8 @@ def missing(text: str) -> bool:
 def snapshots(setup: dict[str, Any], name: str, anybody: bool = False) -> list[dict[str, Any]]:
     """Return the snapshots of an app's files, the oldest first, each with its moment as ``at``."""
     whose = [] if anybody else [f"--host={setup['host']}"]
-    text = restic(setup, name, "snapshots", "--json", *whose).stdout
+    # It only asks, and a place that may not be written, or that a dead process has locked, answers.
+    text = restic(setup, name, "snapshots", "--json", "--no-lock", *whose).stdout
     found = json.loads(text or "[]") or []
     for entry in found:
         entry["at"] = epoch(entry["time"])
@@ -229,11 +288,14 @@ def check(setup: dict[str, Any], name: str, share: str = "") -> None:
     restic(setup, name, "check", "--quiet", *([f"--read-data-subset={share}"] if share else []))
 
 
-def restored(setup: dict[str, Any], name: str, snapshot: str, target: Path, path: Path) -> None:
+def restored(
+    setup: dict[str, Any], name: str, snapshot: dict[str, Any], target: Path, path: Path
+) -> None:
     """Restore a folder of a snapshot below another, with SQLite's copies in their places."""
+    number = snapshot["id"]
     copies = COPIES / name / str(path).lstrip("/")
     words = [f"--include={quoted(str(x))}" for x in (path, copies)]
-    restic(setup, name, "restore", snapshot, "--target", target, "--quiet", *words)
+    restic(setup, name, "restore", number, "--target", target, "--quiet", *words)
     below = target / str(copies).lstrip("/")
     for folder, _, names in os.walk(below):
         for one in names:
@@ -241,5 +303,6 @@ def restored(setup: dict[str, Any], name: str, snapshot: str, target: Path, path
             place.parent.mkdir(parents=True, exist_ok=True)
             Path(folder, one).rename(place)
     if not (target / str(path).lstrip("/")).exists():
-        raise Failure(f"The snapshot {snapshot[:8]} of {name} has no {path}.")
+        raise Failure(f"The snapshot {number[:8]} of {name} has no {path}.")
     files.remove(target / str(COPIES).lstrip("/"))
+    own(target / str(path).lstrip("/"), snapshot["owners"])

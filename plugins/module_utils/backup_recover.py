@@ -45,7 +45,11 @@ def noted() -> dict[str, Any]:
 
 
 def note(**more: Any) -> None:
-    text = json.dumps(noted() | more, indent=2) + "\n"
+    save(noted() | more)
+
+
+def save(known: dict[str, Any]) -> None:
+    text = json.dumps(known, indent=2) + "\n"
     path = backup_state.STATE / NOTED
     files.write(path, text, 0o640, owner=os.geteuid(), group=os.getegid())
 
@@ -53,16 +57,28 @@ def note(**more: Any) -> None:
 def former(setup: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the setup by which the former server's place is read."""
     listing = backup_jobs.pgbackrest_repo(setup, "repo-ls", "--output=json", "backup")
-    there = sorted(x for x in json.loads(listing or "{}") if x not in (".", setup["stanza"]))
+    every = sorted(x for x in json.loads(listing or "{}") if x not in (".", setup["stanza"]))
+    # PostgreSQL does not read the files of another version.
     ending = f"-{setup['version']}-{setup['cluster']}"
-    mine = [x for x in there if x == name or (x.startswith(f"{name}-") and x.endswith(ending))]
-    if len(mine) != 1:
-        example = (mine or there or ["NAME"])[0]
+    there = [x for x in every if x.endswith(ending)]
+    mine = [x for x in there if x == name or x.startswith(f"{name}-")]
+    if len(mine) == 1:
+        return setup | {"stanza": mine[0]}
+    others = [x for x in every if x not in there]
+    cluster = f"{setup['version']}/{setup['cluster']}"
+    if not there and others:
         raise Failure(
-            f"restore_from is {name!r}, and {setup['repository']} has"
-            f" {', '.join(there) or 'nothing'}. Say which: -e restore_from={example}"
+            f"restore_from is {name!r}, and {setup['repository']} has {', '.join(others)}, whose"
+            f" names end with their version of PostgreSQL and its cluster. This server has"
+            f" {cluster} and cannot read them. Take one with that version, by postgres_cluster in"
+            " group_vars or by Debian's release, and run the same command there."
         )
-    return setup | {"stanza": mine[0]}
+    example = (mine or there or ["NAME"])[0]
+    more = f" This server has {cluster}, so not {', '.join(others)}." if others else ""
+    raise Failure(
+        f"restore_from is {name!r}, and {setup['repository']} has"
+        f" {', '.join(there) or 'nothing'}.{more} Say which: -e restore_from={example}"
+    )
 
 
 def database(name: str, to: str, check: bool) -> list[str]:
@@ -143,13 +159,30 @@ def wait(setup: dict[str, Any], unit: str) -> None:
     raise Failure(f"PostgreSQL has not replayed all WAL within {REPLAY} s.")
 
 
+def has_files(path: Path) -> bool:
+    return path.is_dir() and any(x.is_file() for x in path.rglob("*"))
+
+
+def forget_begun(owner: str, everything: bool = False) -> None:
+    """Forget what was begun here, once the owner's data are in use: none is to be replaced then.
+
+    With ``everything``, for an owner that leaves, also what was done with its files.
+    """
+    known = noted()
+    due = {x for x in ("database", f"files-{owner}") if known.get(x) == "begun"}
+    due |= {f"files-{owner}"} if everything else set()
+    due |= {f"brought-{owner}"} if f"files-{owner}" in due else set()
+    if due & known.keys():
+        save({name: value for name, value in known.items() if name not in due})
+
+
 def bring_files(owner: str, name: str, to: str, check: bool) -> list[str]:
     """Bring an app's files onto a server that has none of them."""
     setup, told = backup_repository.setup(), backup_files.app_of(owner)
     if not told["paths"] or noted().get(f"files-{owner}") == "done":
         return []
     paths = [Path(x) for x in told["paths"]]
-    full = [str(x) for x in paths if x.is_dir() and any(y.is_file() for y in x.rglob("*"))]
+    full = [str(x) for x in paths if has_files(x)]
     if full and noted().get(f"files-{owner}") != "begun":
         raise Failure(
             f"{', '.join(full)} has files already. Nothing was touched. To bring an app back on a"
@@ -170,13 +203,20 @@ def bring_files(owner: str, name: str, to: str, check: bool) -> list[str]:
     if check:
         return [sentence]
     note(**{f"files-{owner}": "begun"})
+    moment = backup_restore.new_moment()
     for path in paths:
         beside = backup_restore.place_beside(path)
+        if str(path) in noted().get(f"brought-{owner}", []):
+            continue
         files.remove(beside)
         beside.mkdir(mode=0o700)
-        backup_files.restored(setup, owner, snapshot["id"], beside, path)
+        backup_files.restored(setup, owner, snapshot, beside, path)
+        # Somebody may have written since this was begun.
+        if has_files(path):
+            path.rename(backup_restore.place_before(path, moment))
         files.remove(path)
         (beside / str(path).lstrip("/")).rename(path)
         files.remove(beside)
+        note(**{f"brought-{owner}": [*noted().get(f"brought-{owner}", []), str(path)]})
     note(**{f"files-{owner}": "done"})
     return [sentence]

@@ -100,16 +100,27 @@ class Restore:
         return f"{database}_before_{self.progress['id']}"
 
 
+def new_moment() -> str:
+    return time.strftime("%Y%m%dt%H%M%S", time.gmtime())
+
+
 def app_of(app: str) -> dict[str, Any]:
     return backup_files.app_of(app)
+
+
+def left(app: str) -> dict[str, Any]:
+    """Return what restores have left here; that is known without the repository."""
+    found = {"kept": kept(backup_repository.setup(), app_of(app))}
+    return found | {"restoring": Restore(app).progress}
 
 
 def plan(app: str, to: str, now: float | None = None) -> dict[str, Any]:
     """Return what there is to restore, and what a target means; refuse one that is out of reach."""
     now = time.time() if now is None else now
     setup, told = backup_repository.setup(), app_of(app)
-    found: dict[str, Any] = {"kept": kept(setup, told), "backups": [], "snapshots": []}
-    found["restoring"] = Restore(app).progress
+    found: dict[str, Any] = left(app) | {"backups": [], "snapshots": []}
+    if not told["paths"] and not (setup["database"] and told["databases"]):
+        return found
     if setup["database"] and told["databases"]:
         known = backup_repository.info(setup)
         found["window"] = backup_jobs.window(known) | {"newest": now}
@@ -128,7 +139,13 @@ def plan(app: str, to: str, now: float | None = None) -> dict[str, Any]:
         backup_target.check(target, found["window"], now)
         found["backup"] = backup_target.backup_before(known["backup"], target.at)
     found["target"] = {"kind": target.kind, "at": target.at, "name": target.name}
-    if told["paths"] and snapshots:
+    if told["paths"] and not snapshots:
+        raise Failure(
+            f"The repository has no snapshot of {app}'s files by {setup['host']}, so they cannot be"
+            " brought back. Nothing was touched. Make one first, with the playbook backup; for"
+            " those of a server that is gone, see restore_from in docs/how-to/backups.md."
+        )
+    if told["paths"]:
         found["snapshot"] = chosen(snapshots, target)
     found["loses"] = (
         f"what was written since {shown(target.at)}, {backup_state.ago(now - target.at)} ago"
@@ -143,11 +160,17 @@ def chosen(snapshots: list[dict[str, Any]], target: Target) -> dict[str, Any]:
     """
     after = [x for x in snapshots if x["at"] >= target.at and target.kind != "latest"]
     found = after[0] if after else snapshots[-1]
-    return {"id": found["id"], "at": found["at"], "release": found["tagged"].get("release", "")}
+    release = found["tagged"].get("release", "")
+    owners = backup_files.owners_of(found["tagged"])
+    return {"id": found["id"], "at": found["at"], "release": release, "owners": owners}
 
 
-def begin(app: str, to: str) -> dict[str, Any]:
-    """Note what is to be restored; the same once more goes on with what was cut short."""
+def begin(app: str, to: str, moment: str = "") -> dict[str, Any]:
+    """Note what is to be restored; the same once more goes on with what was cut short.
+
+    ``moment`` is the name under which what is live is kept, the same on all servers of an app.
+    Nothing is returned where the server has nothing of the app's to bring back.
+    """
     restore, setup = Restore(app), backup_repository.setup()
     if restore.progress:
         if restore.progress["to"] != to:
@@ -157,10 +180,13 @@ def begin(app: str, to: str) -> dict[str, Any]:
                 f" restore_cancel={app}"
             )
         return restore.progress
-    found = plan(app, to)
-    moment = time.strftime("%Y%m%dt%H%M%S", time.gmtime())
-    told, target = app_of(app), Target(**found["target"])
+    told = app_of(app)
     databases = told["databases"] if setup["database"] else []
+    if not databases and not told["paths"]:
+        return {}
+    found = plan(app, to)
+    moment = moment or new_moment()
+    target = Target(**found["target"])
     for database in databases:
         if len(database["name"].encode()) > LONGEST - len(f"_before_{moment}"):
             raise Failure(f"The name of the database {database['name']} is too long to keep it.")
@@ -174,12 +200,12 @@ def begin(app: str, to: str) -> dict[str, Any]:
             backup_jobs.mark()
             backup_jobs.switch(setup)
     restore.save(
-        **{"id": moment, "to": to, "done": [], "began": time.time(), "app": app},
+        **{"id": moment, "to": to, "done": [], "began": time.time()},
         target={"kind": target.kind, "at": target.at, "name": target.name},
         backup=found.get("backup", ""),
         snapshot=found.get("snapshot"),
         databases=databases,
-        paths=told["paths"] if found.get("snapshot") else [],
+        paths=told["paths"],
     )
     return restore.progress
 
@@ -217,7 +243,8 @@ def dump(setup: dict[str, Any], restore: Restore) -> None:
     known, seen = backup_repository.info(setup), {}
     scratch.make()
     try:
-        scratch.room(known["backup"][-1], list(names))
+        # The copy, and then the dump and what is loaded from it.
+        scratch.room(known["backup"][-1], times=2)
         target, backup = restore.target, ""
         if target.kind == "name":
             backup = restore.progress["backup"]
@@ -253,7 +280,7 @@ def load(setup: dict[str, Any], restore: Restore) -> None:
     """Load the dumps as the databases' owners: what an app has written never runs as superuser."""
     folder, differences = dumps_of(setup, restore.name), {}
     programs = Path("/usr/lib/postgresql", setup["version"], "bin")
-    login, password = f"{restore.name}-restoring", secrets.token_urlsafe(32)
+    login, password = login_of(restore.name), secrets.token_urlsafe(32)
     for database in restore.progress["databases"]:
         one, seen = database["name"], restore.progress["seen"][database["name"]]
         owner, new = seen["made"]["owner"], restore.beside(one)
@@ -348,6 +375,10 @@ def granted(setup: Mapping[str, Any], database: str, made: Mapping[str, Any]) ->
     return "\n".join(words)
 
 
+def login_of(app: str) -> str:
+    return f"{app}-restoring"
+
+
 def let_in(setup: Mapping[str, Any], login: str, password: str, owner: str) -> None:
     """Have a login that acts as an owner, for as long as it is needed; pg_hba.conf knows it."""
     psql(
@@ -370,7 +401,7 @@ def contents(programs: Path, dump: Path, schemas: Iterable[str]) -> str:
 
 
 def bring_files(setup: dict[str, Any], restore: Restore) -> None:
-    snapshot = restore.progress["snapshot"]["id"]
+    snapshot = restore.progress["snapshot"]
     for path in map(Path, restore.progress["paths"]):
         if os.path.ismount(path):
             raise Failure(
@@ -400,9 +431,14 @@ def switch(app: str) -> list[str]:
     restore, setup = Restore(app), backup_repository.setup()
     progress, moved = restore.progress, []
     with alone(f"-restore-{app}"):
+        if restore.done("switched"):
+            return []
+        for what, step in (("database", "loaded"), ("files", "files")):
+            if progress["databases" if what == "database" else "paths"] and not restore.done(step):
+                raise Failure(f"The {what} of {app} is not beside yet. Run the same command again.")
+        if not restore.done("switching"):
+            restore.note("switching")
         if progress["databases"]:
-            if not restore.done("loaded"):
-                raise Failure("The database is not beside yet. Run the same command again.")
             pairs = [
                 (x["name"], restore.former(x["name"]), restore.beside(x["name"]))
                 for x in progress["databases"]
@@ -417,10 +453,18 @@ def switch(app: str) -> list[str]:
                     moved.append(str(former))
                 there.rename(path)
             files.remove(place_beside(path))
-        restore.path.unlink()
+        restore.note("switched")
     entry = f"{shown(progress['target']['at'])} is live; kept as {progress['id']}"
     backup_state.note(f"restore-{app}", progress["began"], "ok", entry, kept=moved)
     return moved
+
+
+def finish(app: str) -> None:
+    """Forget a restore with which all is done, after what runs of the app has connected anew."""
+    restore = Restore(app)
+    with alone(f"-restore-{app}"):
+        if restore.done("switched"):
+            restore.path.unlink()
 
 
 def rename(setup: Mapping[str, Any], pairs: list[tuple[str, str, str]]) -> list[str]:
@@ -437,7 +481,9 @@ def rename(setup: Mapping[str, Any], pairs: list[tuple[str, str, str]]) -> list[
             if live in there:
                 words.append(f"ALTER DATABASE {name(live)} RENAME TO {name(former)};")
                 moved.append(former)
+                words.append(f"ALTER DATABASE {name(former)} ALLOW_CONNECTIONS true;")
             words.append(f"ALTER DATABASE {name(new)} RENAME TO {name(live)};")
+            words.append(f"ALTER DATABASE {name(live)} ALLOW_CONNECTIONS true;")
         if words:
             psql(setup, "\n".join(["BEGIN;", *words, "COMMIT;"]))
     finally:
@@ -478,7 +524,7 @@ def undo(app: str, moment: str) -> list[str]:
     """Let what a restore has replaced be live again; what it brought is kept instead."""
     setup, told = backup_repository.setup(), app_of(app)
     things = of_moment(setup, told, moment)
-    now, moved = time.strftime("%Y%m%dt%H%M%S", time.gmtime()), []
+    now, moved = new_moment(), []
     with alone(f"-restore-{app}"):
         pairs = [
             (one, f"{one}_undone_{now}", old)
@@ -516,11 +562,20 @@ def cancel(app: str) -> list[str]:
     if not restore.progress:
         return []
     with alone(f"-restore-{app}"):
+        if restore.done("switching"):
+            to, moment = restore.progress["to"], restore.progress["id"]
+            raise Failure(
+                f"The restore of {app} to {to!r} is being switched to, and cannot be given up. Go"
+                f" on with it: -e restore_to='{to}'; and take it back after that: -e"
+                f" restore_undo={moment}"
+            )
         Scratch(f"restore-{app}", setup).remove()
         files.remove(dumps_of(setup, app))
         for database in restore.progress["databases"]:
             one = name(restore.beside(database["name"]))
             psql(setup, f"DROP DATABASE IF EXISTS {one} WITH (FORCE);")
+        if restore.progress["databases"]:
+            psql(setup, f"DROP ROLE IF EXISTS {name(login_of(app))};")
         for path in map(Path, restore.progress["paths"]):
             files.remove(place_beside(path))
         restore.path.unlink()

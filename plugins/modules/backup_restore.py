@@ -7,19 +7,22 @@ DOCUMENTATION = r"""
 module: backup_restore
 short_description: Bring one app's database and files back to a moment
 description:
-  - V(plan) says what there is to restore, and what O(to) means; it changes nothing.
+  - V(plan) says what there is to restore, and what O(to) means; it changes nothing. V(left) says
+    only what restores have left on the server, which it knows without the repository.
   - V(prepare) brings the past beside what is live, by a unit of systemd's that goes on when the
     connection breaks. V(switch) gives the two each other's names, which takes a moment.
   - What a restore has replaced is kept. V(undo) makes it live again, V(drop) removes it.
   - V(cancel) gives up what was prepared and not switched.
   - V(reconnect) restarts what runs of the app, whose connections have ended with the switch.
+    V(finish) forgets the restore after that; until then the same stages go on with it.
   - V(recover) and V(recover_files) bring the data of a server that is gone onto a new one.
 author: [Carafe (@carafe)]
 options:
   stage:
     description: What to do.
     type: str
-    choices: [plan, prepare, switch, reconnect, undo, drop, cancel, recover, recover_files]
+    choices:
+      [plan, left, prepare, switch, reconnect, finish, undo, drop, cancel, recover, recover_files]
     required: true
   owner:
     description: Whose data it is.
@@ -30,7 +33,9 @@ options:
     type: str
     default: ""
   moment:
-    description: Which restore is undone, or its former data dropped, by the moment in their names.
+    description:
+      - Which restore is undone, or its former data dropped, by the moment in their names.
+      - For V(prepare) the moment that these names will have, the same on all servers of an app.
     type: str
     default: ""
   from_server:
@@ -89,7 +94,7 @@ from ..module_utils.commands import Failure, ask
 from ..module_utils.postgresql_server import report
 
 STAGES = (
-    *("plan", "prepare", "switch", "reconnect", "undo", "drop", "cancel"),
+    *("plan", "left", "prepare", "switch", "reconnect", "finish", "undo", "drop", "cancel"),
     *("recover", "recover_files"),
 )
 PROGRAMS = Path("/etc/supervisor/conf.d")
@@ -105,6 +110,11 @@ def plan(given: dict, _: bool) -> dict:
     return {"plan": found, "lines": lines(found), **report([])}
 
 
+def left(given: dict, _: bool) -> dict:
+    found = backup_restore.left(given["owner"])
+    return {"plan": found, "lines": lines(found), **report([])}
+
+
 def lines(found: dict) -> list[str]:
     """Return for people what can be restored, and what that would mean."""
     said = []
@@ -116,7 +126,7 @@ def lines(found: dict) -> list[str]:
         )
         said += [f"  {x}" for x in found["backups"][-5:]]
         said += [f"  point {x['name']}, {shown(x['at'])}" for x in found["points"][-5:]]
-    if found["snapshots"]:
+    if found.get("snapshots"):
         said.append(
             f"files: {len(found['snapshots'])} snapshots, from {found['snapshots'][0]} to"
             f" {found['snapshots'][-1]}"
@@ -141,7 +151,11 @@ def prepare(given: dict, check: bool) -> dict:
     if check:
         backup_restore.plan(owner, given["to"])
         return report([f"bring {given['to']} beside what is live"])
-    progress = backup_restore.begin(owner, given["to"])
+    progress = backup_restore.begin(owner, given["to"], given["moment"])
+    done = progress.get("done", [])
+    # On a server that keeps nothing of the app there is nothing to do.
+    if not progress or "switching" in done:
+        return {"differences": [], "moment": progress.get("id", ""), **report([])}
     before = (backup_state.read(f"restore-{owner}") or {}).get("ended")
     ask("systemctl", "start", unit)
     entry = backup_state.read(f"restore-{owner}")
@@ -162,6 +176,12 @@ def switch(given: dict, check: bool) -> dict:
         return report([])
     moved = backup_restore.switch(given["owner"])
     return report(["switch", *(f"keep {x}" for x in moved)])
+
+
+def finish(given: dict, check: bool) -> dict:
+    if not check:
+        backup_restore.finish(given["owner"])
+    return report([])
 
 
 def reconnect(given: dict, check: bool) -> dict:
@@ -215,8 +235,8 @@ def recover_files(given: dict, check: bool) -> dict:
 
 
 WORK = {
-    **{"plan": plan, "prepare": prepare, "switch": switch, "cancel": cancel},
-    "reconnect": reconnect,
+    **{"plan": plan, "left": left, "prepare": prepare, "switch": switch, "cancel": cancel},
+    **{"reconnect": reconnect, "finish": finish},
     **{"recover": recover, "recover_files": recover_files},
 }
 

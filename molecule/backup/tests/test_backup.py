@@ -144,6 +144,10 @@ def test_back_to_a_moment_between_two_rows_and_back_again(
     # Nothing is switched yet.
     assert (texts(), notes()) == ("before after", "one two")
     kept = called("backup_restore.switch('shop')")
+    # Until the app has connected anew, the same command goes on, and nothing is given up.
+    assert "restore_undo=" in called("backup_restore.cancel('shop')")["refused"]
+    assert called("backup_restore.switch('shop')") == []
+    called("backup_restore.finish('shop')")
     assert (texts(), notes()) == ("before", "one")
     assert host.file("/srv/shop/shared/uploads/photo.jpg").size == 100000
     assert host.file("/srv/shop/shared/uploads/photo.jpg").user == "shop"
@@ -178,6 +182,7 @@ def test_a_database_that_somebody_dropped_comes_back_and_by_name(
     called("backup_restore.begin('shop', 'harmless')")
     assert job("restore@shop")["result"] == "ok"
     called("backup_restore.switch('shop')")
+    called("backup_restore.finish('shop')")
     assert texts().split()[-1] == "then"
 
 
@@ -192,9 +197,18 @@ def test_a_restore_that_was_killed_goes_on(host, rows, texts, called, job):
     rows("later")
     assert job("restore@shop")["result"] == "ok"
     called("backup_restore.switch('shop')")
+    called("backup_restore.finish('shop')")
     assert texts().split()[-1] == "kept"
     for moment in called("backup_restore.plan('shop', '')")["kept"]:
         called(f"backup_restore.drop('shop', '{moment}')")
+
+
+def test_a_restore_that_is_given_up_leaves_nothing(host, admin, called):
+    called("backup_restore.begin('shop', 'latest')")
+    admin('CREATE ROLE "shop-restoring"', "postgres")
+    assert called("backup_restore.cancel('shop')")
+    assert admin("SELECT count(*) FROM pg_roles WHERE rolname = 'shop-restoring'") == "0"
+    assert called("backup_restore.Restore('shop').progress") == {}
 
 
 def test_the_playbook_says_what_changes(playbook, rows, texts):

@@ -12,6 +12,10 @@ cluster=$(ls /etc/postgresql)
 pg_dropcluster --stop "$cluster" main
 pg_createcluster "$cluster" main
 tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id
+# The new server has given the app's user another number.
+usermod --uid 4321 shop
+groupmod --gid 4322 shop
+chown -R shop:shop /srv/shop/shared/*
 systemctl daemon-reload
 """
 
@@ -39,7 +43,9 @@ def test_a_new_server_takes_over(host, lost, admin, converge, called, first_stor
     changed, said = converge(backup_restore_from=lost)
     assert changed > 0, said
     assert admin("SELECT text FROM public.survivors ORDER BY 1 LIMIT 1") == "stored"
-    assert host.file("/srv/shop/shared/uploads/survivor").content_string == "stored\n"
+    survivor = host.file("/srv/shop/shared/uploads/survivor")
+    assert survivor.content_string == "stored\n"
+    assert (survivor.uid, survivor.gid) == (4321, 4322)
     # It stores in a place of its own, from the moment on at which it took over.
     first_stored()
     assert admin("SELECT timeline_id > 1 FROM pg_control_checkpoint()") == "t"
