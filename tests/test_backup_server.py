@@ -6,23 +6,29 @@ import json
 import os
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import (
     backup_files,
+    backup_recover,
     backup_repository,
     backup_server,
     backup_state,
     claims,
 )
 from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure, Refused
+from ansible_collections.carafe.stack.plugins.modules import backup as backup_module
 
 GIVEN = {
-    **{"owner": "shop", "repository": "/mnt/backup", "key": "k" * 30, "retention_days": 14},
+    **{"owner": "shop", "repository": "/mnt/backup", "key": "k" * 30, "release": ""},
     **{"files": "*:0/15", "database": True, "paths": ["/srv/shop/shared"], "more_paths": []},
-    **backup_server.SCHEDULES,
+    **{"s3_key": "", "s3_secret": "", "version": "17", "cluster": "main", "port": 5432},
+    **{"data": "/var/lib/postgresql/17/main", "blocks": True, "databases": ["shop"]},
+    **backup_server.ONCE,
 }
+BLOG = GIVEN | {"owner": "blog", "database": False, "paths": ["/srv/blog/shared"], "databases": []}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +59,7 @@ def test_what_is_no_place_is_refused(text: str) -> None:
     [
         ({"repository": "/mnt/other"}, "backup_repository"),
         ({"key": "x" * 30}, "backup_key"),
+        ({"s3_endpoint": "s3.example.net"}, "backup_s3_endpoint"),
         ({"retention_days": 30}, ""),
         ({"drill": "*-*-* 05:00"}, ""),
     ],
@@ -60,7 +67,8 @@ def test_what_is_no_place_is_refused(text: str) -> None:
 def test_two_places_or_keys_are_refused_and_no_key_is_told(
     tmp_path: Path, other: dict, names: str
 ) -> None:
-    claims.claim(tmp_path, "shop", backup_server.claim(GIVEN))
+    given = GIVEN | {"s3_endpoint": "s3.example.com"}
+    claims.claim(tmp_path, "shop", backup_server.claim(given))
     mine = backup_server.claim(GIVEN | {"owner": "blog"} | other)
     assert GIVEN["key"] not in (tmp_path / "shop.json").read_text()
     if not names:
@@ -89,7 +97,7 @@ def test_what_is_late_follows_from_when_it_is_due(
 ) -> None:
     monkeypatch.setattr(backup_state, "EXPECTED", tmp_path / "none")
     everybody = {"shop": backup_server.claim(GIVEN)}
-    jobs = json.loads(backup_server.expected(backup_server.jobs(everybody, 900), 5432))["jobs"]
+    jobs = json.loads(backup_server.expected(backup_server.jobs(everybody), 5432))["jobs"]
     assert jobs["files-shop"]["seconds"] == 900 + 60 + 900
     assert jobs["database-full"]["seconds"] == 7 * 86400 + 900 + 6 * 3600
     assert jobs["drill"]["timer"] == "carafe-backup-drill.timer"
@@ -140,3 +148,133 @@ def test_a_broken_sqlite_is_told(tmp_path: Path) -> None:
 
 def test_what_looks_like_a_pattern_is_one_path() -> None:
     assert backup_files.quoted("/a [1]*?\\x $b") == r"/a \[1\]\*\?\\x $b"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all that the module writes, in the place of a server's root."""
+    for module, name, path in (
+        (backup_server, "CLAIMS", "etc/backup.d"),
+        (backup_server, "UNITS", "units"),
+        (backup_repository, "FOLDER", "etc/backup"),
+        (backup_repository, "SETUP", "etc/backup/setup.json"),
+        (backup_repository, "PGBACKREST", "etc/pgbackrest.conf"),
+        (backup_state, "STATE", "state"),
+        (backup_state, "EXPECTED", "etc/backup/expected.json"),
+    ):
+        monkeypatch.setattr(module, name, tmp_path / path)
+    for folder in ("units", "etc/backup/apps", "etc/backup.d", "state"):
+        (tmp_path / folder).mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("retention_days", 90, lambda setup, _: setup["retention_days"]),
+        ("s3_endpoint", "s3.example.com", lambda setup, _: setup["s3"]["endpoint"]),
+        ("s3_region", "eu-1", lambda setup, _: setup["s3"]["region"]),
+        ("s3_ca", "/etc/ssl/ours.pem", lambda setup, _: setup["s3"]["ca"]),
+        ("delay", 60, lambda _, jobs: jobs["full"]["delay"]),
+        ("full", "Sat *-*-* 02:00", lambda _, jobs: jobs["full"]["when"]),
+    ],
+)
+@pytest.mark.parametrize("last", ["shop", "blog"])
+def test_what_one_owner_states_holds_whoever_runs_last(
+    server: Path, name: str, value: Any, found: Any, last: str
+) -> None:
+    given = {"shop": GIVEN | {name: value}, "blog": BLOG}
+    everybody = {owner: backup_server.claim(x) for owner, x in given.items()}
+    setup = backup_server.setup_of(given[last], everybody)
+    assert found(setup, backup_server.jobs(everybody)) == value
+
+
+def test_no_database_is_stored_by_sftp(server: Path) -> None:
+    """Nor by the run of another app, which has none."""
+    place = {"repository": "sftp://me@host/srv/backup"}
+    everybody = {x["owner"]: backup_server.claim(x | place) for x in (GIVEN, BLOG)}
+    with pytest.raises(Refused, match="backup_repository is sftp://me@host/srv/backup"):
+        backup_server.setup_of(BLOG | place, everybody)
+    del everybody["shop"]
+    assert not backup_server.setup_of(BLOG | place, everybody)["database"]
+
+
+class Leaving:
+    """What a module is given for an owner that leaves."""
+
+    def __init__(self, owner: str) -> None:
+        self.params, self.check_mode = {"owner": owner}, False
+
+
+@pytest.fixture
+def both(server: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have two owners there, of whom shop has the database; return the module."""
+    everybody = {x["owner"]: backup_server.claim(x) for x in (GIVEN | {"retention_days": 90}, BLOG)}
+    for owner, claimed in everybody.items():
+        claims.claim(backup_server.CLAIMS, owner, claimed)
+    setup = backup_server.setup_of(GIVEN, everybody)
+    backup_repository.SETUP.write_text(json.dumps(setup))
+    for name in ("files-shop", "restore-shop", "restoring-shop", "files-blog"):
+        backup_state.path_of(name).write_text("{}")
+    backup_recover.note(**{"files-shop": "done", "files-blog": "done", "database": "done"})
+    there = backup_module.FileSet
+    written: list[str] = []
+
+    def plain(items: list, check: bool) -> Any:
+        """Write as whoever runs the tests."""
+        files_ = there([], check)
+        for item in items:
+            if getattr(item, "content", None) is not None:
+                item.path.write_bytes(item.content)
+                written.append(item.path.name)
+        return files_
+
+    monkeypatch.setattr(backup_module, "FileSet", plain)
+    monkeypatch.setattr(backup_module, "stop", lambda *_: None)
+    monkeypatch.setattr(backup_module.removal.Removal, "units", lambda *_: None)
+    return backup_module
+
+
+def test_who_leaves_with_the_database_takes_it_out_of_what_the_others_do(both: Any) -> None:
+    both.remove(Leaving("shop"))
+    setup = backup_repository.setup()
+    assert (setup["database"], setup["retention_days"]) == (False, 14)
+    assert set(backup_state.expected()) == {"files-blog", "drill"}
+
+
+def test_who_leaves_takes_what_is_noted_of_it(both: Any) -> None:
+    both.remove(Leaving("shop"))
+    left = {x.name for x in backup_state.STATE.iterdir()}
+    assert left == {"files-blog.json", "recovered.json"}
+    assert backup_recover.noted() == {"files-blog": "done", "database": "done"}
+
+
+@pytest.mark.parametrize(("version", "pinned"), [("15", False), ("17", True)])
+def test_no_setting_of_a_database_ends_what_is_asked(
+    monkeypatch: pytest.MonkeyPatch, version: str, pinned: bool
+) -> None:
+    seen = {}
+
+    def ran(*_: Any, **more: Any) -> Any:
+        seen.update(more)
+        return SimpleNamespace(stdout="")
+
+    monkeypatch.setattr(backup_repository, "as_postgres", ran)
+    backup_repository.psql({"version": version, "port": 5432}, "SELECT 1")
+    words = seen["PGOPTIONS"].split("-c ")
+    assert ("transaction_timeout=0" in [x.strip() for x in words]) is pinned
+    assert "default_transaction_read_only=off " in words
+
+
+@pytest.mark.parametrize(("check", "left"), [(False, {}), (True, {"files-blog": "begun"})])
+def test_what_a_recovery_has_begun_is_forgotten_once_the_app_serves(
+    both: Any, monkeypatch: pytest.MonkeyPatch, check: bool, left: dict[str, str]
+) -> None:
+    monkeypatch.setattr(both, "MADE", backup_state.STATE / "stanza")
+    setup = backup_repository.setup()
+    both.MADE.write_text(json.dumps([setup["repository"], setup["stanza"]]))
+    monkeypatch.setattr(both, "due_timers", list)
+    monkeypatch.setattr(both, "first", lambda *_: [])
+    backup_recover.save({"files-blog": "begun"})
+    both.activate(SimpleNamespace(params={"owner": "blog"}, check_mode=check))
+    assert backup_recover.noted() == left

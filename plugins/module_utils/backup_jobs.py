@@ -152,7 +152,6 @@ def inspect(setup: dict[str, Any], whole: bool, config: str = "") -> dict[str, A
     if not backups:
         raise Failure("there is no backup to restore. Make one: systemctl start carafe-backup-full")
     found: dict[str, Any] = {"corrupt": "", "lost": [], "holes": [], **window(known)}
-    found["repository_bytes"] = sum(x["info"]["repository"]["delta"] for x in backups)
     if whole:
         found["corrupt"] = verify(setup, config)
     names, histories, found["newest"] = archive(setup, known, config)
@@ -162,8 +161,6 @@ def inspect(setup: dict[str, Any], whole: bool, config: str = "") -> dict[str, A
     found["lost"] = backup_archive.missing(names, newest["archive"]["start"], histories)
     holes = backup_archive.missing(names, oldest["archive"]["start"], histories)
     found["holes"] = [x for x in holes if x not in found["lost"]]
-    segments = [x.rpartition("/")[2][:24] for x in names if backup_archive.SEGMENT.search(x)]
-    found["newest_wal"] = max(segments, default="")
     return found
 
 

@@ -1,8 +1,8 @@
 """Where a server's backups lie, and how pgBackRest and restic are told.
 
-A place is one word: a folder, ``sftp://user@host[:port]/path`` or ``s3://bucket/prefix``. Below
-it pgBackRest has ``pgbackrest``, and each app's files are in ``files/<app>``, a repository of
-restic's.
+A place is one word: a folder, ``s3://bucket/prefix``, or ``sftp://user@host[:port]/path``, which is
+for files only. Below it pgBackRest has ``pgbackrest``, and each app's files are in ``files/<app>``,
+a repository of restic's.
 
 Used by modules, and by programs that run without Ansible.
 """
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import files
+from . import files, postgresql_pinned
 from .commands import CommandFailed, Failure
 
 FOLDER = Path("/etc/carafe/backup")
@@ -126,16 +126,6 @@ def settings(setup: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         }
         found |= {"repo1-storage-port": port} if port else {}
         found |= {"repo1-storage-ca-file": setup["s3"]["ca"]} if setup["s3"]["ca"] else {}
-    elif place.kind == "sftp":
-        found |= {
-            "repo1-type": "sftp",
-            "repo1-sftp-host": place.host,
-            "repo1-sftp-host-port": place.port,
-            "repo1-sftp-host-user": place.user,
-            "repo1-sftp-host-key-hash-type": "sha256",
-            "repo1-sftp-private-key-file": str(FOLDER / "postgres/id"),
-            "repo1-sftp-known-host": str(FOLDER / "postgres/known_hosts"),
-        }
     return found | more
 
 
@@ -193,7 +183,7 @@ def psql(
     setup: Mapping[str, Any], query: str, database: str = "postgres", socket: str = SOCKET
 ) -> str:
     """Ask PostgreSQL as its superuser, with no name of anybody's in the way."""
-    options = "-c search_path=pg_catalog,pg_temp -c role=none -c statement_timeout=0"
+    options = postgresql_pinned.options(int(setup["version"]))
     words = ["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", database, "-f", "-"]
     place = ["-p", str(setup["port"]), "-h", socket]
     return as_postgres("psql", *place, *words, text=query, PGOPTIONS=options).stdout.strip()

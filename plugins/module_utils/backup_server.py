@@ -28,8 +28,10 @@ from . import (
     backup_scratch,
     backup_state,
     backup_target,
+    claims,
     commands,
     files,
+    postgresql_pinned,
     programs,
     sandbox,
     words,
@@ -41,7 +43,8 @@ CLAIMS = Path("/etc/carafe/backup.d")
 UNITS = Path("/etc/systemd/system")
 LIBRARY = (
     *(backup_program, backup_archive, backup_drill, backup_files, backup_jobs, backup_repository),
-    *(backup_restore, backup_scratch, backup_state, backup_target, commands, files, words),
+    *(backup_restore, backup_scratch, backup_state, backup_target, commands, files),
+    *(postgresql_pinned, words),
 )
 HEADER = "# Managed by Ansible, role backup.\n"
 # What a server has once, by the role's variables: their defaults are those of nobody.
@@ -50,6 +53,11 @@ SCHEDULES = {
     "diff": "Mon..Sat *-*-* 02:00",
     "incr": "*-*-* 08,14,20:00",
     "drill": "*-*-* 04:00",
+}
+ONCE = {
+    **{"retention_days": 14, "delay": 900},
+    **{"s3_endpoint": "", "s3_region": "us-east-1", "s3_ca": ""},
+    **SCHEDULES,
 }
 MARKER = "*:0/10"
 GRACE = 6 * 3600  # seconds by which a job may be late, at most
@@ -97,12 +105,9 @@ def claim(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an owner claims; of the key only what tells it from another one."""
     salt = given["repository"].encode()
     key = hashlib.scrypt(given["key"].encode(), salt=salt, n=1 << 12, r=8, p=1, dklen=8).hex()
-    schedules = {f"backup_{x}": given[x] for x in SCHEDULES if given[x] != SCHEDULES[x]}
-    stated = {"backup_repository": given["repository"], "backup_key": f"one with the sum {key}"}
-    if given["retention_days"] != 14:
-        stated["backup_retention_days"] = given["retention_days"]
+    place = {"backup_repository": given["repository"], "backup_key": f"one with the sum {key}"}
     return {
-        "once": stated | schedules,
+        "once": place | claims.stated(given, ONCE, "backup_"),
         "database": given["database"],
         "files": given["files"] if given["paths"] or given["more_paths"] else "",
     }
@@ -110,6 +115,16 @@ def claim(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def once(claim: Mapping[str, Any]) -> Mapping[str, Any]:
     return claim["once"]
+
+
+def shared(everybody: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the server has once: what anybody states, whoever runs last."""
+    stated = claims.merged(once(x) for x in everybody.values())
+    return {x: stated.get(f"backup_{x}", default) for x, default in ONCE.items()}
+
+
+def has_database(everybody: Mapping[str, Mapping[str, Any]]) -> bool:
+    return any(x["database"] for x in everybody.values())
 
 
 def interval(variable: str, when: str) -> int:
@@ -133,12 +148,12 @@ def stanza(version: str, cluster: str) -> str:
     return f"{host}-{number}-{version}-{cluster}"
 
 
-def jobs(everybody: Mapping[str, Mapping[str, Any]], delay: int) -> dict[str, dict[str, Any]]:
+def jobs(everybody: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return what is to happen on the server: for each unit what it does, and when."""
-    stated = {k: x for data in everybody.values() for k, x in data["once"].items()}
-    schedules = {x: stated.get(f"backup_{x}", SCHEDULES[x]) for x in SCHEDULES}
+    schedules = shared(everybody)
+    delay = schedules["delay"]
     found: dict[str, dict[str, Any]] = {}
-    if any(x["database"] for x in everybody.values()):
+    if has_database(everybody):
         for kind, text in (("full", "A full"), ("diff", "A differential"), ("incr", "A small")):
             found[kind] = {
                 **{"what": f"database-{kind}", "words": f"database {kind}"},
@@ -211,9 +226,17 @@ def expected(wanted: Mapping[str, Mapping[str, Any]], port: int) -> str:
     return json.dumps({"port": port, "jobs": found}, indent=2) + "\n"
 
 
-def setup_of(given: Mapping[str, Any]) -> dict[str, Any]:
+def setup_of(
+    given: Mapping[str, Any], everybody: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     """Return what the jobs are told, which has the secrets."""
     place, former = backup_repository.parse(given["repository"]), {}
+    if place.kind == "sftp" and has_database(everybody):
+        raise Refused(
+            f"backup_repository is {given['repository']}, and pgBackRest of Debian cannot restore a"
+            " database from there. Name a store that speaks S3 in group_vars, or a folder, which"
+            " may be a mount of the other host's, and run the playbook again."
+        )
     try:
         former = backup_repository.setup()
     except commands.Failure:
@@ -227,22 +250,32 @@ def setup_of(given: Mapping[str, Any]) -> dict[str, Any]:
         "repository": given["repository"],
         "key": given["key"],
         "is_mount": here,
-        "s3": {x: given[f"s3_{x}"] for x in ("endpoint", "region", "key", "secret", "ca")},
-        "retention_days": given["retention_days"],
+        "s3": {x: given[f"s3_{x}"] for x in ("key", "secret")},
         "host": os.uname().nodename,
-        "database": database,
     }
-    kept = ("version", "cluster", "port", "data", "stanza", "blocks", "database")
-    if not database and former.get("database"):  # another app of the server has it
+    found = agreed(found, everybody)
+    kept = ("version", "cluster", "port", "data", "stanza", "blocks")
+    if not database and found["database"] and former.get("database"):  # another app has it
         return found | {x: former[x] for x in kept}
     return found | {
         "version": given["version"],
         "cluster": given["cluster"],
         "port": given["port"],
         "data": str(given["data"]),
-        "stanza": stanza(given["version"], given["cluster"]) if database else "",
+        "stanza": stanza(given["version"], given["cluster"]) if found["database"] else "",
         # Debian 12's does not know it.
         "blocks": given["blocks"],
+    }
+
+
+def agreed(setup: Mapping[str, Any], everybody: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the jobs are told, by what all claims state."""
+    values = shared(everybody)
+    return {
+        **setup,
+        "s3": setup["s3"] | {x: values[f"s3_{x}"] for x in ("endpoint", "region", "ca")},
+        "retention_days": values["retention_days"],
+        "database": has_database(everybody),
     }
 
 
@@ -254,16 +287,12 @@ def items(
     found: list[File | Folder] = [
         *(Folder(x) for x in (folder, folder / "apps", backup_state.STATE.parent)),
         Folder(backup_state.STATE),
-        secret(backup_repository.SETUP, json.dumps(setup, indent=2) + "\n"),
         secret(folder / "apps" / f"{given['owner']}.json", json.dumps(app(given), indent=2) + "\n"),
         *composed(wanted, setup),
     ]
     if setup["database"]:
         machine = (files.read(backup_repository.MACHINE) or "").strip()
-        conf = backup_repository.text(setup, setup["stanza"], setup["data"], setup["port"])
         found += [
-            Folder(backup_repository.PGBACKREST.parent),
-            secret(backup_repository.PGBACKREST, conf, 0o640, "postgres"),
             File(
                 Path(backup_repository.STANZA.format(machine=machine)),
                 content=f"{setup['stanza']}\n".encode(),
@@ -275,29 +304,29 @@ def items(
         if setup["database"]:
             found.append(Folder(Path(place.path, "pgbackrest"), "postgres", "postgres", 0o750))
     elif place.kind == "sftp":
-        users = ["root"] + ["postgres"] * bool(setup["database"])
-        for user in users:
-            where = folder / user
-            found.append(Folder(where, user, user, 0o700))
-            found.append(
-                File(
-                    where / "id",
-                    user,
-                    user,
-                    0o600,
-                    f"{given['ssh_key'].strip()}\n".encode(),
-                    sensitive=True,
-                )
-            )
-            hosts = "".join(f"{line}\n" for line in given["ssh_known_hosts"])
-            found.append(File(where / "known_hosts", user, user, 0o600, hosts.encode()))
+        hosts = "".join(f"{line}\n" for line in given["ssh_known_hosts"])
+        found += [
+            Folder(folder / "root", mode=0o700),
+            secret(folder / "root/id", f"{given['ssh_key'].strip()}\n"),
+            File(folder / "root/known_hosts", mode=0o600, content=hosts.encode()),
+        ]
     return found
 
 
-def composed(wanted: Mapping[str, Mapping[str, Any]], setup: Mapping[str, Any]) -> list[File]:
+def composed(
+    wanted: Mapping[str, Mapping[str, Any]], setup: Mapping[str, Any]
+) -> list[File | Folder]:
     """Return what follows from all claims together."""
-    text = expected(wanted, setup["port"])
+    text, found = expected(wanted, setup["port"]), []
+    if setup["database"]:
+        conf = backup_repository.text(setup, setup["stanza"], setup["data"], setup["port"])
+        found = [
+            Folder(backup_repository.PGBACKREST.parent),
+            secret(backup_repository.PGBACKREST, conf, 0o640, "postgres"),
+        ]
     return [
+        *found,
+        secret(backup_repository.SETUP, json.dumps(setup, indent=2) + "\n"),
         File(backup_state.EXPECTED, content=text.encode()),
         *(File(UNITS / x, content=t.encode()) for x, t in unit_files(wanted, setup).items()),
     ]

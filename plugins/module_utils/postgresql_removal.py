@@ -12,7 +12,8 @@ from typing import Any
 
 from . import claims, files, postgresql_config
 from .commands import Failure
-from .postgresql_server import PINNED, Server, Session, one_line, psycopg2, session_now
+from .postgresql_pinned import PINNED
+from .postgresql_server import Server, Session, one_line, psycopg2, session_now
 
 # Dumps wait here for the control machine to fetch them.
 DUMPS = Path("/var/lib/carafe-dumps")

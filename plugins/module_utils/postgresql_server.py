@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import found
+from . import found, postgresql_pinned
 from .commands import Failure, ask
 
 try:
@@ -83,23 +83,6 @@ def as_postgres() -> Iterator[None]:
         os.setegid(0)
 
 
-# What a connection of the superuser's starts with, whatever a database's owner has set for it by
-# ALTER DATABASE: no name of the owner's is found by itself, and nothing makes work fail half way.
-PINNED = {
-    "search_path": "pg_catalog,pg_temp",
-    "role": "none",
-    "local_preload_libraries": "",
-    "default_transaction_read_only": "off",
-    "statement_timeout": "0",
-    "lock_timeout": "0",
-    "idle_session_timeout": "0",
-    "standard_conforming_strings": "on",
-    "lc_messages": "C",
-}
-# What only later versions know, by the first that does.
-PINNED_SINCE = {170000: {"transaction_timeout": "0"}}
-
-
 class Session:
     """One connection at a time to the cluster, and the list of what was changed through it."""
 
@@ -116,16 +99,13 @@ class Session:
         In one that somebody owns, they ask PostgreSQL's own catalogs and grant privileges, which
         runs no code of the owner's. SET ROLE would be no border there: such code resets it.
         """
-        pinned = dict(PINNED)
-        for since, more in PINNED_SINCE.items():
-            pinned |= more if self.version >= since else {}
         with as_postgres():
             self.connection = psycopg2.connect(
                 dbname=database,
                 user="postgres",
                 **self.place,
                 client_encoding="UTF8",
-                options=" ".join(f"-c {name}={value}" for name, value in pinned.items()),
+                options=postgresql_pinned.options(self.version // 10000),
             )
         self.version = self.connection.server_version
         self.connection.autocommit = True

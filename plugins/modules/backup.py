@@ -56,7 +56,7 @@ options:
     type: str
     default: ""
   ssh_key:
-    description: Private key for a place by sftp.
+    description: Private key for a place by sftp, which is for files only.
     type: str
     default: ""
   ssh_known_hosts:
@@ -167,6 +167,7 @@ from ansible_collections.carafe.stack.plugins.module_utils.module import Module,
 
 from ..module_utils import (
     backup_jobs,
+    backup_recover,
     backup_repository,
     backup_server,
     backup_state,
@@ -240,8 +241,8 @@ def configure(module: Module) -> dict:
     mine, folder = backup_server.claim(given), backup_server.CLAIMS
     with claims.locked(folder, check):
         everybody = claims.agreed(folder, given["owner"], mine, backup_server.once)
-        setup = backup_server.setup_of(given)
-        wanted = backup_server.jobs(everybody, given["delay"])
+        setup = backup_server.setup_of(given, everybody)
+        wanted = backup_server.jobs(everybody)
         items = with_parents(backup_server.items(given, setup, wanted))
         names = [x.path.name for x in items if x.path.parent == backup_server.UNITS]
         files_ = FileSet([*items, *backup_server.gone(names)], check)
@@ -288,6 +289,8 @@ def activate(module: Module) -> dict:
             changes.append(f"begin the first backup, {what}")
             if not check:
                 run("systemctl", "start", "--no-block", unit)
+        if not check:
+            backup_recover.forget_begun(given["owner"])
         # Last, so that a run that was cut short is made up for.
         if is_new and not check:
             files.write(MADE, made, 0o640)
@@ -356,17 +359,17 @@ def remove(module: Module) -> dict:
         removed = removal.Removal(check)
         if everybody:
             removed.units([f"carafe-backup-files-{owner}.*"])
+            states = (f"files-{owner}", f"restore-{owner}", f"restoring-{owner}")
+            if not check:
+                backup_recover.forget_begun(owner, everything=True)
             removed.paths(
                 [
                     str(backup_repository.FOLDER / "apps" / f"{owner}.json"),
-                    str(backup_state.path_of(f"files-{owner}")),
-                    str(backup_state.path_of(f"restore-{owner}")),
+                    *(str(backup_state.path_of(x)) for x in states),
                 ]
             )
-            setup = backup_repository.setup()
-            setup["database"] = any(x["database"] for x in everybody.values())
-            wanted = backup_server.jobs(everybody, 900)
-            items = backup_server.composed(wanted, setup)
+            setup = backup_server.agreed(backup_repository.setup(), everybody)
+            items = backup_server.composed(backup_server.jobs(everybody), setup)
             stop(backup_server.gone([x.path.name for x in items]), check)
             left = FileSet([*items, *backup_server.gone([x.path.name for x in items])], check)
             left.write()

@@ -19,6 +19,7 @@ def another_host(host, converge, first_stored):
     host.check_output(STORE)
     known = host.check_output("ssh-keyscan 127.0.0.1 2>/dev/null")
     changed, said = converge(
+        backup_database=False,
         backup_repository="sftp://store@127.0.0.1/srv/store/backups",
         backup_ssh_key=f"{host.check_output('cat /root/store')}\n",
         backup_ssh_known_hosts=known.splitlines(),
@@ -36,7 +37,12 @@ def test_files_are_stored_there(host, another_host, converge, job):
     assert job("files-shop")["result"] == "ok"
 
 
-@pytest.mark.parametrize(("user", "path"), [("postgres", "postgres"), ("root", "root")])
-def test_nobody_else_reads_the_key(host, another_host, converge, user, path):
-    file = host.file(f"/etc/carafe/backup/{path}/id")
-    assert (file.user, file.mode) == (user, 0o600)
+def test_nobody_else_reads_the_key(host, another_host):
+    file = host.file("/etc/carafe/backup/root/id")
+    assert (file.user, file.mode) == ("root", 0o600)
+
+
+def test_no_database_is_stored_there(host, another_host, converge):
+    changed, said = converge(backup_repository="sftp://store@127.0.0.1/srv/store/backups")
+    assert changed == -1
+    assert "pgBackRest of Debian cannot restore a database from there" in said
