@@ -76,6 +76,7 @@ from ..module_utils import (
     files,
     found,
     levels,
+    postgresql_pinned,
     postgresql_server,
     processes,
     programs,
@@ -96,8 +97,17 @@ from ..module_utils.commands import Failure
 
 PARTS = (
     *(alerts, adopted, backup_state, certificates, claims, commands, database_restart, files),
-    *(found, levels, postgresql_server, processes, release_state, restarts, schedule_runs),
-    *(services, slots, status, status_app, status_database, status_server, supervisord),
+    *(found, levels, postgresql_pinned, postgresql_server, processes, release_state, restarts),
+    *(
+        schedule_runs,
+        services,
+        slots,
+        status,
+        status_app,
+        status_database,
+        status_server,
+        supervisord,
+    ),
     *(unix_http, words),
 )
 PROGRAM = [x.__name__.rpartition(".")[2] for x in PARTS]
