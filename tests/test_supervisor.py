@@ -101,3 +101,19 @@ def test_what_need_not_start_is_given_its_time(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(supervisor, "STARTING", 10)
     supervisor.wait(rpc, [{"name": "shop", "startsecs": 1, "must_start": False}])
     assert rpc.getAllProcessInfo()[0]["statename"] == "RUNNING"
+
+
+def test_what_a_failed_run_has_left_down_fails_the_next_one_too(
+    server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, "active")
+    (server / "conf.d").mkdir()
+    monkeypatch.setattr(supervisor, "due", list)
+    monkeypatch.setattr(supervisord, "check", lambda _: "")
+    rpc = states(monkeypatch, "BACKOFF")
+    rpc.reloadConfig = lambda: [[[], [], []]]
+    monkeypatch.setattr(supervisord, "connect", lambda: rpc)
+    program = {"name": "shop", "command": "x"}
+    for _ in range(2):
+        with pytest.raises(Failure, match="shop:shop_0 BACKOFF"):
+            supervisor.run([program], False)

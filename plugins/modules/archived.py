@@ -58,7 +58,7 @@ changes:
   type: list
   elements: str
   returned: success
-  sample: ["pack /srv/shop/shared: 12 files, 3.4 MiB"]
+  sample: ["pack /srv/shop/shared: 12 files, 3.40 MB"]
 """
 
 from ansible_collections.carafe.stack.plugins.module_utils.module import (

@@ -153,7 +153,8 @@ def run(programs: list[dict[str, Any]], check: bool) -> dict[str, Any]:
         # What a run that was cut short has written and not brought into force is due, too.
         done += supervisord.update(rpc, names.__contains__, check)
     present = [x for x in programs if x["state"] != "absent"]
-    if done and present and not check:
+    # A former run may have failed on one that still does not run.
+    if present and not check:
         wait(rpc, present)
     return {"changed": bool(files.paths or done), "programs": done, "diff": files.diff}
 

@@ -306,7 +306,7 @@ def test_one_of_them_goes_and_leaves_nothing(
     assert unconfirmed.returncode == 2, said
     assert "Nothing was touched. app_confirm is shops" in said
     assert "drop database shop" in said
-    assert "pack /srv/shop/shared: 1 file, 18 bytes" in said
+    assert "pack /srv/shop/shared: 1 file, 18.00 Bytes" in said
     assert seen(host) == there
     assert site("/", host="shop.test").status_code == 200
     with Visitors(site) as visitors:
