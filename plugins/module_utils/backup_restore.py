@@ -123,7 +123,7 @@ def plan(app: str, to: str, now: float | None = None) -> dict[str, Any]:
         return found
     if setup["database"] and told["databases"]:
         known = backup_repository.info(setup)
-        found["window"] = backup_jobs.window(known) | {"newest": now}
+        found["window"] = backup_jobs.window(known) | {"newest": newest(now)}
         found["backups"] = [
             f"{x['type']} {x['label']}, done {shown(x['timestamp']['stop'])}"
             for x in known["backup"]
@@ -151,6 +151,14 @@ def plan(app: str, to: str, now: float | None = None) -> dict[str, Any]:
         f"what was written since {shown(target.at)}, {backup_state.ago(now - target.at)} ago"
     )
     return found
+
+
+def newest(now: float) -> float:
+    """Return up to which moment one can go back: to now, unless WAL does not reach the archive."""
+    seen = backup_state.archiving()
+    if seen and (seen["failed"] or 0) > (seen["archived"] or 0):
+        return seen["archived"] or 0
+    return now
 
 
 def chosen(snapshots: list[dict[str, Any]], target: Target) -> dict[str, Any]:

@@ -7,8 +7,9 @@ DOCUMENTATION = r"""
 module: backup_restore
 short_description: Bring one app's database and files back to a moment
 description:
-  - V(plan) says what there is to restore, and what O(to) means; it changes nothing. V(left) says
-    only what restores have left on the server, which it knows without the repository.
+  - V(plan) says what there is to restore, what O(to) means, and what was written since, for which
+    it reads WAL for 20 seconds at most; it changes nothing. V(left) says only what restores have
+    left on the server, which it knows without the repository.
   - V(prepare) brings the past beside what is live, by a unit of systemd's that goes on when the
     connection breaks. V(switch) gives the two each other's names, which takes a moment.
   - What a restore has replaced is kept. V(undo) makes it live again, V(drop) removes it.
@@ -83,6 +84,7 @@ from pathlib import Path
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options
 
 from ..module_utils import (
+    backup_loss,
     backup_recover,
     backup_repository,
     backup_restore,
@@ -92,6 +94,7 @@ from ..module_utils import (
 from ..module_utils.backup_target import shown
 from ..module_utils.commands import Failure, ask
 from ..module_utils.postgresql_server import report
+from ..module_utils.words import one_line
 
 STAGES = (
     *("plan", "left", "prepare", "switch", "reconnect", "finish", "undo", "drop", "cancel"),
@@ -107,7 +110,23 @@ ARGUMENTS = {
 
 def plan(given: dict, _: bool) -> dict:
     found = backup_restore.plan(given["owner"], given["to"])
+    if "target" in found and found["target"]["kind"] != "latest":
+        found["lost"] = lost(given["owner"], found)
     return {"plan": found, "lines": lines(found), **report([])}
+
+
+def lost(owner: str, found: dict) -> list[str]:
+    """Return what a restore would lose; what cannot be counted keeps nobody from it."""
+    setup, told, said = backup_repository.setup(), backup_restore.app_of(owner), []
+    names = [x["name"] for x in told["databases"]] if "window" in found else []
+    try:
+        if names:
+            said += backup_loss.database(setup, owner, names, found["target"]["at"])
+        if "snapshot" in found:
+            said += backup_loss.of_files(setup, owner, told["paths"], found["snapshot"])
+    except Failure as failure:
+        said.append(f"how much that is cannot be counted: {one_line(str(failure), 300)}")
+    return said
 
 
 def left(given: dict, _: bool) -> dict:
@@ -134,6 +153,7 @@ def lines(found: dict) -> list[str]:
     if "target" in found:
         said.append(f"this would bring back {shown(found['target']['at'])}")
         said.append(f"it loses {found['loses']}")
+        said += [f"  {x}" for x in found.get("lost", ())]
     if found.get("snapshot"):
         said.append(
             f"files as of {shown(found['snapshot']['at'])}, of the release"

@@ -211,11 +211,24 @@ def test_a_restore_that_is_given_up_leaves_nothing(host, admin, called):
     assert called("backup_restore.Restore('shop').progress") == {}
 
 
-def test_the_playbook_says_what_changes(playbook, rows, texts):
+def test_the_playbook_says_what_is_lost(host, admin, playbook, rows, texts):
     rows("last")
-    done, said = playbook("restore", backup_restore_to="latest")
+    moment = admin("SELECT clock_timestamp()")
+    for text in ("lost", "gone"):
+        rows(text)
+    admin("UPDATE public.rows SET text = 'gone too' WHERE text = 'gone'")
+    admin("BEGIN; INSERT INTO public.rows VALUES ('never there'); ROLLBACK")
+    admin("ANALYZE")
+    admin("CREATE TABLE IF NOT EXISTS public.theirs (text text)", "blog")
+    admin("INSERT INTO public.theirs VALUES ('of another app')", "blog")
+    host.check_output("runuser -u shop -- touch /srv/shop/shared/uploads/new")
+    done, said = playbook("restore", backup_restore_to=moment)
     assert done, said
     assert re.search(r"it loses what was written since", said)
+    assert "shop: 3 transactions with rows written, the last " in said
+    assert "  public.rows: 2 inserted, 1 updated" in said
+    assert "0 deleted" in said
+    assert "  /srv/shop/shared/uploads/new" in said
     assert texts().split()[-1] == "last"
 
 
