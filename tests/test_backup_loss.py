@@ -221,9 +221,9 @@ def test_wal_that_the_archive_lacks_is_no_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = type("x", (), {"returncode": 1, "stdout": "", "stderr": "unable to find"})
-    monkeypatch.setattr(backup_loss.backup_repository, "pgbackrest", lambda *_, **__: failed)
+    monkeypatch.setattr(backup_loss, "as_postgres", lambda *_, **__: failed)
     with pytest.raises(Failure, match=r"the archive does not give 000.*unable to find"):
-        backup_loss.bring({}, backup_archive.name(1, 4), tmp_path, archived=True)
+        backup_loss.bring({"stanza": "x"}, backup_archive.name(1, 4), tmp_path, archived=True)
 
 
 # The files.
@@ -282,10 +282,12 @@ def test_a_count_that_fails_keeps_nobody_from_a_restore(monkeypatch: pytest.Monk
         raise Failure("pg_waldump is not there")
 
     told = {"paths": [], "databases": [{"name": "shop"}]}
-    found = {"target": {"kind": "time", "at": SINCE}, "window": {}}
+    found = {"target": {"kind": "time", "at": SINCE}, "window": {}, "snapshot": {}}
     monkeypatch.setattr(module.backup_repository, "setup", dict)
     monkeypatch.setattr(module.backup_restore, "app_of", lambda _: told)
     monkeypatch.setattr(module.backup_loss, "database", fails)
+    monkeypatch.setattr(module.backup_loss, "of_files", lambda *_: ["files: 1 new"])
     assert module.lost("shop", found) == [
-        "how much that is cannot be counted: pg_waldump is not there"
+        "what that is cannot be counted: pg_waldump is not there",
+        "files: 1 new",
     ]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import programs, release_steps
 from ansible_collections.carafe.stack.plugins.module_utils.commands import Failure
+from ansible_collections.carafe.stack.plugins.modules import backup
 
 
 @pytest.fixture
@@ -47,3 +48,15 @@ def test_no_migration_is_begun_without_its_point(app: SimpleNamespace, tmp_path:
 def test_a_rollback_that_is_refused_names_the_point() -> None:
     assert "-e restore_to=before-x" in release_steps.way_back({"point": "before-x"})
     assert release_steps.way_back({}) == ""
+
+
+def test_a_point_that_cannot_be_made_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what a run of another server is told."""
+
+    def fails(_: str) -> None:
+        raise Failure("the server is down")
+
+    monkeypatch.setattr(backup.backup_jobs, "point", fails)
+    asked = SimpleNamespace(params={"point": "before-x"}, check_mode=False)
+    with pytest.raises(Failure, match="point before-x could not be made: the server is down"):
+        backup.point(asked)

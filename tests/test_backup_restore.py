@@ -358,6 +358,26 @@ def test_the_moment_of_a_restore_is_no_way_back(
     assert of_playbook("backup_restore_moment", **asked) == moment
 
 
+@pytest.mark.parametrize(
+    ("asked", "release", "moment", "to"),
+    [
+        ("latest", "", "", "latest"),
+        ("before 46b2c12fc937", "46b2c12fc937", "before-46b2c12fc937-x", "before-46b2c12fc937-x"),
+        # The points may still have what the books have not.
+        ("before 46b2c12fc937", "46b2c12fc937", "", "before 46b2c12fc937"),
+        ("before-46b2c12fc937-x", "", "", "before-46b2c12fc937-x"),
+    ],
+)
+def test_a_release_is_told_to_all_servers_by_the_books_of_the_app(
+    asked: str, release: str, moment: str, to: str
+) -> None:
+    known = {"restore_to": asked, "stack_app": ["web"], "hostvars": {"web": {}}}
+    assert of_playbook("restore_release", **known) == release
+    known["hostvars"] = {"web": {"__app_moment": {"moment": moment}}} if moment else {"web": {}}
+    assert of_playbook("backup_restore_to", **known) == to
+    assert of_playbook("backup_restore_to", stack_app=[]) == ""
+
+
 def test_the_ways_back_do_not_ask_the_repository() -> None:
     (play,) = load_yaml(ROOT / "playbooks/restore.yml")
     roles = [x for x in play["tasks"] if "ansible.builtin.include_role" in x]

@@ -21,6 +21,7 @@ from unittest import mock
 
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import (
+    backup_target,
     files,
     migrations,
     programs,
@@ -168,6 +169,7 @@ class App:
             " find static -type f >.static",
             "commands": commands | changes.pop("commands", {}),
             "migrate_enabled": True,
+            "point_server": "",
             "user_migrates": False,
             "setup_again": False,
             "migrate_tries": 5,
@@ -1019,6 +1021,64 @@ def test_several_servers_wait_for_the_migration_and_then_for_all_probes(app: App
             ["probe"],
             ["switch"],
         ]
+
+
+def test_a_point_on_another_server_is_made_right_before_the_migration(app: App) -> None:
+    plan = app.step("begin", "a", point_server="db")["plan"]
+    assert [trip["steps"] for trip in plan] == [["build", "load"], ["migrate", "probe", "switch"]]
+    commands = {"migrate": ""}
+    run = RUN_2 | {"id": "2"}
+    (trip,) = app.step(
+        "begin", "a", point_server="db", commands=commands, run=run, break_lock=True
+    )["plan"]
+    assert "migrate" not in trip["steps"]
+
+
+def moment(app: App, asked: str) -> dict[str, Any]:
+    return app.step("moment", "", asked=asked)
+
+
+def test_the_moment_before_a_release_is_its_point(app: App) -> None:
+    """Whichever server has made it, and also where the migration failed."""
+    app.deploy("a", point_server="db", restore_point="before-a-x")
+    assert moment(app, "a")["moment"] == "before-a-x"
+    assert "before-a-x" in moment(app, "a")["says"]
+    app.fail("b", restore_point="before-b-x", commands={"migrate": "false"})
+    assert moment(app, "b")["moment"] == "before-b-x"
+
+
+@pytest.mark.parametrize("migrate", ["", "sleep 0.2"], ids=["nothing to migrate", "no backups"])
+def test_the_moment_before_a_release_without_a_point_is_before_it_changed_anything(
+    app: App, migrate: str
+) -> None:
+    began = time.time()
+    note = f"date +%s.%N >{app.root}/switched"
+    commands = {"migrate": migrate and f"{migrate}; {note}"}
+    app.deploy("a-1", commands=commands, hooks={"after_switch": [note]} if not migrate else {})
+    told = moment(app, "a")
+    at = backup_target.parse(told["moment"], [], time.time()).at
+    changed = float((app.root / "switched").read_text())
+    assert began < at < changed
+    assert changed - at > (0.2 if migrate else 0)
+    assert "The last moment before a-1 was" in told["says"]
+
+
+def test_a_rollback_leaves_the_moment_before_a_release_as_it_is(app: App) -> None:
+    commands = {"migrate": ""}
+    app.deploy("a", commands=dict(commands))
+    app.deploy("b", commands=dict(commands))
+    before = moment(app, "a")
+    app.rollback("a")
+    assert moment(app, "a") == before
+    # Released once more, it is another one.
+    app.rollback("b")
+    app.deploy("a", commands=dict(commands))
+    assert moment(app, "a")["moment"] > before["moment"]
+
+
+def test_nothing_is_said_of_a_release_that_the_books_do_not_have(app: App) -> None:
+    app.deploy("a")
+    assert moment(app, "b") == moment(app, "") == {"moment": "", "says": ""}
 
 
 @pytest.mark.parametrize(

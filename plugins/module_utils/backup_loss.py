@@ -24,7 +24,7 @@ from typing import Any
 
 from . import backup_archive, backup_files, backup_jobs, backup_repository, backup_state, files
 from .backup_files import BESIDE, COPIES
-from .backup_repository import psql
+from .backup_repository import as_postgres, psql
 from .backup_target import shown
 from .commands import Failure
 
@@ -65,9 +65,6 @@ class Written:
             self.write(transaction, word.removesuffix("+INIT"), more)
         elif word.startswith("COMMIT"):
             self.commit(transaction, more)
-        elif word.startswith("ABORT"):
-            for one in (transaction, *below(more)):
-                self.open.pop(one, None)
 
     def write(self, transaction: int, word: str, more: str) -> None:
         relation = RELATION.search(more)
@@ -220,7 +217,8 @@ def bring(setup: dict[str, Any], name: str, folder: Path, archived: bool) -> Non
     if place.is_symlink() or place.exists():
         return
     if archived:
-        done = backup_repository.pgbackrest(setup, "archive-get", name, str(place), check=False)
+        words = (f"--stanza={setup['stanza']}", "archive-get", name, place)
+        done = as_postgres("pgbackrest", *words, check=False)
         if done.returncode or not place.exists():
             raise Failure(f"the archive does not give {name}: {backup_repository.said(done)}")
     else:

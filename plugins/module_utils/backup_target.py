@@ -52,8 +52,8 @@ def parse(text: str, points: Iterable[Mapping[str, Any]], now: float) -> Target:
         named = [name for name in known if name.startswith(f"before-{wanted}")]
         if not wanted or not named:
             raise Failure(
-                f"No restore point was made before a release {wanted!r}: only one that migrates"
-                f" gets one. {listed(known)} Or name a time: restore_to='{shown(now - 3600)}'"
+                f"The books of the app have no release {wanted!r}, and no restore point is named"
+                f" after it. {listed(known)} Or name a time: restore_to='{shown(now - 3600)}'"
             )
         return Target("name", known[named[-1]], named[-1])
     if text in known:

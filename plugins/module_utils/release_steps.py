@@ -36,6 +36,7 @@ from . import (
     venvs,
 )
 from . import release_settings as settings
+from .backup_target import shown, stamp
 from .commands import CommandFailed, Failure, Refused, ask
 from .release_state import State, clock
 from .words import escaped, one_line
@@ -479,6 +480,7 @@ def begin(app: Release) -> None:
             by=app.app["run"]["by"],
             began=app.releases.get(app.id, {}).get("began") or time.time(),
             broken=None,
+            before=None,
             **({"from": app.lock["from"]} if app.lock["from"] not in ("", app.id) else {}),
         )
     except (OSError, CommandFailed, Refused):
@@ -516,6 +518,10 @@ def plan(app: Release, steps: tuple[str, ...]) -> list[dict[str, Any]]:
             before = [*trip, "venv"] if step == "build" else trip
             found.append({"steps": before, "point": f"before_{step}"})
             trip = []
+        # There the tasks have a restore point made, as late as can be.
+        if step == "migrate" and app.app["point_server"] and commands["migrate"] and trip:
+            found.append({"steps": trip, "point": ""})
+            trip = []
         trip = [*trip, step]
         if hooked and app.has_task_files(f"after_{step}"):
             found.append({"steps": trip, "point": f"after_{step}"})
@@ -532,6 +538,23 @@ def has_migration(app: Release) -> bool:
         or hooks.get("before_migrate")
         or hooks.get("after_migrate")
     )
+
+
+def moment(app: Release) -> None:
+    """Tell which was the last moment before a release, by the books: its restore point, or a time.
+
+    Nothing is told of one that they do not have.
+    """
+    asked, releases = app.app["asked"], app.releases
+    there = [x for x in releases if asked and x.startswith(asked) and "before" in releases[x]]
+    app.output |= {"moment": "", "says": ""}
+    if not there:
+        return
+    name = max(there, key=lambda x: releases[x]["before"])
+    entry = releases[name]
+    app.output["moment"] = entry.get("point") or stamp(entry["before"])
+    point = f", the restore point {entry['point']}" if entry.get("point") else ""
+    app.output["says"] = f"The last moment before {name} was {shown(entry['before'])}{point}."
 
 
 # The steps of the gate.
@@ -660,10 +683,13 @@ def load(app: Release) -> None:
 
 def migrate(app: Release) -> None:
     """Migrate the database, and note where it is then."""
+    app.note(app.id, before=time.time())
     app.hooks("before_migrate")
     if app.app["commands"]["migrate"]:
-        point = app.restore_point()
-        app.note(app.id, **({"point": point} if point else {}), head=app.migrated())
+        # By tasks where the database has a server of its own.
+        if point := app.app.get("restore_point") or app.restore_point():
+            app.note(app.id, point=point)
+        app.note(app.id, head=app.migrated())
     set_up(app)
     app.hooks("after_migrate")
 
@@ -766,6 +792,8 @@ def switch(app: Release) -> None:
     for release in (app.serving, app.before(app.serving)):
         if release and release != app.id:
             carry_static(app, release)
+    if "before" not in app.releases.get(app.id, {}):
+        app.note(app.id, before=time.time())
     app.point(app.id)
     app.hooks("after_switch")
     link_command(app)

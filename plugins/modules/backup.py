@@ -154,6 +154,10 @@ changes:
   type: list
   elements: str
   returned: success
+point:
+  description: Name of the restore point.
+  type: str
+  returned: for the stage point
 said:
   description: What came out of a run.
   type: str
@@ -346,8 +350,11 @@ def run_one(module: Module) -> dict:
 def point(module: Module) -> dict:
     name = module.params["point"]
     if not module.check_mode:
-        backup_jobs.point(name)
-    return report([f"make the restore point {name}"])
+        try:
+            backup_jobs.point(name)
+        except Failure as failure:
+            raise Failure(f"The restore point {name} could not be made: {failure}") from None
+    return {"point": name, **report([f"make the restore point {name}"])}
 
 
 def remove(module: Module) -> dict:

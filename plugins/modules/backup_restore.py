@@ -118,14 +118,17 @@ def plan(given: dict, _: bool) -> dict:
 def lost(owner: str, found: dict) -> list[str]:
     """Return what a restore would lose; what cannot be counted keeps nobody from it."""
     setup, told, said = backup_repository.setup(), backup_restore.app_of(owner), []
-    names = [x["name"] for x in told["databases"]] if "window" in found else []
-    try:
-        if names:
-            said += backup_loss.database(setup, owner, names, found["target"]["at"])
-        if "snapshot" in found:
-            said += backup_loss.of_files(setup, owner, told["paths"], found["snapshot"])
-    except Failure as failure:
-        said.append(f"how much that is cannot be counted: {one_line(str(failure), 300)}")
+    counts = []
+    if "window" in found:
+        names = [x["name"] for x in told["databases"]]
+        counts.append(lambda: backup_loss.database(setup, owner, names, found["target"]["at"]))
+    if "snapshot" in found:
+        counts.append(lambda: backup_loss.of_files(setup, owner, told["paths"], found["snapshot"]))
+    for count in counts:
+        try:
+            said += count()
+        except (Failure, OSError, ValueError) as problem:
+            said.append(f"what that is cannot be counted: {one_line(str(problem), 300)}")
     return said
 
 

@@ -32,7 +32,7 @@ options:
       - V(revert) and V(report_failure) undo what this run has done; the latter returns why, as
         RV(says).
       - V(list) only reads, and so does V(runs), of the schedules. V(idle) tells whether a run is at
-        work.
+        work, V(moment) which moment of the data was the last before a release.
     type: str
     required: true
     choices:
@@ -48,6 +48,7 @@ options:
       - list
       - runs
       - idle
+      - moment
   app:
     description: What the role app knows of the app and of this run.
     type: dict
@@ -106,9 +107,15 @@ lock:
   type: dict
   returned: V(begin), V(choose) and V(idle)
 says:
-  description: Why the release does not serve, what does, and what to run next.
+  description: >-
+    Why the release does not serve, what does, and what to run next; which moment was before a
+    release.
   type: str
-  returned: V(report_failure)
+  returned: V(report_failure) and V(moment)
+moment:
+  description: A restore point or a time, empty where the books do not have the release.
+  type: str
+  returned: V(moment)
 took:
   description: How many seconds each step took.
   type: list
@@ -131,10 +138,10 @@ from ansible_collections.carafe.stack.plugins.module_utils.words import escaped
 
 STEPS = (
     *("begin", "choose", "prepare", "gate", "hook", "workers", "finish"),
-    *("revert", "report_failure", "list", "runs", "idle"),
+    *("revert", "report_failure", "list", "runs", "idle", "moment"),
 )
 # What a dry run may call. The others have nothing to look at without what they would have made.
-READ = ("begin", "choose", "workers", "list", "runs", "idle")
+READ = ("begin", "choose", "workers", "list", "runs", "idle", "moment")
 
 
 def run(app: release_steps.Release, params: dict) -> None:
@@ -174,7 +181,7 @@ def changed(app: release_steps.Release, step: str) -> bool:
         return not output["live"] or bool(output["place"])
     if step == "workers":
         return bool(output["workers"] or output.get("schedules"))
-    return step not in ("list", "runs", "idle")
+    return step not in ("list", "runs", "idle", "moment")
 
 
 def main() -> None:

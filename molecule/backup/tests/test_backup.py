@@ -115,7 +115,7 @@ def test_a_timer_that_is_off_is_told(host, problems):
         ("2001-01-01 00:00:00+00", "before the first backup"),
         ("2101-01-01 00:00:00+00", "after the newest moment"),
         ("2026-11-22 10:00:00", "no zone"),
-        ("before 46b2c12fc937", "only one that migrates"),
+        ("before 46b2c12fc937", "have no release"),
     ],
 )
 def test_a_moment_out_of_reach_is_refused_with_what_can_be_reached(called, moment, says):
