@@ -6,6 +6,7 @@ many times as long, and test_preflight_run.py has that, too.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,3 +99,17 @@ class Looked:
         known = {k: v for x in map(Role, ROLES) for k, v in {**x.defaults, **x.vars}.items()}
         templar = Templar(LOADER, {**known, **self.variables})
         return templar.template(trust_as_template(f"{{{{ {expression} }}}}"))
+
+
+def of_one_server(folder: Path, **variables: Any) -> Looked:
+    """Return what the playbooks make of an inventory of one server, with nothing to complain of."""
+    inventory = folder / "inventory/prod"
+    (inventory / "group_vars/prod").mkdir(parents=True)
+    groups = {name: {"hosts": {"server": None}} for name in ("prod", "db", "app", "web")}
+    (inventory / "hosts.yml").write_text(json.dumps(groups))
+    app = {"app_name": "shop", "app_domains": ["shop.test"], "certificates_acme_email": "a@b.c"}
+    everything = SECRETS | app | {"app_path": str(ROOT / "sample_app")} | variables
+    (inventory / "group_vars/prod/main.yml").write_text(json.dumps(everything))
+    looked = Looked(inventory)
+    assert not looked.said
+    return looked

@@ -19,8 +19,8 @@ from ansible_collections.carafe.stack.plugins.module_utils import (
     takeback,
 )
 from ansible_collections.carafe.stack.plugins.modules import firewall as module
-from conftest import ROOT, Role
-from inventories import SECRETS, Looked
+from conftest import Role
+from inventories import of_one_server
 
 ENTRY: dict[str, Any] = {"ports": ["80"], "protocol": "tcp", "sources": [], "comment": ""}
 V4 = ssh_peer.Peer("deploy", "203.0.113.7", "192.0.2.1", 22)
@@ -380,21 +380,7 @@ def test_the_module_has_the_defaults_of_the_role() -> None:
 @pytest.fixture
 def wired(tmp_path: Path):
     """Return what the playbooks make of an inventory of one server."""
-
-    def look(**variables: Any) -> Looked:
-        folder = tmp_path / "inventory/prod"
-        (folder / "group_vars/prod").mkdir(parents=True)
-        host = {"hosts": {"server": None}}
-        groups = dict.fromkeys(("prod", "db", "app", "web"), host)
-        (folder / "hosts.yml").write_text(json.dumps(groups))
-        app = {"app_name": "shop", "app_domains": ["shop.test"], "certificates_acme_email": "a@b.c"}
-        everything = SECRETS | app | {"app_path": str(ROOT / "sample_app")} | variables
-        (folder / "group_vars/prod/main.yml").write_text(json.dumps(everything))
-        looked = Looked(folder)
-        assert not looked.said
-        return looked
-
-    return look
+    return lambda **variables: of_one_server(tmp_path, **variables)
 
 
 PROXY = ["192.0.2.0/24", "2001:db8::1"]

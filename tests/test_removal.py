@@ -30,7 +30,7 @@ from conftest import ROLES, ROOT, load_yaml
 
 WIRING = {
     **load_yaml(ROOT / "playbooks/group_vars/all/stack.yml"),
-    **{"stack_has_backup": True, "stack_alerts": True},
+    **{"stack_has_backup": True, "stack_alerts": True, "stack_metrics": True},
 }
 
 
@@ -290,7 +290,7 @@ def test_nginx_has_the_sites_and_settings_of_those_who_stay(sites: Path) -> None
 
 SWITCHES = (
     *("stack_has_database", "stack_has_internal_tls", "stack_has_backup"),
-    *("stack_cache", "stack_alerts"),
+    *("stack_cache", "stack_alerts", "stack_metrics"),
 )
 
 
@@ -301,7 +301,9 @@ def order(**variables: Any) -> list[str]:
     return templar.template(templar.available_variables["remove_roles"])
 
 
-@pytest.mark.parametrize("less", ["", "has_internal_tls", "has_database", "cache", "alerts"])
+@pytest.mark.parametrize(
+    "less", ["", "has_internal_tls", "has_database", "cache", "alerts", "metrics"]
+)
 def test_roles_let_go_from_what_visitors_reach_to_what_it_builds_on(less: str) -> None:
     found = order(**{f"stack_{less}": False})
     # Whatever the inventory says now, it may have had once.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 import shlex
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.carafe.stack.plugins.module_utils import exporters
 from ansible_collections.carafe.stack.plugins.plugin_utils.options import role_names
 from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
     MESSAGE_LENGTH,
@@ -158,6 +160,21 @@ def check_cache(server: Server) -> Iterator[Problem]:
             " does not find what another one has put there",
             "take it out, and name one Redis for all of them by REDIS_URL in app_environment",
         )
+
+
+def check_metrics(server: Server) -> Iterator[Problem]:
+    """What Prometheus gets is not encrypted, and whoever reaches it may have it."""
+    address = str(server.values.get("metrics_address") or "")
+    roles = server.values.get("stack_host_roles") or []
+    with contextlib.suppress(ValueError):
+        if address and exporters.is_public(address) and "firewall" not in roles:
+            yield Problem(
+                "metrics_address",
+                f"is {address}, which the Internet reaches, and no firewall of Carafe's is there to"
+                " keep it off",
+                "take a private address, or one of a VPN; or have the role firewall in"
+                " stack_server_roles",
+            )
 
 
 def check_web_sources(server: Server) -> Iterator[Problem]:
@@ -522,6 +539,7 @@ CHECKS = (
     check_server_roles,
     check_database,
     check_cache,
+    check_metrics,
     check_web_sources,
     check_certificates,
     check_certificate_names,

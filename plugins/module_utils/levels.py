@@ -6,8 +6,8 @@ Used by modules, and by programs that run without Ansible.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 GREEN, YELLOW, RED = LEVELS = ("green", "yellow", "red")
@@ -19,7 +19,8 @@ class Row:
     """One thing that was looked at.
 
     ``next`` is a command: one that begins with ansible-playbook is for the control machine, any
-    other one is for root on the server. ``app`` is '' for what is the server's.
+    other one is for root on the server. ``app`` is '' for what is the server's. ``numbers`` are
+    what is known of it in numbers, by the names of the metrics, and ``labels`` of which of them.
     """
 
     what: str
@@ -27,9 +28,12 @@ class Row:
     says: str
     next: str = ""
     app: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict, compare=False)
+    labels: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return what people are shown."""
+        return {name: getattr(self, name) for name in ("what", "level", "says", "next", "app")}
 
 
 def worst(levels: Iterable[str]) -> str:

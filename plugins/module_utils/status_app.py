@@ -60,10 +60,13 @@ def release(app: App) -> Iterator[Row]:
         words += [f"since {clock(when)}"] if when else []
         words += [f"by {entry['by']}"] if entry.get("by") else []
         says = one_line(" ".join(words))
+        numbers = {"carafe_release_deployed_timestamp_seconds": when} if when else {}
+        labels = {"release": serving}
         if broken:
-            yield Row("release", RED, one_line(f"{says}; broken, at {broken}"), RELEASES, name)
+            says = one_line(f"{says}; broken, at {broken}")
+            yield Row("release", RED, says, RELEASES, name, numbers, labels)
         else:
-            yield Row("release", GREEN, says, "", name)
+            yield Row("release", GREEN, says, "", name, numbers, labels)
     yield from last_run(app)
     lock = state.read_lock()
     if lock:
@@ -145,16 +148,18 @@ def schedules(app: App) -> Iterator[Row]:
     failed = {line.partition(":")[0]: line for line in schedule_runs.failing(folder, names)}
     for name, state in zip(names, states, strict=True):
         what, runs = f"schedule {name}", schedule_runs.read(folder / f"{name}.json")
+        metric = "carafe_schedule_last_end_timestamp_seconds"
+        numbers = {metric: runs[-1]["ended"]} if runs else {}
         if state["ActiveState"] != "active":
             says = f"its timer is {state['ActiveState']}, so that it does not run"
             start = f"systemctl start {app.name}.{name}.timer"
-            yield Row(what, RED, says, start, app.name)
+            yield Row(what, RED, says, start, app.name, numbers)
         elif line := failed.get(f"the schedule {name}"):
             says = line.partition(": ")[2].partition(". See:")[0]
-            yield Row(what, YELLOW, says, f"{next_} -e app_schedule={name}", app.name)
+            yield Row(what, YELLOW, says, f"{next_} -e app_schedule={name}", app.name, numbers)
         elif runs:
             says = f"{schedule_runs.how(runs[-1])}, {schedule_runs.clock(runs[-1]['ended'])}"
-            yield Row(what, GREEN, says, "", app.name)
+            yield Row(what, GREEN, says, "", app.name, numbers)
         else:
             yield Row(what, GREEN, "no run yet", "", app.name)
 

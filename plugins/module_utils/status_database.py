@@ -138,8 +138,13 @@ def archive(session: Session) -> Iterator[Row]:
     if failing:
         level = worst_of((level, YELLOW))
         says += one_line(f"; the last try failed, of {wal}")
+    numbers = {"segments": count, "seconds": seconds or 0, "bytes": size or 0}
     yield Row(
-        "archive", level, says, "" if level == GREEN else "journalctl -n 20 -u 'postgresql@*'"
+        "archive",
+        level,
+        says,
+        "" if level == GREEN else "journalctl -n 20 -u 'postgresql@*'",
+        numbers={f"carafe_archive_waiting_{name}": value for name, value in numbers.items()},
     )
 
 

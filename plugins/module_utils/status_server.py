@@ -89,7 +89,8 @@ def disks(history: Sequence[Mapping[str, Any]] = (), now: float = 0) -> Iterator
             says += f"; full in {days:.0f} days, as it grows"
         # Where the next level of folders is the one to look at.
         look = f"du -xh --max-depth=2 {place} | sort -h | tail -n 20"
-        yield Row(f"disk {place}", level, says, "" if level == GREEN else look)
+        numbers = {} if days is None else {"carafe_disk_full_days": days}
+        yield Row(f"disk {place}", level, says, "" if level == GREEN else look, numbers=numbers)
         if about.f_files:
             share = 100 * (about.f_files - about.f_ffree) / about.f_files
             level = above(share, ALMOST_FULL, FULL)
@@ -204,7 +205,9 @@ def updates(now: float) -> Iterator[Row]:
         level = YELLOW
         says += f"; the lists are {span(lists)} old"
     names = f": {one_line(' '.join(waiting), 80)}" if waiting else ""
-    yield Row("updates", level, says + names, "" if level == GREEN else upgrade)
+    numbers = {"carafe_security_updates_waiting": len(waiting)}
+    then = "" if level == GREEN else upgrade
+    yield Row("updates", level, says + names, then, numbers=numbers)
 
 
 def age(path: str, now: float) -> float | None:
@@ -232,7 +235,8 @@ def bans() -> Iterator[Row]:
         yield Row("bans", YELLOW, "fail2ban does not answer", "systemctl status fail2ban")
         return
     count = len(re.findall(r"'[0-9a-fA-F.:/]+'", re.sub(r"'[^']*':", "", done.stdout)))
-    yield Row("bans", GREEN, f"{count} addresses banned")
+    numbers = {"carafe_banned_addresses": count}
+    yield Row("bans", GREEN, f"{count} addresses banned", numbers=numbers)
 
 
 # --- certificates and backups ------------------------------------------------------------------
@@ -262,7 +266,8 @@ def certificates() -> Iterator[Row]:
         says = f"ends {certificate.end:%Y-%m-%d}, in {span(left)}"
         if certificate.stands_in:
             level, says = worst_of((level, YELLOW)), "a stand-in, which no browser trusts"
-        yield Row(what, level, says, "" if level == GREEN else renew)
+        numbers = {"carafe_certificate_end_timestamp_seconds": certificate.end.timestamp()}
+        yield Row(what, level, says, "" if level == GREEN else renew, numbers=numbers)
 
 
 def backups(now: float, keeps: bool) -> Iterator[Row]:
@@ -275,21 +280,34 @@ def backups(now: float, keeps: bool) -> Iterator[Row]:
     for problem in backup_state.problems(now):
         what, says = kind_of(problem["what"], jobs)
         wrong.add(what)
-        yield Row(titled(what), problem["level"], one_line(says), problem["next"], app_of(what))
+        then, numbers = problem["next"], numbers_of(backup_state.read(what))
+        yield Row(titled(what), problem["level"], one_line(says), then, app_of(what), numbers)
     for what in jobs:
         last = backup_state.read(what)
         if last and what not in wrong:
             says = f"well {span(now - last['last_ok'])} ago; {one_line(last['message'])}"
-            yield Row(titled(what), GREEN, says, "", app_of(what))
+            yield Row(titled(what), GREEN, says, "", app_of(what), numbers_of(last))
     known = [x for x in map(backup_state.read, backup_state.DATABASE) if x and x.get("details")]
     window = [(x["ended"], x["details"]["oldest"]) for x in known if x["details"].get("oldest")]
     if window:
-        yield Row("restore window", GREEN, f"the database goes back to {clock(max(window)[1])}")
+        oldest = max(window)[1]
+        numbers = {"carafe_restore_window_start_timestamp_seconds": oldest}
+        says = f"the database goes back to {clock(oldest)}"
+        yield Row("restore window", GREEN, says, numbers=numbers)
     # What somebody has asked for, and no timer does again.
     for path in sorted(backup_state.STATE.glob("restore-*.json")):
         last, app = backup_state.read(path.stem), path.stem.removeprefix("restore-")
         if last and last["result"] != "ok":
             yield Row("restore", RED, one_line(last["message"]), RESTORE, app)
+
+
+def numbers_of(last: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return what a job has left, in numbers; one that was never well has no time of that."""
+    if not last:
+        return {}
+    known = {"last_success_timestamp": last.get("last_ok"), "last_end_timestamp": last["ended"]}
+    known["last_duration"] = last["ended"] - last.get("began", last["ended"])
+    return {f"carafe_backup_{name}_seconds": x for name, x in known.items() if x is not None}
 
 
 def kind_of(said: str, jobs: Mapping[str, Any]) -> tuple[str, str]:

@@ -32,6 +32,7 @@ RANGES = {
     "nginx_sites.max_conns": (0, None),
     "nginx_sites.read_timeout": (1, None),
     "nginx_sites.redirect_port": PORT,
+    "nginx_status_port": (0, 65535),
     "nginx_worker_connections": (1, None),
 }
 HEADER = re.compile(r"[A-Za-z0-9-]+")
