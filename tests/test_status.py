@@ -390,7 +390,32 @@ def test_how_far_back_the_database_goes_is_what_the_newest_look_says(backup: Any
     backup("database-diff", 2 * HOUR, oldest=NOW - 14 * DAY, holes=[])
     backup("database-incr", HOUR, result="failed")
     row = next(x for x in status_server.backups(NOW, keeps=True) if x.what == "restore window")
-    assert row.says == "the database goes back to 2027-01-01 08:00 UTC"
+    assert row.says.startswith("the database from 2027-01-01 08:00 UTC to")
+
+
+@pytest.mark.parametrize(
+    ("archived", "failed", "to"),
+    [
+        (NOW - 60, None, "to now; to 2027-01-15 07:59 UTC should the server be gone"),
+        (NOW - 60, NOW - HOUR, "to now; to 2027-01-15 07:59 UTC should the server be gone"),
+        # Then no later moment can be reached here either.
+        (NOW - HOUR, NOW - 60, "to 2027-01-15 07:00 UTC"),
+        (None, None, "to what was archived last"),
+    ],
+)
+def test_up_to_when_one_can_go_back(
+    backup: Any, monkeypatch: pytest.MonkeyPatch, archived: float | None, failed: Any, to: str
+) -> None:
+    backup("database-full", HOUR, oldest=NOW - 14 * DAY, holes=[])
+    seen = {"mode": "on", "archived": archived, "failed": failed, "ready": 0}
+    monkeypatch.setattr(backup_state, "archiving", lambda: seen)
+    row = next(x for x in status_server.backups(NOW, keeps=True) if x.what == "restore window")
+    assert row.says == f"the database from 2027-01-01 08:00 UTC {to}"
+
+
+def test_a_drill_says_how_long_a_restore_takes(backup: Any) -> None:
+    backup("drill", HOUR, database={"seconds": {"restore": 66.0, "replay": 84.0, "look": 99.0}})
+    assert told(status_server.backups(NOW, keeps=True))["drill"][1].endswith("back in 2 min")
 
 
 @pytest.mark.parametrize(
@@ -612,6 +637,16 @@ def test_what_waits_for_the_archive(seconds: float | None, failing: bool, level:
     assert found == level
     assert "pg_wal has 64 MiB" in says
     assert list(status_database.archive(Session(("off", *row[1:])))) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "count", "level"), [("on", 0, "green"), ("on", 2, "red"), ("off", 0, "green")]
+)
+def test_pages_that_a_disk_has_changed(mode: str, count: int, level: str) -> None:
+    row = (mode, count, "shop" if count else None)
+    found, says = told(status_database.checksums(Session(row)))["checksums"]
+    assert found == level
+    assert ("shop" in says, says.startswith("off")) == (count > 0, mode == "off")
 
 
 def test_of_several_clusters_each_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

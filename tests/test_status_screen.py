@@ -132,5 +132,6 @@ def test_a_server_that_cannot_be_reached_is_on_the_screen(
     assert done.returncode == 2, done.stdout + done.stderr
     last = done.stdout.strip().splitlines()[-1]
     assert last == (tmp_path / "status.json").read_text().strip()
-    (row,) = json.loads(last)["hosts"]["gone"]
+    row, drift = json.loads(last)["hosts"]["gone"]
     assert (row["level"], row["what"]) == ("red", "connection")
+    assert (drift["what"], drift["says"]) == ("drift", "nobody has looked from here")

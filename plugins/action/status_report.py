@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os.path
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 
 from ..module_utils import files
-from ..plugin_utils import status_screen
+from ..plugin_utils import drift, status_screen
 
 
 class ActionModule(ActionBase):
@@ -30,10 +31,14 @@ class ActionModule(ActionBase):
         )
         variables = task_vars or {}
         hostvars = variables["hostvars"]
+        now = time.time()
+        known = drift.read(variables.get("ansible_inventory_sources") or [])
         servers = [
             status_screen.seen(host, hostvars.raw_get(host).get(options["found"]) or {})
             for host in variables["ansible_play_hosts_all"]
         ]
+        for server in servers:
+            server.rows.append(drift.row(known.get(server.host), now))
         text = status_screen.to_json(servers)
         if options["file"]:
             try:

@@ -40,7 +40,12 @@ SELECT current_setting('archive_mode'),
 FROM pg_stat_archiver
 """
 PSQL = "runuser -u postgres -- psql -X"
-ASKED = ("connections", "longest transaction", "archive", "settings", "restart")
+CHECKSUMS = """
+SELECT current_setting('data_checksums'), coalesce(sum(checksum_failures), 0)::int,
+  string_agg(datname, ', ') FILTER (WHERE checksum_failures > 0)
+FROM pg_stat_database
+"""
+ASKED = ("connections", "longest transaction", "archive", "checksums", "settings", "restart")
 # Percent of the connections that apps can have.
 MANY, ALMOST_ALL = 80, 95
 # How long a transaction keeps rows that nobody needs, and locks that others wait for.
@@ -104,6 +109,7 @@ def rows_of(cluster: dict[str, Any]) -> Iterator[Row]:
         yield from connections(session)
         yield from longest(session, cluster["claims"])
         yield from archive(session)
+        yield from checksums(session)
         yield from waiting(server, session)
     finally:
         session.connection.close()
@@ -146,6 +152,18 @@ def archive(session: Session) -> Iterator[Row]:
         "" if level == GREEN else "journalctl -n 20 -u 'postgresql@*'",
         numbers={f"carafe_archive_waiting_{name}": value for name, value in numbers.items()},
     )
+
+
+def checksums(session: Session) -> Iterator[Row]:
+    """Yield whether what a disk changes by itself is seen, and whether it was."""
+    ((mode, count, where),) = session.rows(CHECKSUMS)
+    if mode != "on":
+        yield Row("checksums", GREEN, "off; docs/how-to/backups.md has how they are turned on")
+    elif count:
+        says = one_line(f"{count} pages were found that the disk has changed, in {where}")
+        yield Row("checksums", RED, says, "ansible-playbook carafe.stack.restore")
+    else:
+        yield Row("checksums", GREEN, "on; no page was found that the disk has changed")
 
 
 def waiting(server: Server, session: Session) -> Iterator[Row]:

@@ -286,13 +286,14 @@ def backups(now: float, keeps: bool) -> Iterator[Row]:
         last = backup_state.read(what)
         if last and what not in wrong:
             says = f"well {span(now - last['last_ok'])} ago; {one_line(last['message'])}"
-            yield Row(titled(what), GREEN, says, "", app_of(what), numbers_of(last))
+            numbers = numbers_of(last)
+            yield Row(titled(what), GREEN, f"{says}{took(last)}", "", app_of(what), numbers)
     known = [x for x in map(backup_state.read, backup_state.DATABASE) if x and x.get("details")]
     window = [(x["ended"], x["details"]["oldest"]) for x in known if x["details"].get("oldest")]
     if window:
         oldest = max(window)[1]
         numbers = {"carafe_restore_window_start_timestamp_seconds": oldest}
-        says = f"the database goes back to {clock(oldest)}"
+        says = f"the database from {clock(oldest)} {reached()}"
         yield Row("restore window", GREEN, says, numbers=numbers)
     # What somebody has asked for, and no timer does again.
     for path in sorted(backup_state.STATE.glob("restore-*.json")):
@@ -308,6 +309,24 @@ def numbers_of(last: Mapping[str, Any] | None) -> dict[str, float]:
     known = {"last_success_timestamp": last.get("last_ok"), "last_end_timestamp": last["ended"]}
     known["last_duration"] = last["ended"] - last.get("began", last["ended"])
     return {f"carafe_backup_{name}_seconds": x for name, x in known.items() if x is not None}
+
+
+def reached() -> str:
+    """Return up to which moments one can go back: here, and with what is archived alone."""
+    seen = backup_state.archiving() or {}
+    archived, failed = seen.get("archived") or 0, seen.get("failed") or 0
+    if not archived:
+        return "to what was archived last"
+    if failed > archived:
+        return f"to {clock(archived)}"
+    return f"to now; to {clock(archived)} should the server be gone"
+
+
+def took(last: Mapping[str, Any]) -> str:
+    """Return how long a drill took to have the database back, which a restore takes as well."""
+    seconds = (((last.get("details") or {}).get("database") or {}).get("seconds")) or {}
+    back = sum(seconds.get(x, 0) for x in ("restore", "replay"))
+    return f"; it was back in {span(back)}" if back else ""
 
 
 def kind_of(said: str, jobs: Mapping[str, Any]) -> tuple[str, str]:

@@ -56,7 +56,7 @@ def screen(servers: list[Seen], inventory: str = "") -> list[Line]:
     counts = ", ".join(f"{sum(x.level == y for x in rows)} {y}" for y in reversed(LEVELS))
     todo = list(to_do(servers, inventory))
     lines += [("", ""), *todo, *([("", "")] if todo else []), (counts, level(servers))]
-    return [*lines, (f"Drift is not looked for here: {with_inventory(DRIFT, inventory)}", "")]
+    return [*lines, (f"Drift is looked for by: {with_inventory(DRIFT, inventory)}", "")]
 
 
 def to_do(servers: list[Seen], inventory: str) -> Iterator[Line]:
