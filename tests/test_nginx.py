@@ -18,6 +18,7 @@ ROLE = Role("nginx")
 DEFAULTS = {
     "nginx_worker_connections": 4096,
     "nginx_extra_http": "",
+    "nginx_status_port": 0,
     "nginx_real_ip_from": [],
     "nginx_proxy_protocol_from": [],
 }
@@ -117,6 +118,18 @@ def test_what_one_owner_states_holds_for_all_and_a_default_is_stated_by_nobody(
     found = server.look(owner="shop")
     assert found["settings"]["nginx_worker_connections"] == 8192
     assert found["claim"]["settings"] == {}
+
+
+def test_the_counters_of_one_owner_stay_when_another_comes(server: Server) -> None:
+    server.look(owner="shop", nginx_status_port=8099)
+    assert server.look(owner="blog")["settings"]["nginx_status_port"] == 8099
+
+
+def test_the_port_of_the_counters_may_be_another_service_s(server: Server) -> None:
+    server.sockets = 'LISTEN 0 9 127.0.0.1:8099 0.0.0.0:* users:(("other",pid=7,fd=3))\n'
+    assert server.look()
+    with pytest.raises(nginx.Refused, match="nginx_status_port"):
+        server.look(nginx_status_port=8099)
 
 
 def test_what_two_owners_state_differently_is_refused_naming_both(server: Server) -> None:

@@ -134,6 +134,7 @@ def test_nginx_understands_each_kind_of_site(
     site: dict[str, Any], ipv6: bool, proxy: str, tmp_path: Path
 ) -> None:
     server = {proxy: ["192.0.2.1"], "nginx_extra_http": "map $a $b {\n  1 2;\n}"}
+    server |= {"nginx_status_port": 8099}
     found = FOUND | {"ipv6": ipv6, "settings": NGINX.defaults | server}
     settings = {"__nginx_found": found, "nginx_sites": [site], "nginx_sources": ["192.0.2.0/24"]}
     stream = {"name": "redis", "listen": "127.0.0.1:6380", "upstreams": ["unix:/run/redis.sock"]}
@@ -151,6 +152,14 @@ def test_nginx_understands_each_kind_of_site(
             ),
         },
     )
+
+
+@pytest.mark.parametrize(("port", "places"), [(0, []), (8099, ["127.0.0.1:8099"])])
+def test_only_the_server_itself_sees_what_nginx_counts(port: int, places: list[str]) -> None:
+    found = FOUND | {"settings": NGINX.defaults | {"nginx_status_port": port}}
+    text = NGINX.render("etc/nginx/nginx.conf.j2", __nginx_found=found)
+    servers = [x for x in text.split("server {")[1:] if "stub_status" in x]
+    assert [re.findall(r"listen (\S+);", x)[0] for x in servers] == places
 
 
 @pytest.mark.parametrize(

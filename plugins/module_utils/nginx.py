@@ -235,8 +235,8 @@ def taken_ports(wanted: set[str]) -> Iterator[str]:
             if mine[1] == theirs[1] and (mine[0] == theirs[0] or "any" in (mine[0], theirs[0])):
                 yield (
                     f"nginx is to listen on {name}: another service has this port,"
-                    f" {place} {who}. Change the port in nginx_sites or nginx_streams, or stop that"
-                    " service."
+                    f" {place} {who}. Change the port in nginx_sites, nginx_streams or"
+                    " nginx_status_port, or stop that service."
                 )
 
 

@@ -162,8 +162,8 @@ def look(owner, sites, streams, settings, defaults, check_mode, state="present")
             f" by two apps: see {nginx.CLAIMS}. nginx takes a visitor's address from one of them."
         )
     ports = nginx.wanted_ports(sites, streams, in_force.get("nginx_extra_http", ""), tls)
-    if status := in_force.get("nginx_status_port"):
-        ports.add(f"127.0.0.1:{status}")
+    if in_force.get("nginx_status_port"):
+        ports.add(f"127.0.0.1:{in_force['nginx_status_port']}")
     for problem in nginx.taken_ports(ports):
         raise Refused(problem)
     found["default_ports"] = found_by_hand.default_ports()
