@@ -117,8 +117,10 @@ PARTS = (
 PROGRAM = [x.__name__.rpartition(".")[2] for x in PARTS]
 CLAIMS = Path("/etc/carafe/metrics.d")
 UNITS = Path("/etc/systemd/system")
-TIMER, SERVICE = "metrics.timer", "metrics.service"
-DROP_IN, SANDBOX = "listen.conf", "carafe.conf"
+TIMER = "metrics.timer"
+SERVICE = "metrics.service"
+DROP_IN = "listen.conf"
+SANDBOX = "carafe.conf"
 
 
 def claim(wanted: dict) -> dict | None:
