@@ -199,6 +199,21 @@ def test_a_copy_that_was_cut_short_goes_and_the_former_one_serves_again(
     assert not (root / "state.json").exists()
 
 
+def test_what_an_upgrade_that_was_undone_has_kept_is_not_taken_for_a_copy_that_was_cut_short(
+    root: Path, ran: Recorded
+) -> None:
+    this = upgrade(root, "15/main", "17/undone-1", began=1)
+    for cluster in ("15/main", "17/undone-1"):
+        conf = root / "etc/postgresql" / cluster / "postgresql.conf"
+        conf.write_text(f"data_directory = '/data/{cluster[:2]}/disk'\n")
+        (root / "data" / cluster[:2] / "disk").mkdir(parents=True)
+    this = postgresql_upgrade.Upgrade("15", "17", "main")
+    assert this.new.data == root / "data/17/disk"
+    this.recover()
+    assert this.new.data.is_dir()
+    assert ran.commands == ["serve 15/main"]
+
+
 @pytest.mark.parametrize("state", [{}, {"step": "copied"}, {"step": "serving"}])
 def test_what_has_the_data_is_never_dropped_for_a_copy(
     root: Path, ran: Recorded, state: dict[str, str]
@@ -221,3 +236,22 @@ def test_without_an_upgrade_there_is_nothing_to_go_back_from(root: Path, ran: Re
     with pytest.raises(Failure, match="nothing to go back from"):
         upgrade(root, "15/main", "17/main").undo()
     assert ran.commands == []
+
+
+def test_a_refusal_is_not_buried_by_warnings_of_sorting(tmp_path: Path) -> None:
+    warning = (
+        'WARNING:  database "shop" has a collation version mismatch\n'
+        "DETAIL:  The database was created using version 2.36.\nHINT:  Rebuild all objects.\n"
+    )
+    said = f"{warning}Checking cluster versions      ok\nChecking libraries      fatal\n{warning}"
+    assert postgresql_upgrade.one_line(postgresql_upgrade.reason(said)) == (
+        "Checking libraries fatal"
+    )
+    log = tmp_path / "pg_upgrade_output.d/now/log/pg_upgrade_server.log"
+    log.parent.mkdir(parents=True)
+    log.write_text('LOG:  starting\nFATAL:  could not access file "pg_cron": No such file\n')
+    (log.parents[1] / "loadable_libraries.txt").write_text("vector")
+    assert list(postgresql_upgrade.reports(tmp_path)) == [
+        "vector",
+        'FATAL:  could not access file "pg_cron": No such file',
+    ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from . import backup_repository, backup_state, files, found, postgresql_config
+from . import postgresql_upgrade_checks as checks
 from .commands import CommandFailed, Failure, ask, run
 from .postgresql_server import Server, Session, one_line, psycopg2, sql
 
@@ -28,10 +30,18 @@ KEPT = Path("/var/lib/carafe/postgres-upgrade")
 CREATE = Path("/etc/postgresql-common/createcluster.d/zz-carafe-upgrade.conf")
 # Whatever a server's new clusters are made with, pg_upgrade wants the former one's.
 LIKE_THE_FORMER = "# For the time of an upgrade, by Carafe.\ninitdb_options = ''\n"
+# pg_upgradecluster runs it with the former version, the cluster's name, the new version and the
+# phase, init between making the new cluster and pg_upgrade, which needs libraries of extensions
+# that are only loaded at the start of a server. The other settings come after the copy.
+HOOK = Path("/etc/postgresql-common/pg_upgradecluster.d/carafe")
+PRELOADED = "carafe-upgrade.conf"
+HOOK_PROGRAM = f"""\
+#!/bin/sh
+# For the time of an upgrade, by Carafe.
+test "$4" != init || cat >"/etc/postgresql/$3/$2/conf.d/{PRELOADED}" <<'SETTINGS'
+{{settings}}SETTINGS
+"""
 BINARIES = Path("/usr/lib/postgresql")
-# Room for the copy, and for the log that its start and its statistics write.
-SPARE = 1.1
-LOG_ROOM = 256 * 1024 * 1024  # bytes
 CONTROL = "Data page checksum version"
 LARGEST_SAID = 1500  # characters of what pg_upgrade says
 
@@ -45,6 +55,7 @@ RELATIONS = """
 SELECT relkind::text, count(*), sum(CASE WHEN relkind IN ('r', 'm') THEN pg_relation_size(oid) END)
 FROM pg_class WHERE oid >= 16384 AND relkind IN ('r', 'm', 'v', 'S', 'i', 'p', 'f')
 AND relnamespace NOT IN (SELECT oid FROM pg_namespace WHERE nspname ~ '^pg_') GROUP BY 1
+UNION ALL SELECT 'lo', count(*), 0 FROM pg_largeobject_metadata HAVING count(*) > 0
 """
 KINDS = {
     "r": "tables",
@@ -54,6 +65,7 @@ KINDS = {
     "i": "indexes",
     "p": "partitioned tables",
     "f": "foreign tables",
+    "lo": "large objects",
 }
 OLDER_COLLATIONS = """
 SELECT n.nspname, c.collname FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace
@@ -64,10 +76,28 @@ OLDER_DATABASE = """
 SELECT datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid)
 FROM pg_database WHERE datname = current_database() AND datcollversion IS NOT NULL
 """
-OLDER_EXTENSIONS = """
-SELECT name, installed_version, default_version FROM pg_available_extensions
-WHERE installed_version IS DISTINCT FROM default_version AND installed_version IS NOT NULL
+# PostgreSQL's own are those of the new cluster, where an index may have been sorted by those of the
+# former one.
+SORTED_BY = """
+SELECT DISTINCT c.collname, c.collprovider::text, c.collversion
+FROM pg_index i, unnest(i.indcollation) o JOIN pg_collation c ON c.oid = o
+WHERE c.oid < 16384 AND c.collversion IS NOT NULL AND i.indexrelid >= 16384 ORDER BY 1, 2
 """
+# The order in which they were made: one may need another.
+OLDER_EXTENSIONS = """
+SELECT e.extname, e.extversion, a.default_version
+FROM pg_extension e JOIN pg_available_extensions a ON a.name = e.extname
+WHERE e.extversion IS DISTINCT FROM a.default_version AND a.default_version IS NOT NULL
+ORDER BY e.oid
+"""
+# Rows lie in their partitions by the order that held when they were written.
+PARTITIONED = """
+SELECT p.partrelid::regclass::text FROM pg_partitioned_table p
+WHERE p.partstrat = 'r' AND EXISTS (SELECT FROM unnest(p.partcollation) o
+  JOIN pg_collation c ON c.oid = o WHERE c.collname NOT IN ('C', 'POSIX', 'ucs_basic'))
+ORDER BY 1
+"""
+OPEN_DATABASES = "SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1"
 
 
 def noted() -> dict[str, Any]:
@@ -106,7 +136,10 @@ class Upgrade:
     def __init__(self, former: str, version: str, name: str):
         self.former, self.version, self.name = former, version, name
         self.old, self.new = Server(former, name), Server(version, name)
+        if not self.new.look():
+            self.new.data = checks.place_of_copy(self.old.data, former, version, name)
         self.state = noted()
+        self.warnings: list[str] = []
         if (self.state.get("former"), self.state.get("version")) != (former, version):
             self.state = {}
 
@@ -116,15 +149,9 @@ class Upgrade:
         """Return how far it is: '' (nothing done), copied, serving."""
         return self.state.get("step", "") if self.new.look() else ""
 
-    def size(self) -> int:
-        """Return the bytes of the data, tablespaces included."""
-        said = run("du", "--summarize", "--block-size=1", "--dereference-args", self.old.data)
-        spaces = [x.resolve() for x in (self.old.data / "pg_tblspc").glob("*")]
-        more = [run("du", "--summarize", "--block-size=1", x) for x in spaces]
-        return sum(int(x.split()[0]) for x in [said, *more])
-
-    def room(self) -> int:
-        return shutil.disk_usage(self.old.data.parent).free
+    def room(self) -> list[dict[str, Any]]:
+        """Return what the copy takes, and what is free, on each disk."""
+        return checks.room(self.old.data, self.new.data, self.former)
 
     def binary(self, version: str, program: str) -> Path:
         return BINARIES / version / "bin" / program
@@ -132,17 +159,25 @@ class Upgrade:
     # Before anything is stopped.
 
     def refuse(self) -> None:
-        """Refuse what pg_upgrade would refuse half-way, while everybody is served as before."""
-        need, free = int(self.size() * SPARE) + LOG_ROOM, self.room()
-        if free < need:
-            raise Failure(
-                f"The copy needs {megabytes(need)} below {self.old.data.parent}, and"
-                f" {megabytes(free)} are free. Nothing was touched. Make room and run this again."
-            )
+        """Refuse what would fail half-way, or be lost, while everybody is served as before."""
         if not self.binary(self.version, "pg_upgrade").exists():
             raise Failure(
                 f"PostgreSQL {self.version} is not installed. Nothing was touched. Install it:"
                 f" sudo apt-get install postgresql-{self.version}"
+            )
+        checks.refuse_place(self.new.data)
+        checks.refuse_tablespaces(self.old.data, self.former, self.version)
+        checks.refuse_what_would_be_lost(self.old.wait(), self.former, self.name)
+        checks.refuse_full_disks(self.room())
+        done = ask(
+            *("pg_upgradecluster", "--check", "--force-packages"),
+            *(f"--version={self.version}", self.former, self.name),
+        )
+        if done.returncode:
+            said = one_line(done.stdout + done.stderr)[-LARGEST_SAID:]
+            raise Failure(
+                f"{self.former}/{self.name} cannot be upgraded. Nothing was touched."
+                f" pg_upgradecluster says: {said}"
             )
         self.ask_pg_upgrade()
 
@@ -151,20 +186,22 @@ class Upgrade:
         session = self.old.wait()
         query = LOCALES.format(icu="daticulocale" if session.version >= 150000 else "NULL")
         encoding, collate, ctype, provider, icu = session.rows(query)[0]
-        scratch = self.old.data.parents[1] / self.version / "carafe-check"
+        scratch = self.new.data.parent / "carafe-check"
+        made = next((x for x in reversed(scratch.parents) if not x.exists()), scratch)
         files.remove(scratch)
         options = [f"--encoding={encoding}", f"--lc-collate={collate}", f"--lc-ctype={ctype}"]
         if provider == "i":
             options += ["--locale-provider=icu", f"--icu-locale={icu}"]
         if self.has_checksums(self.old):
             options.append("--data-checksums")
-        if not scratch.parent.is_dir():
-            scratch.parent.mkdir(mode=0o755)
-            shutil.chown(scratch.parent, "postgres", "postgres")
+        scratch.mkdir(mode=0o700, parents=True)
+        shutil.chown(scratch, "postgres", "postgres")
         try:
             self.as_postgres(
                 self.binary(self.version, "initdb"), "-D", scratch, "--no-sync", *options
             )
+            with (scratch / "postgresql.conf").open("a") as file:
+                file.write(preloaded(session))
             self.as_postgres(
                 *(self.binary(self.version, "pg_upgrade"), "--check"),
                 *("-b", self.binary(self.former, "postgres").parent),
@@ -174,15 +211,21 @@ class Upgrade:
                 folder=scratch,
             )
         except CommandFailed as failed:
-            # What it has found is in files beside.
-            reports = [files.read(x) or "" for x in sorted(scratch.glob("**/*.txt"))]
-            said = one_line(" ".join([str(failed), *reports]))[-LARGEST_SAID:]
+            said = one_line(" ".join([str(failed), *reports(scratch)]))[-LARGEST_SAID:]
             raise Failure(
                 f"PostgreSQL {self.version} does not take the data of {self.former}/{self.name} as"
-                f" it is. Nothing was touched. {said}"
+                f" it is. Nothing was touched. {said}{self.missing_packages()}"
             ) from None
         finally:
-            files.remove(scratch)
+            files.remove(made)
+
+    def missing_packages(self) -> str:
+        """Return which packages the former version has and the new one lacks, in a sentence."""
+        said = ask(
+            "pg_upgradecluster", "--check", f"--version={self.version}", self.former, self.name
+        ).stdout
+        names = re.findall(r"(?m)^\S+ is installed, but (\S+) is missing$", said)
+        return f" Perhaps this helps: sudo apt-get install {' '.join(names)}" if names else ""
 
     def as_postgres(self, *command: str | Path, folder: Path = Path("/")) -> str:
         done = subprocess.run(
@@ -198,7 +241,7 @@ class Upgrade:
             check=False,
         )
         if done.returncode:
-            said = one_line(f"{done.stdout} {done.stderr}")[-LARGEST_SAID:]
+            said = one_line(reason(f"{done.stdout}\n{done.stderr}"))[-LARGEST_SAID:]
             raise CommandFailed(f"{Path(command[0]).name} says: {said}")
         return done.stdout
 
@@ -214,7 +257,9 @@ class Upgrade:
         if self.step():
             return []
         self.recover()
-        relations = self.relations(self.old)
+        session = self.old.wait()
+        settings = preloaded(session)
+        relations, sorted_by = self.relations(self.old), self.sorted_by(session)
         port = self.old.place()["port"]
         self.state = {
             "former": self.former,
@@ -222,21 +267,24 @@ class Upgrade:
             "name": self.name,
             "port": port,
             "relations": relations,
+            "sorted_by": sorted_by,
             "began": time.time(),
         }
         note(**self.state)
         keep_what_backups_go_by()
-        with like_the_former():
+        with like_the_former(settings):
+            # pg_upgrade has looked at what it needs. Not every package of the former one is.
             done = ask(
-                *("pg_upgradecluster", "--method=upgrade", "--no-start"),
+                *("pg_upgradecluster", "--method=upgrade", "--no-start", "--force-packages"),
                 *(f"--jobs={os.cpu_count() or 1}", f"--version={self.version}"),
-                *(self.former, self.name),
+                *(self.former, self.name, self.new.data),
             )
         if done.returncode:
             self.recover()
+            said = one_line(reason(done.stdout + done.stderr))[-LARGEST_SAID:]
             raise Failure(
                 f"PostgreSQL could not be upgraded, and {self.former}/{self.name} runs as before."
-                f" pg_upgradecluster says: {one_line(done.stdout + done.stderr)[-LARGEST_SAID:]}"
+                f" pg_upgradecluster says: {said}"
             )
         # It is enabled by name, which start.conf has no word in: both would start at boot.
         run("systemctl", "disable", "--quiet", self.old.unit)
@@ -251,6 +299,7 @@ class Upgrade:
 
     def bring_along(self) -> None:
         """Copy what pg_upgradecluster leaves behind: settings, and lines that are not ours."""
+        files.remove(self.new.config / "conf.d" / PRELOADED)
         for path in sorted((self.old.config / "conf.d").iterdir()):
             target = self.new.config / "conf.d" / path.name
             shutil.copy2(path, target)
@@ -266,7 +315,9 @@ class Upgrade:
             return
         if self.new.look():
             run("pg_dropcluster", "--stop", self.version, self.name)
-        files.remove(self.new.data)
+        # One that was undone may have kept its place.
+        if not checks.owners_of(self.new.data):
+            files.remove(self.new.data)
         self.make_serve(self.old)
         files.remove(STATE)
         self.state = {}
@@ -289,7 +340,7 @@ class Upgrade:
         if self.step() == "serving":
             return []
         session, changes = self.new.wait(), []
-        for database in [*session.databases(), "postgres", "template1"]:
+        for (database,) in session.rows(OPEN_DATABASES):
             session.open(database)
             changes += self.refresh(session, database)
         if lost := less(self.state["relations"], self.relations(self.new)):
@@ -311,12 +362,19 @@ class Upgrade:
                 )
             collations = session.rows(OLDER_COLLATIONS)
             is_older = session.rows(OLDER_DATABASE) == [(True,)]
-            if collations or is_older:
+            if collations or is_older or self.sorts_otherwise(session, database):
                 session.change(
                     f"{database}: sort the indexes anew, since Debian sorts otherwise now",
                     "REINDEX DATABASE {d}",
                     d=database,
                 )
+                if tables := [name for (name,) in session.rows(PARTITIONED)]:
+                    self.warnings.append(
+                        f"Debian sorts texts otherwise now, and in the database {database} these"
+                        f" tables have their rows in partitions by the former order:"
+                        f" {', '.join(tables)}. Dump and restore them, unless their bounds are"
+                        " plain ASCII."
+                    )
             for schema, name in collations:
                 session.cursor.execute(
                     sql.SQL("ALTER COLLATION {} REFRESH VERSION").format(
@@ -334,6 +392,19 @@ class Upgrade:
                 f"The database {database} could not be brought up to date: {one_line(error)}"
             ) from None
         return done
+
+    def sorted_by(self, session: Session) -> dict[str, list[list[str]]]:
+        """Return the versions of PostgreSQL's own collations by which indexes are sorted."""
+        found = {}
+        for (database,) in session.rows(OPEN_DATABASES):
+            session.open(database)
+            found[database] = [list(x) for x in session.rows(SORTED_BY)]
+        return found
+
+    def sorts_otherwise(self, session: Session, database: str) -> bool:
+        now = session.rows(SORTED_BY)
+        had = self.state.get("sorted_by", {}).get(database, [])
+        return bool({tuple(x) for x in now} - {tuple(x) for x in had})
 
     def relations(self, server: Server) -> dict[str, Any]:
         """Return what is in each database: by kind, how many there are, and the tables' bytes."""
@@ -429,16 +500,41 @@ def less(had: dict[str, Any], has: dict[str, Any]) -> list[str]:
     return found
 
 
+def reason(said: str) -> str:
+    """Return what PostgreSQL's programs say, without warnings and what went well.
+
+    Each database that is sorted by an older Debian's rules makes three lines at each connection.
+    """
+    lines = re.split(r"\n(?!\t)", said)
+    return "\n".join(x for x in lines if not re.match(r"\s*(WARNING|DETAIL|HINT):|.* ok\s*$", x))
+
+
+def reports(folder: Path) -> Iterator[str]:
+    """Yield what pg_upgrade has written into files: what it has found, and why a server ended."""
+    for path in sorted(folder.glob("**/*.txt")):
+        yield files.read(path) or ""
+    for path in sorted(folder.glob("**/pg_upgrade_server.log")):
+        yield from re.findall(r"FATAL: .*", files.read(path) or "")
+
+
+def preloaded(session: Session) -> str:
+    """Return what a configuration says for the libraries that a server loads at its start."""
+    (value,) = session.rows("SELECT current_setting('shared_preload_libraries')")[0]
+    quoted = value.replace("'", "''")
+    return f"shared_preload_libraries = '{quoted}'\n" if value else ""
+
+
 @contextlib.contextmanager
-def like_the_former() -> Iterator[None]:
-    if not CREATE.parent.is_dir():
-        CREATE.parent.mkdir(mode=0o755)
-    files.write(CREATE, LIKE_THE_FORMER, 0o644, "root", "root")
+def like_the_former(settings: str) -> Iterator[None]:
+    wanted = [(CREATE, LIKE_THE_FORMER, 0o644)]
+    if settings:
+        wanted.append((HOOK, HOOK_PROGRAM.format(settings=settings), 0o755))
     try:
+        for path, text, mode in wanted:
+            if not path.parent.is_dir():
+                path.parent.mkdir(mode=0o755)
+            files.write(path, text, mode, "root", "root")
         yield
     finally:
-        files.remove(CREATE)
-
-
-def megabytes(count: float) -> str:
-    return f"{count / 1024**2:,.0f} MB"
+        for path, _, _ in wanted:
+            files.remove(path)

@@ -16,7 +16,9 @@ options:
   state:
     description:
       - V(look) says how far the upgrade is, and what it will take.
-      - V(checked) refuses what pg_upgrade would refuse, while everybody is served.
+      - >-
+        V(checked) refuses what would fail half-way or be lost, such as replication slots, while
+        everybody is served.
       - V(copied) stops the former cluster and copies it. The new one has its configuration, and is
         down.
       - >-
@@ -76,10 +78,11 @@ bytes:
   description: Bytes of the data that is to be copied.
   type: int
   returned: with V(look)
-free:
-  description: Bytes that are free where the copy will lie.
-  type: int
+room:
+  description: What the copy takes on each disk, and what is free there, in words.
+  type: str
   returned: with V(look)
+  sample: 680 MB below /var/lib/postgresql/17, where 5,300 MB are free
 backed_up:
   description: When the newest backup of the databases ended, in seconds since the epoch, or 0.
   type: float
@@ -99,6 +102,7 @@ changes:
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options
 
 from ..module_utils import claims, postgresql_config
+from ..module_utils import postgresql_upgrade_checks as checks
 from ..module_utils.commands import Failure
 from ..module_utils.postgresql_server import need_psycopg2, report
 from ..module_utils.postgresql_upgrade import Upgrade, backed_up, older
@@ -115,9 +119,10 @@ SENTENCES = {
 
 def look(upgrade: Upgrade) -> dict:
     """Return what there is to be known before it begins."""
+    disks = upgrade.room()
     return {
-        "bytes": upgrade.size(),
-        "free": upgrade.room(),
+        "bytes": sum(disk["bytes"] for disk in disks),
+        "room": checks.listed_room(disks),
         "backed_up": backed_up(),
         "done": upgrade.step() == "serving" and bool(upgrade.state.get("analyzed")),
         "owners": sorted(claims.read(postgresql_config.FOLDER, "", None)),
@@ -159,6 +164,8 @@ def answer(module: Module) -> dict:
         )
     upgrade = Upgrade(former, given["version"], given["cluster"])
     result = act(given["state"], upgrade, module.check_mode)
+    for warning in upgrade.warnings:
+        module.warn(warning)
     return {**result, "former": former, "step": upgrade.step()}
 
 
