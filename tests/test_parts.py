@@ -120,17 +120,20 @@ def suite(tmp_path: Path) -> Callable[..., tuple[str, list[list[str]]]]:
     return run
 
 
-def test_all_parts_are_run_once_each_and_no_more_than_two_scenarios_at_a_time(
+def test_all_parts_are_run_once_each_and_no_more_than_three_at_a_time(
     suite: Callable[..., tuple[str, list[list[str]]]],
 ) -> None:
     said, noted = suite()
     assert said.splitlines()[-1] == f"{len(LINTERS) + 8} passed, 1 failed"
     assert "\nFAILED molecule broken\n" in said
+    computed = max(n for n, (_, _, name, *_) in enumerate(noted) if name in ("pytest", *LINTERS))
     at_once = [0]
-    for what, _, name, *_ in noted:
+    for number, (what, _, name, *_) in enumerate(noted):
         if name == "molecule":
             at_once.append(at_once[-1] + (1 if what == "began" else -1))
-    assert max(at_once) == 2
+            # What computes has the place of the third.
+            assert at_once[-1] <= (2 if number < computed else 3)
+    assert max(at_once) >= 2
     began = [words for what, _, *words in noted if what == "began"]
     scenarios = sorted(words[-1] for words in began if words[0] == "molecule")
     assert scenarios == ["broken", "one", "three", "two"]

@@ -33,7 +33,7 @@ def server(release: str) -> Callable[[str], Host]:
     return lambda role: testinfra.get_host(f"docker://{CONTAINERS[f'split-{release}-{role}']}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def url(release: str) -> str:
     """Where the stack answers."""
     mapping = subprocess.run(
