@@ -26,6 +26,7 @@ from ansible_collections.carafe.stack.plugins.module_utils import (
     migrations,
     programs,
     release_settings,
+    release_state,
     release_steps,
     sandbox,
     unix_http,
@@ -1204,14 +1205,50 @@ def test_an_app_that_migrates_as_it_is_loaded_does_not_wait_for_long_either(app:
 # What a removal asks.
 
 
-def test_whoever_removes_an_app_learns_who_is_at_work_on_it(app: App) -> None:
-    app.step("idle", "a")
+@pytest.fixture
+def removing(app: App, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What tells that the app of this server is being removed."""
+    monkeypatch.setattr(release_state, "CLAIMS", app.root / "claims")
+    return app.root / "claims/carafe-test-app.removing"
+
+
+def test_whoever_removes_an_app_learns_who_is_at_work_on_it(app: App, removing: Path) -> None:
     app.deploy("a")
     app.step("begin", "b")
     other = {"run": RUN_2, "break_lock": False}
     with pytest.raises(Locked, match=r"ann@desk holds the lock of \S+ since .* deployment of b"):
-        app.step("idle", "", **other)
-    app.step("idle", "", **{**other, "break_lock": True})
+        app.step("remove", "", **other)
+    assert not removing.exists()
+    app.step("remove", "", **{**other, "break_lock": True})
+    assert removing.exists()
+
+
+def test_no_release_begins_while_the_app_is_removed(app: App, removing: Path) -> None:
+    app.deploy("a")
+    app.deploy("b")
+    app.step("remove", "", check=True)
+    app.deploy("b")
+    app.step("remove", "")
+    words = r"ann@desk removes carafe-test-app since 20.*Nothing was touched.*playbooks/remove\.yml"
+    # One that serves already would not take the lock, and still be served anew.
+    for step, release in (("begin", "b"), ("begin", "c"), ("choose", "")):
+        with pytest.raises(Locked, match=words) as refused:
+            app.step(step, release, run=RUN_2)
+        # By these the control machine tells whether that run is alive.
+        assert {"machine", "pid"} <= refused.value.lock.keys()
+    # One that began in between has looked before.
+    with pytest.raises(Locked, match=words):
+        release_steps.Release(app.facts("c", run=RUN_2)).take_lock()
+    assert not app.locked
+    # Removals go on with each other, also where the app's own folder is gone by then.
+    app.step("remove", "", run=RUN_2)
+    shutil.rmtree(app.root / "state")
+    app.step("remove", "", run=RUN_2)
+    with pytest.raises(Locked, match=words.replace("ann@desk", "bob")):
+        app.step("begin", "c")
+    assert not (app.root / "state").exists()
+    app.step("begin", "c", break_lock=True)
+    assert not removing.exists()
 
 
 def test_a_run_notes_whose_the_place_is_before_it_makes_anything(

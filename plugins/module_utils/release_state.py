@@ -10,6 +10,8 @@ All of it is in ``<root>/state``, a folder of root's own:
 ``venvs/``         a file for each virtual environment that is complete: how many files it has
 ``releases.log``   who released what when, and how it ended: a line for each, in words of Carafe's
 
+Outside it is ``/etc/carafe/<app>.removing``: who removes the app, from the beginning to the end.
+
 What an app printed is in none of these, but in ``<root>/logs`` and in what a run says. Of a failure
 they keep the first line: a module's is its own, and what others wrote comes in the lines after it.
 
@@ -34,6 +36,7 @@ from .commands import Failure
 from .words import one_line
 
 KEEP_BROKEN = 2  # releases that failed, kept to be looked at
+CLAIMS = Path("/etc/carafe")
 
 
 class Locked(Failure):
@@ -73,6 +76,8 @@ class State:
         self.root = Path(app["root"])
         self.state = self.root / "state"
         self.lock_path = self.state / "lock.json"
+        # Not in the app's folder, which goes before its database does.
+        self.removing_path = CLAIMS / f"{app['name']}.removing"
         self.lock: dict[str, Any] = {}
         # In a run that is taken back, what cannot be written any more must not stop it.
         self.best_effort = False
@@ -247,6 +252,9 @@ class State:
                     by = "somebody"
                 self.audit(run["by"], f"broke the lock of {by}")
                 self.lock_path.unlink(missing_ok=True)
+            if self.removing_path.exists() and self.app["break_lock"]:
+                self.audit(run["by"], "makes anew what a removal has not ended")
+                self.removing_path.unlink(missing_ok=True)
             self.refuse()
             serving = self.serving
             self.lock = run | {
@@ -260,8 +268,31 @@ class State:
                 self.write(self.lock_path, self.lock)
         self.adopt()
 
+    def begin_removal(self) -> None:
+        """Keep releases from beginning until all of the app is gone, unless one is at work.
+
+        A removal that was cut short is gone on with by another one.
+        """
+        held = files.locked(self.state) if self.state.is_dir() else contextlib.nullcontext()
+        with held:
+            self.refuse_release()
+            if not self.check:
+                self.write(self.removing_path, self.app["run"] | {"since": time.time()})
+
     def refuse(self) -> None:
-        """Raise Locked when another run has the lock, unless this one is to break it."""
+        """Raise Locked when another run is at work, unless this one is to break its lock."""
+        self.refuse_release()
+        if self.app["break_lock"] or not self.removing_path.exists():
+            return
+        removal = read(self.removing_path, "Run playbooks/remove.yml again, which makes it anew")
+        raise Locked(
+            {"machine": "", "pid": ""} | removal,
+            f"{one_line(removal.get('by', 'somebody'))} removes {self.app['name']} since"
+            f" {clock(removal.get('since', 0))}. Nothing was touched. A removal that was cut short"
+            " goes on by playbooks/remove.yml.",
+        )
+
+    def refuse_release(self) -> None:
         if not self.lock_path.exists() or self.mine or self.app["break_lock"]:
             return
         lock = self.read_lock()

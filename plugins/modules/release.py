@@ -31,8 +31,10 @@ options:
       - V(finish) ends a release that serves well, after V(workers) unless that was taken before.
       - V(revert) and V(report_failure) undo what this run has done; the latter returns why, as
         RV(says).
-      - V(list) only reads, and so does V(runs), of the schedules. V(idle) tells whether a run is at
-        work, V(moment) which moment of the data was the last before a release.
+      - V(list) only reads, and so do V(runs), of the schedules, and V(moment), of which moment of
+        the data was the last before a release.
+      - V(remove) keeps releases from beginning until C(/etc/carafe/<app>.removing) goes, unless one
+        is at work.
     type: str
     required: true
     choices:
@@ -47,8 +49,8 @@ options:
       - report_failure
       - list
       - runs
-      - idle
       - moment
+      - remove
   app:
     description: What the role app knows of the app and of this run.
     type: dict
@@ -105,7 +107,7 @@ plan:
 lock:
   description: The run that has the lock, when another one has it.
   type: dict
-  returned: V(begin), V(choose) and V(idle)
+  returned: V(begin), V(choose) and V(remove)
 says:
   description: >-
     Why the release does not serve, what does, and what to run next; which moment was before a
@@ -138,10 +140,10 @@ from ansible_collections.carafe.stack.plugins.module_utils.words import escaped
 
 STEPS = (
     *("begin", "choose", "prepare", "gate", "hook", "workers", "finish"),
-    *("revert", "report_failure", "list", "runs", "idle", "moment"),
+    *("revert", "report_failure", "list", "runs", "moment", "remove"),
 )
 # What a dry run may call. The others have nothing to look at without what they would have made.
-READ = ("begin", "choose", "workers", "list", "runs", "idle", "moment")
+READ = ("begin", "choose", "workers", "list", "runs", "moment", "remove")
 
 
 def run(app: release_steps.Release, params: dict) -> None:
@@ -149,8 +151,8 @@ def run(app: release_steps.Release, params: dict) -> None:
     step = params["step"]
     if step == "list":
         app.output["table"] = app.listing() if app.root.exists() else []
-    elif step == "idle":
-        app.refuse()
+    elif step == "remove":
+        app.begin_removal()
     elif step == "runs":
         folder = schedule_runs.history(app.root)
         names = schedule_runs.scheduled(app.app["name"], app.root)
@@ -181,7 +183,7 @@ def changed(app: release_steps.Release, step: str) -> bool:
         return not output["live"] or bool(output["place"])
     if step == "workers":
         return bool(output["workers"] or output.get("schedules"))
-    return step not in ("list", "runs", "idle", "moment")
+    return step not in ("list", "runs", "moment")
 
 
 def main() -> None:
