@@ -175,6 +175,29 @@ def test_a_server_that_keeps_nothing_of_the_app_has_nothing_to_do(app: dict[str,
     assert backup_restore.Restore("shop").progress == {}
 
 
+@pytest.mark.parametrize("stage", ["undo", "drop"])
+def test_a_server_that_keeps_nothing_of_the_app_has_nothing_to_take_back(
+    app: dict[str, Any], stage: str
+) -> None:
+    """The restore of an app takes in all of its servers."""
+    app |= {"databases": [], "paths": []}
+    given = {"owner": "shop", "stage": stage, "moment": NOW}
+    assert not module.back(given, False)["changed"]
+
+
+def test_an_undo_that_was_cut_short_on_another_server_goes_on(
+    app: dict[str, Any], cluster: Cluster, shared: Path
+) -> None:
+    app["databases"] = []
+    backup_restore.place_before(shared, NOW).mkdir()
+    assert backup_restore.undo("shop", NOW)
+    live = sorted(x.name for x in shared.parent.iterdir())
+    assert backup_restore.undo("shop", NOW) == []
+    assert sorted(x.name for x in shared.parent.iterdir()) == live
+    with pytest.raises(Failure, match="Nothing is kept of"):
+        backup_restore.undo("shop", "20261123t101500")
+
+
 def test_all_servers_keep_what_is_replaced_by_the_same_moment(
     app: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

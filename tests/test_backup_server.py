@@ -60,6 +60,8 @@ def test_what_is_no_place_is_refused(text: str) -> None:
         ({"repository": "/mnt/other"}, "backup_repository"),
         ({"key": "x" * 30}, "backup_key"),
         ({"s3_endpoint": "s3.example.net"}, "backup_s3_endpoint"),
+        ({"database": True, "cluster": "shop"}, "backup_cluster"),
+        ({"database": True, "version": "15"}, ""),
         ({"retention_days": 30}, ""),
         ({"drill": "*-*-* 05:00"}, ""),
     ],

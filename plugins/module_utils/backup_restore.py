@@ -521,6 +521,9 @@ def kept(setup: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, list[st
 
 
 def of_moment(setup: Mapping[str, Any], told: Mapping[str, Any], moment: str) -> list[str]:
+    """Return what was kept of a restore; a server that has nothing of the app's keeps nothing."""
+    if not told["paths"] and not (setup["database"] and told["databases"]):
+        return []
     found = kept(setup, told)
     if moment not in found:
         has = f"Kept are {', '.join(found)}." if found else "Nothing is kept."
@@ -531,7 +534,13 @@ def of_moment(setup: Mapping[str, Any], told: Mapping[str, Any], moment: str) ->
 def undo(app: str, moment: str) -> list[str]:
     """Let what a restore has replaced be live again; what it brought is kept instead."""
     setup, told = backup_repository.setup(), app_of(app)
+    undone = f"undone: {moment}"
+    # The same command once more, since it was cut short on another server.
+    if (backup_state.read(f"restore-{app}") or {}).get("message") == undone:
+        return []
     things = of_moment(setup, told, moment)
+    if not things:
+        return []
     now, moved = new_moment(), []
     with alone(f"-restore-{app}"):
         pairs = [
@@ -548,7 +557,7 @@ def undo(app: str, moment: str) -> list[str]:
                 path.rename(aside)
                 moved.append(str(aside))
             old.rename(path)
-    backup_state.note(f"restore-{app}", time.time(), "ok", f"undone: {moment}", kept=moved)
+    backup_state.note(f"restore-{app}", time.time(), "ok", undone, kept=moved)
     return moved
 
 

@@ -106,6 +106,9 @@ def claim(given: Mapping[str, Any]) -> dict[str, Any]:
     salt = given["repository"].encode()
     key = hashlib.scrypt(given["key"].encode(), salt=salt, n=1 << 12, r=8, p=1, dklen=8).hex()
     place = {"backup_repository": given["repository"], "backup_key": f"one with the sum {key}"}
+    if given["database"]:
+        # By its name: the version is that of whoever has run since an upgrade.
+        place["backup_cluster"] = given["cluster"]
     return {
         "once": place | claims.stated(given, ONCE, "backup_"),
         "database": given["database"],
