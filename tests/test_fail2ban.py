@@ -93,7 +93,12 @@ def test_jails_and_addresses_of_all_owners_add_up() -> None:
     settings = fail2ban.composed(said, "shop")
     assert settings["ignore"] == ["127.0.0.0/8", "::1", "192.0.2.1", "192.0.2.2"]
     assert settings["seconds"] == 300
-    assert [jail["name"] for jail in settings["jails"]] == ["sshd", "nginx-429", "blog"]
+    assert [jail["name"] for jail in settings["jails"]] == [
+        "sshd",
+        "nginx-429",
+        "nginx-401",
+        "blog",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_nobody_walks_around_the_proxy_of_one_app_by_the_port_of_another(
         ("sshd -T", "passwordauthentication no"),
         # Ansible came as deploy, and became root.
         ("sshd -T", "permitrootlogin no"),
-        ("fail2ban-client status", "nginx-429, sshd"),
+        ("fail2ban-client status", "nginx-401, nginx-429, sshd"),
         ("apt-config dump", 'APT::Periodic::Unattended-Upgrade "1";'),
         ("systemctl is-enabled carafe-firewall fail2ban", "enabled\nenabled"),
         ("systemctl is-active logrotate.timer", "active"),

@@ -11,6 +11,7 @@ NGINX = {
     "retries": 100,
     "within_seconds": 60,
 }
+WEB = ("nginx-401", "nginx-429")
 BY_HAND = "[byhand]\nenabled = true\nfilter = sshd\nbackend = systemd\n"
 OWN = "/etc/fail2ban/jail.d/carafe.local"
 LENGTHS = """
@@ -74,6 +75,21 @@ def test_who_floods_nginx_is_kept_from_the_web_alone(
     assert reaches(foe, 80)
     flood(foe)
     eventually(lambda: banned().get("nginx-429") == {foe})
+    assert not reaches(foe, 80)
+    assert reaches(foe, 22)
+    assert reaches(friend, 80)
+
+
+def test_who_guesses_the_password_of_a_site_is_kept_from_the_web(
+    enemy, neighbour, flood, banned, reaches, eventually
+):
+    foe, friend = enemy["v4"], neighbour["v4"]
+    # A browser that has not asked its user yet, a user who remembers it in time, and one who is in.
+    flood(friend, 99, 401)
+    flood(friend, 9, 401, user="ann")
+    flood(friend, 99, 200, user="ann")
+    flood(foe, 10, 401, user="- - [ann] 200")
+    eventually(lambda: banned().get("nginx-401") == {foe})
     assert not reaches(foe, 80)
     assert reaches(foe, 22)
     assert reaches(friend, 80)
@@ -188,7 +204,7 @@ def test_a_killed_fail2ban_is_back_with_its_bans(host, flood, banned, jails, eve
     eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
     host.check_output("kill -9 $(systemctl show -P MainPID fail2ban)")
     host.check_output("nft delete table inet f2b-table")
-    eventually(lambda: jails() == {"sshd", "nginx-429"})
+    eventually(lambda: jails() == {"sshd", *WEB})
     eventually(lambda: banned().get("nginx-429") == {enemy["v4"]})
 
 
@@ -278,7 +294,7 @@ def test_a_jail_without_its_log_waits_for_it(role, host, jails):
     assert without == {"sshd"}
     changed, output = role()
     assert changed == 1, output
-    assert jails() == {"sshd", "nginx-429"}
+    assert jails() == {"sshd", *WEB}
 
 
 def test_a_log_that_is_taken_away_costs_no_other_jail(host, jails, eventually):
@@ -298,7 +314,7 @@ def test_a_jail_that_is_not_asked_for_ends_and_one_by_hand_is_left_alone(role, h
     assert found == {"nginx-429", "byhand"}
     changed, output = role()
     assert changed == 1, output
-    assert jails() == {"sshd", "nginx-429"}
+    assert jails() == {"sshd", *WEB}
 
 
 @pytest.mark.parametrize(
@@ -326,19 +342,19 @@ def test_a_mistake_is_explained_and_fail2ban_stays_as_it_is(role, host, jails, e
     changed, output = role(fail2ban_ignore=["10.0.0.0/99"])
     assert changed == -1
     assert "not an address, network or host name: 10.0.0.0/99" in explanation(output), output
-    assert jails() == {"sshd", "nginx-429"}
+    assert jails() == {"sshd", *WEB}
     assert host.check_output("sha256sum %s", OWN) == before
     assert not host.run("grep -r 10.0.0.0/99 /etc/carafe/fail2ban.d").stdout
     # What the failed run left on the disk must do for the next start.
     host.check_output("systemctl restart fail2ban")
-    eventually(lambda: jails() == {"sshd", "nginx-429"})
+    eventually(lambda: jails() == {"sshd", *WEB})
 
 
 def test_two_inventories_add_to_each_other(role, host, jails):
     more = {"name": "blog", "filter": "sshd"}
     changed, output = role(fail2ban_owner="blog", fail2ban_jails=[more])
     assert changed == 1, output
-    assert jails() == {"sshd", "nginx-429", "blog"}
+    assert jails() == {"sshd", *WEB, "blog"}
     # The first one's next run undoes nothing, nor do its seconds.
     changed, output = role()
     assert changed == 0, output
@@ -346,7 +362,7 @@ def test_two_inventories_add_to_each_other(role, host, jails):
     host.check_output("rm /etc/carafe/fail2ban.d/blog.json")
     changed, output = role()
     assert changed == 1, output
-    assert jails() == {"sshd", "nginx-429"}
+    assert jails() == {"sshd", *WEB}
 
 
 def test_a_mistake_by_hand_is_not_loaded(host, jails, eventually):
@@ -355,7 +371,7 @@ def test_a_mistake_by_hand_is_not_loaded(host, jails, eventually):
     reloaded = host.run("systemctl reload fail2ban")
     host.check_output("rm /etc/fail2ban/jail.d/byhand.conf")
     assert reloaded.rc != 0
-    assert jails() == {"sshd", "nginx-429"}
+    assert jails() == {"sshd", *WEB}
 
 
 def test_a_lost_reload_is_made_up_for(role, host):
@@ -369,7 +385,7 @@ def test_a_stopped_fail2ban_runs_again(role, host, jails, eventually):
     changed, output = role()
     assert changed == 1, output
     assert host.service("fail2ban").is_enabled
-    eventually(lambda: jails() == {"sshd", "nginx-429"})
+    eventually(lambda: jails() == {"sshd", *WEB})
 
 
 def test_an_option_in_the_name_of_a_filter_arrives(role, host):
