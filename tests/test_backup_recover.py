@@ -233,3 +233,30 @@ def test_what_is_restored_is_given_to_its_owners(
     snapshot = {"id": "abc", "owners": {"uid-999": "shop"}}
     backup_files.restored(SETUP, "shop", snapshot, tmp_path / "target", Path("/srv/shop"))
     assert owned == [(tmp_path / "target/srv/shop", {"uid-999": "shop"})]
+
+
+def test_a_new_server_reads_where_it_is_told(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(
+        backup_repository, "reading", lambda setup, place: setup | {"repository": place}
+    )
+
+    def snapshots(setup: dict[str, Any], *_: Any, **__: Any) -> list[dict[str, Any]]:
+        read.append(setup["repository"])
+        return [OLD]
+
+    def listing(setup: dict[str, Any], *_: Any) -> str:
+        read.append(setup["repository"])
+        return json.dumps({SETUP["stanza"]: {}})
+
+    monkeypatch.setattr(backup_files, "snapshots", snapshots)
+    monkeypatch.setattr(backup_jobs, "pgbackrest_repo", listing)
+    monkeypatch.setattr(backup_recover.found, "has_databases", lambda _: False)
+    assert backup_recover.bring_files("shop", "old", "latest", check=True, place="copy")
+    setup = SETUP | {"data": "/var/lib/postgresql/17/main"}
+    monkeypatch.setattr(backup_repository, "setup", lambda: setup)
+    with pytest.raises(Failure, match="has nothing"):
+        backup_recover.database("old", "latest", check=True, place="copy")
+    assert read == ["copy", "copy"]

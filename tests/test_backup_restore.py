@@ -168,7 +168,7 @@ def test_files_that_nobody_has_stored_are_told_before_anything_is_touched(
 @pytest.mark.usefixtures("out_of_reach")
 def test_a_server_that_keeps_nothing_of_the_app_has_nothing_to_do(app: dict[str, Any]) -> None:
     app |= {"databases": [], "paths": []}
-    given = {"owner": "shop", "to": "before 46b2c12fc937", "moment": NOW}
+    given = {"owner": "shop", "to": "before 46b2c12fc937", "moment": NOW, "place": ""}
     for check in (False, True):
         assert "target" not in module.plan(given, check)["plan"]
     assert not module.prepare(given, False)["changed"]
@@ -247,7 +247,7 @@ def test_the_same_command_goes_on_until_the_app_has_connected_anew(
     app: dict[str, Any], beside: backup_restore.Restore, shared: Path
 ) -> None:
     """One that fails between the two would begin all over, and lose what is written since."""
-    given = {"owner": "shop", "to": "latest", "moment": "20270101t000000"}
+    given = {"owner": "shop", "to": "latest", "moment": "20270101t000000", "place": ""}
     assert f"shop_before_{NOW}" in backup_restore.switch("shop")
     assert (shared / "photo").read_text() == "then"
     again = module.prepare(given, False)
@@ -406,3 +406,54 @@ def test_the_ways_back_do_not_ask_the_repository() -> None:
     roles = [x for x in play["tasks"] if "ansible.builtin.include_role" in x]
     asks = {x["ansible.builtin.include_role"]["tasks_from"]: x["when"] for x in roles}
     assert "not restore_is_back" in asks["restore_plan"]
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A copy that ends before now; return what is asked of the live cluster."""
+    monkeypatch.setattr(
+        backup_repository, "reading", lambda setup, place: setup | {"repository": place}
+    )
+    stop = {"timestamp": {"stop": 100.0}, "type": "full", "label": "20261122-101500F"}
+    monkeypatch.setattr(backup_repository, "info", lambda _: {"backup": [stop]})
+    monkeypatch.setattr(backup_jobs, "inspect", lambda *_, **__: {"newest": 2000.0})
+    monkeypatch.setattr(backup_files, "snapshots", lambda *_: [SNAPSHOT])
+    asked: dict[str, Any] = {}
+    for name in ("mark", "switch"):
+        monkeypatch.setattr(backup_jobs, name, lambda *_, name=name: asked.update({name: True}))
+    return asked
+
+
+TO = "1970-01-01 00:10:00+00"
+
+
+def test_out_of_a_copy_nothing_is_awaited_of_the_live_cluster(
+    app: dict[str, Any], copied: dict[str, Any]
+) -> None:
+    assert backup_restore.begin("shop", TO, NOW, "copy")["place"] == "copy"
+    assert copied == {}
+
+
+def test_out_of_a_copy_comes_what_it_has(app: dict[str, Any], copied: dict[str, Any]) -> None:
+    with pytest.raises(Failure, match=r"copy ends before now.* 1970-01-01 00:33:21"):
+        backup_restore.begin("shop", "latest", NOW, "copy")
+    with pytest.raises(Failure, match=r"after the newest moment.* 1970-01-01 00:33:21"):
+        backup_restore.begin("shop", "1970-01-01 00:40:00+00", NOW, "copy")
+
+
+def test_a_restore_goes_on_out_of_where_it_was_begun(
+    app: dict[str, Any], copied: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup_restore.begin("shop", TO, NOW, "copy")
+    with pytest.raises(Failure, match="-e restore_place=copy; or give it up"):
+        backup_restore.begin("shop", TO, NOW)
+    monkeypatch.setattr(backup_repository, "check_place", lambda _: None)
+    seen: dict[str, str] = {}
+    for name in ("dump", "load", "bring_files"):
+        monkeypatch.setattr(
+            backup_restore,
+            name,
+            lambda setup, _, name=name: seen.update({name: setup["repository"]}),
+        )
+    backup_restore.prepare("shop")
+    assert seen == {"dump": "copy", "load": "/mnt/backup", "bring_files": "copy"}

@@ -24,6 +24,7 @@ from ansible_collections.carafe.stack.plugins.modules import backup as backup_mo
 GIVEN = {
     **{"owner": "shop", "repository": "/mnt/backup", "key": "k" * 30, "release": ""},
     **{"files": "*:0/15", "database": True, "paths": ["/srv/shop/shared"], "more_paths": []},
+    **{"copy_s3_key": "", "copy_s3_secret": ""},
     **{"s3_key": "", "s3_secret": "", "version": "17", "cluster": "main", "port": 5432},
     **{"data": "/var/lib/postgresql/17/main", "blocks": True, "databases": ["shop"]},
     **backup_server.ONCE,
@@ -177,6 +178,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("s3_endpoint", "s3.example.com", lambda setup, _: setup["s3"]["endpoint"]),
         ("s3_region", "eu-1", lambda setup, _: setup["s3"]["region"]),
         ("s3_ca", "/etc/ssl/ours.pem", lambda setup, _: setup["s3"]["ca"]),
+        ("copy_repository", "/mnt/copy", lambda setup, _: setup["copy"]["repository"]),
         ("delay", 60, lambda _, jobs: jobs["full"]["delay"]),
         ("full", "Sat *-*-* 02:00", lambda _, jobs: jobs["full"]["when"]),
     ],
@@ -189,6 +191,48 @@ def test_what_one_owner_states_holds_whoever_runs_last(
     everybody = {owner: backup_server.claim(x) for owner, x in given.items()}
     setup = backup_server.setup_of(given[last], everybody)
     assert found(setup, backup_server.jobs(everybody)) == value
+
+
+COPY = {
+    **{"copy_repository": "s3://second", "copy_s3_key": "AK", "copy_s3_secret": "SK"},
+    **{"copy_s3_endpoint": "s3.example.com", "copy_ssh_key": "", "copy_ssh_known_hosts": []},
+}
+
+
+@pytest.fixture
+def copied(server: Path) -> dict[str, Any]:
+    """Have shop, which has a second place, and blog, which states none; return the claims."""
+    everybody = {x["owner"]: backup_server.claim(x) for x in (GIVEN | COPY, BLOG)}
+    setup = backup_server.setup_of(GIVEN | COPY, everybody)
+    backup_repository.SETUP.write_text(json.dumps(setup))
+    return everybody
+
+
+def test_who_states_no_second_place_leaves_that_of_another_one(copied: dict[str, Any]) -> None:
+    copy = backup_server.setup_of(BLOG, copied)["copy"]
+    assert (copy["repository"], copy["s3"]["secret"]) == ("s3://second", "SK")
+    assert "SK" not in json.dumps(copied)
+    assert backup_server.jobs(copied)["copy"]["when"] == "*-*-* *:40:00"
+
+
+def test_a_second_place_goes_with_who_states_it(copied: dict[str, Any]) -> None:
+    del copied["shop"]
+    setup = backup_server.setup_of(BLOG, copied)
+    assert setup["copy"] == {}
+    assert "copy" not in backup_server.jobs(copied)
+    assert [x.path.name for x in backup_server.unused(setup)] == ["id"]
+
+
+@pytest.mark.parametrize("kind", ["s3://second", "sftp://me@host/b", "/mnt/copy"])
+def test_the_secrets_of_a_second_place_are_roots_alone(server: Path, kind: str) -> None:
+    given = GIVEN | COPY | {"copy_repository": kind, "copy_ssh_key": "a secret", "ssh_key": ""}
+    everybody = {"shop": backup_server.claim(given)}
+    setup = backup_server.setup_of(given, everybody)
+    jobs = backup_server.jobs(everybody)
+    for item in backup_server.items(given, setup, jobs):
+        text = (getattr(item, "content", None) or b"").decode()
+        if "SK" in text or "a secret" in text:
+            assert (item.mode, item.group, item.sensitive) == (0o600, "root", True)
 
 
 def test_no_database_is_stored_by_sftp(server: Path) -> None:

@@ -1623,3 +1623,62 @@ def test_a_visitor_s_address_is_taken_from_one_place() -> None:
     both = the_only(problems(**balancer, nginx_real_ip_from=["192.0.2.8"]))
     assert both.variable == "nginx_proxy_protocol_from"
     assert "nginx_real_ip_from" in both.what
+
+
+S3 = {
+    **{"backup_copy_s3_endpoint": "s3.example.com", "backup_copy_s3_key": "AK"},
+    "backup_copy_s3_secret": "SK",
+}
+SFTP = {"backup_copy_ssh_key": "key", "backup_copy_ssh_known_hosts": ["host key"]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"backup_copy_repository": ""},
+        {"backup_copy_repository": "/mnt/other"},
+        {"backup_copy_repository": "s3://bucket", **S3},
+        {"backup_copy_repository": "sftp://me@host/b", **SFTP, "backup_database": True},
+        # Two stores may have a bucket of the same name.
+        {
+            **{"backup_repository": "s3://bucket", "backup_copy_repository": "s3://bucket", **S3},
+            **{"backup_s3_endpoint": "s3.example.net", "backup_s3_key": "AK"},
+            "backup_s3_secret": "SK",
+        },
+    ],
+)
+def test_a_second_place_for_backups_is_let_through(changes: dict[str, Any]) -> None:
+    assert problems(**changes) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "variable", "says"),
+    [
+        ({"backup_copy_repository": "ftp://host"}, "backup_copy_repository", "no place for"),
+        ({"backup_copy_repository": "/mnt/copies"}, "backup_copy_repository", "is in"),
+        ({"backup_copy_repository": "/mnt/copies/b"}, "backup_copy_repository", "is in"),
+        ({"backup_copy_repository": "/mnt"}, "backup_copy_repository", "is in"),
+        (
+            {"backup_copy_repository": "s3://bucket", **S3, "backup_copy_s3_secret": ""},
+            *("backup_copy_s3_secret", "is empty"),
+        ),
+        (
+            {"backup_copy_repository": "sftp://me@host/b", **SFTP, "backup_copy_ssh_key": ""},
+            *("backup_copy_ssh_key", "is empty"),
+        ),
+        (
+            {
+                "backup_copy_repository": "s3://bucket",
+                **S3,
+                "backup_copy_s3_endpoint": "https://s3",
+            },
+            *("backup_copy_s3_endpoint", "is a URL"),
+        ),
+    ],
+)
+def test_a_second_place_that_is_none_is_told(
+    changes: dict[str, Any], variable: str, says: str
+) -> None:
+    found = the_only(problems(**changes))
+    assert found.variable == variable
+    assert says in found.what

@@ -202,6 +202,7 @@ def pgbackrest_repo(setup: dict[str, Any], command: str, *words: str, config: st
     """Read in the repository itself; these commands know no stanza."""
     options = [x for x in words if x.startswith("--")]
     paths = [x for x in words if not x.startswith("--")]
+    config = config or setup.get("config", "")
     where = [f"--config={config}"] if config else []
     more = [f"--stanza={setup['stanza']}"] if command == "repo-get" else []
     return backup_repository.as_postgres(

@@ -81,7 +81,7 @@ def former(setup: dict[str, Any], name: str) -> dict[str, Any]:
     )
 
 
-def database(name: str, to: str, check: bool) -> list[str]:
+def database(name: str, to: str, check: bool, place: str = "") -> list[str]:
     """Bring the cluster; the same call goes on with what was cut short."""
     setup = backup_repository.setup()
     known = noted()
@@ -94,7 +94,7 @@ def database(name: str, to: str, check: bool) -> list[str]:
             " To bring an app back on a server that has it: the playbook restore, without"
             " restore_from."
         )
-    old = former(setup, name)
+    old = former(backup_repository.reading(setup, place), name)
     seen = backup_jobs.inspect(old, whole=False)
     target = backup_target.parse(to, [], time.time())
     backup_target.check(target, seen)
@@ -176,7 +176,7 @@ def forget_begun(owner: str, everything: bool = False) -> None:
         save({name: value for name, value in known.items() if name not in due})
 
 
-def bring_files(owner: str, name: str, to: str, check: bool) -> list[str]:
+def bring_files(owner: str, name: str, to: str, check: bool, place: str = "") -> list[str]:
     """Bring an app's files onto a server that has none of them."""
     setup, told = backup_repository.setup(), backup_files.app_of(owner)
     if not told["paths"] or noted().get(f"files-{owner}") == "done":
@@ -188,6 +188,7 @@ def bring_files(owner: str, name: str, to: str, check: bool) -> list[str]:
             f"{', '.join(full)} has files already. Nothing was touched. To bring an app back on a"
             " server that has it: the playbook restore, without restore_from."
         )
+    setup = backup_repository.reading(setup, place)
     every = backup_files.snapshots(setup, owner, anybody=True)
     hosts = sorted({x["hostname"] for x in every})
     host = name if name in hosts else next((x for x in hosts if name.startswith(f"{x}-")), "")

@@ -27,6 +27,8 @@ PGBACKREST = Path("/etc/pgbackrest/pgbackrest.conf")
 # Named after the machine: a copy of the disk archives nothing, as long as it has another number.
 STANZA = "/etc/pgbackrest/stanza-{machine}"
 MACHINE = Path("/etc/machine-id")
+# By which a copy of the repository is read, for as long as the server is up.
+READING = Path("/run/carafe-backup-reading.conf")
 HEADER = "# Managed by Ansible, role backup. What is changed here by hand is lost.\n"
 SOCKET = "/run/postgresql"
 SFTP = re.compile(r"sftp://([^@/:]+)@(\[[0-9a-fA-F:]+\]|[^@/:]+)(?::(\d+))?(/.*[^/])")
@@ -86,6 +88,46 @@ def check_place(setup: Mapping[str, Any]) -> None:
     place = parse(setup["repository"])
     if place.kind == "folder" and setup["is_mount"] and not is_mount(place.path):
         raise Failure(f"{place.path} is not mounted. See findmnt and /etc/fstab, and mount it.")
+
+
+def of_copy(setup: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the setup by which the second copy of the repository is read and written."""
+    if not setup.get("copy"):
+        raise Failure(
+            "There is no copy of this server's backups. Set backup_copy_repository in group_vars,"
+            " see docs/how-to/backups.md, and run site with --tags backup."
+        )
+    return {**setup, **setup["copy"], "ssh": "copy"}
+
+
+def reading(setup: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the setup by which a restore reads: of the repository, its copy, or a folder."""
+    if not where:
+        return dict(setup)
+    if where == "copy":
+        found = of_copy(setup)
+    elif where.startswith("/") and Path(where, "files").is_dir():
+        found = {**setup, "repository": where, "is_mount": False}
+    else:
+        raise Failure(
+            f"restore_place is {where!r}, which is neither copy nor a folder of this server's with"
+            " a copy in it. Without it, backups come from backup_repository."
+        )
+    if parse(found["repository"]).kind == "sftp" and found["database"]:
+        raise Failure(
+            f"pgBackRest of Debian does not read {found['repository']}. Bring it to a folder with"
+            " room for it: sudo python3 -I /usr/local/lib/carafe/backup fetch /mnt/copy; then run"
+            " the same command with -e restore_place=/mnt/copy"
+        )
+    if found["database"]:
+        conf = text(found, found["stanza"], found["data"], found["port"])
+        files.write(READING, conf, 0o640, "root", "postgres")
+        found["config"] = str(READING)
+    return found
+
+
+def ssh_folder(setup: Mapping[str, Any]) -> Path:
+    return FOLDER / setup.get("ssh", "root")
 
 
 def below(place: Place, *names: str) -> str:
@@ -175,6 +217,7 @@ def pgbackrest(
 ) -> subprocess.CompletedProcess[str]:
     """Run pgBackRest for this server's stanza."""
     words = (f"--stanza={setup['stanza']}", *words)
+    config = config or setup.get("config", "")
     where = (f"--config={config}",) if config else ()
     return as_postgres("pgbackrest", *where, *words, command, check=check)
 
@@ -242,8 +285,8 @@ def restic(
         environment["AWS_ACCESS_KEY_ID"] = setup["s3"]["key"]
         environment["AWS_SECRET_ACCESS_KEY"] = setup["s3"]["secret"]
     elif place.kind == "sftp":
-        known = f"UserKnownHostsFile={FOLDER}/root/known_hosts"
-        ssh = f"ssh -p {place.port} -i {FOLDER}/root/id -o {known}"
+        own = ssh_folder(setup)
+        ssh = f"ssh -p {place.port} -i {own}/id -o UserKnownHostsFile={own}/known_hosts"
         ssh += f" -o StrictHostKeyChecking=yes -o BatchMode=yes {place.user}@{place.host} -s sftp"
         options += ["-o", f"sftp.command={ssh}"]
     done = subprocess.run(

@@ -114,16 +114,18 @@ def left(app: str) -> dict[str, Any]:
     return found | {"restoring": Restore(app).progress}
 
 
-def plan(app: str, to: str, now: float | None = None) -> dict[str, Any]:
+def plan(app: str, to: str, now: float | None = None, place: str = "") -> dict[str, Any]:
     """Return what there is to restore, and what a target means; refuse one that is out of reach."""
     now = time.time() if now is None else now
-    setup, told = backup_repository.setup(), app_of(app)
+    setup, told = backup_repository.reading(backup_repository.setup(), place), app_of(app)
     found: dict[str, Any] = left(app) | {"backups": [], "snapshots": []}
     if not told["paths"] and not (setup["database"] and told["databases"]):
         return found
     if setup["database"] and told["databases"]:
         known = backup_repository.info(setup)
-        found["window"] = backup_jobs.window(known) | {"newest": newest(now)}
+        # What was written since it was copied is not there. The time is one of whole seconds.
+        reached = backup_jobs.inspect(setup, whole=False)["newest"] + 1 if place else newest(now)
+        found["window"] = backup_jobs.window(known) | {"newest": reached}
         found["backups"] = [
             f"{x['type']} {x['label']}, done {shown(x['timestamp']['stop'])}"
             for x in known["backup"]
@@ -135,6 +137,11 @@ def plan(app: str, to: str, now: float | None = None) -> dict[str, Any]:
     if not to:
         return found
     target = backup_target.parse(to, found.get("points") or (), now)
+    if place and target.kind == "latest" and "window" in found:
+        raise Failure(
+            f"{setup['repository']} ends before now. Name a moment that it has, before"
+            f" {shown(found['window']['newest'])}: -e restore_to="
+        )
     if "window" in found:
         backup_target.check(target, found["window"], now)
         found["backup"] = backup_target.backup_before(known["backup"], target.at)
@@ -173,7 +180,7 @@ def chosen(snapshots: list[dict[str, Any]], target: Target) -> dict[str, Any]:
     return {"id": found["id"], "at": found["at"], "release": release, "owners": owners}
 
 
-def begin(app: str, to: str, moment: str = "") -> dict[str, Any]:
+def begin(app: str, to: str, moment: str = "", place: str = "") -> dict[str, Any]:
     """Note what is to be restored; the same once more goes on with what was cut short.
 
     ``moment`` is the name under which what is live is kept, the same on all servers of an app.
@@ -181,18 +188,19 @@ def begin(app: str, to: str, moment: str = "") -> dict[str, Any]:
     """
     restore, setup = Restore(app), backup_repository.setup()
     if restore.progress:
-        if restore.progress["to"] != to:
+        begun, where = restore.progress["to"], restore.progress.get("place", "")
+        if (begun, where) != (to, place):
+            words = f"-e restore_to='{begun}'{f' -e restore_place={where}' if where else ''}"
             raise Failure(
-                f"A restore of {app} to {restore.progress['to']!r} was begun and is not done. Go on"
-                f" with it: -e restore_to='{restore.progress['to']}'; or give it up first: -e"
-                f" restore_cancel={app}"
+                f"A restore of {app} to {begun!r} was begun and is not done. Go on with it:"
+                f" {words}; or give it up first: -e restore_cancel={app}"
             )
         return restore.progress
     told = app_of(app)
     databases = told["databases"] if setup["database"] else []
     if not databases and not told["paths"]:
         return {}
-    found = plan(app, to)
+    found = plan(app, to, place=place)
     moment = moment or new_moment()
     target = Target(**found["target"])
     for database in databases:
@@ -203,12 +211,12 @@ def begin(app: str, to: str, moment: str = "") -> dict[str, Any]:
             target.kind, target.name = "name", f"restore-{app}-{moment}"[:LONGEST]
             backup_jobs.point(target.name, stored=True)
             target.at = time.time()
-        else:
+        elif not place:
             # A moment is reached only where something was written after it.
             backup_jobs.mark()
             backup_jobs.switch(setup)
     restore.save(
-        **{"id": moment, "to": to, "done": [], "began": time.time()},
+        **{"id": moment, "to": to, "place": place, "done": [], "began": time.time()},
         target={"kind": target.kind, "at": target.at, "name": target.name},
         backup=found.get("backup", ""),
         snapshot=found.get("snapshot"),
@@ -223,13 +231,14 @@ def prepare(app: str) -> tuple[str, dict[str, Any]]:
     restore, setup = Restore(app), backup_repository.setup()
     if not restore.progress:
         raise Failure("Nothing is asked for. Begin with the playbook restore.")
-    backup_repository.check_place(setup)
+    read = backup_repository.reading(setup, restore.progress.get("place", ""))
+    backup_repository.check_place(read)
     with alone(f"-restore-{app}"):
         if restore.progress["databases"] and not restore.done("loaded"):
-            dump(setup, restore)
+            dump(read, restore)
             load(setup, restore)
         if restore.progress["paths"] and not restore.done("files"):
-            bring_files(setup, restore)
+            bring_files(read, restore)
     return "ready to switch", {"differences": restore.progress.get("differences", {})}
 
 

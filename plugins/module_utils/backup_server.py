@@ -19,6 +19,7 @@ from typing import Any
 
 from . import (
     backup_archive,
+    backup_copy,
     backup_drill,
     backup_files,
     backup_jobs,
@@ -42,7 +43,15 @@ from .file_set import Absent, File, Folder
 CLAIMS = Path("/etc/carafe/backup.d")
 UNITS = Path("/etc/systemd/system")
 LIBRARY = (
-    *(backup_program, backup_archive, backup_drill, backup_files, backup_jobs, backup_repository),
+    *(
+        backup_program,
+        backup_archive,
+        backup_copy,
+        backup_drill,
+        backup_files,
+        backup_jobs,
+        backup_repository,
+    ),
     *(backup_restore, backup_scratch, backup_state, backup_target, commands, files),
     *(postgresql_pinned, words),
 )
@@ -53,10 +62,15 @@ SCHEDULES = {
     "diff": "Mon..Sat *-*-* 02:00",
     "incr": "*-*-* 08,14,20:00",
     "drill": "*-*-* 04:00",
+    "copy": "*-*-* *:40:00",
 }
+# Of the second place; by these names with "copy_" before them.
+COPY = {"repository": "", "s3_endpoint": "", "s3_region": "us-east-1", "s3_ca": ""}
+COPY_SECRETS = ("s3_key", "s3_secret", "ssh_key", "ssh_known_hosts")
 ONCE = {
     **{"retention_days": 14, "delay": 900},
     **{"s3_endpoint": "", "s3_region": "us-east-1", "s3_ca": ""},
+    **{f"copy_{name}": default for name, default in COPY.items()},
     **SCHEDULES,
 }
 MARKER = "*:0/10"
@@ -66,7 +80,7 @@ SERVICE = """{header}# Run it now: systemctl start {unit}; what it said: journal
 [Unit]
 Description={description}
 Wants=network-online.target
-After=network-online.target postgresql.service
+After=network-online.target postgresql.service{after}
 {mount}
 [Service]
 Type=oneshot
@@ -180,24 +194,35 @@ def jobs(everybody: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]
             **{"variable": "backup_drill", "delay": delay},
             "description": "The proof that the backups can be restored",
         }
+    if found and schedules["copy_repository"]:
+        found["copy"] = {
+            **{"what": "copy", "words": "copy", "when": schedules["copy"]},
+            **{"variable": "backup_copy", "delay": delay},
+            "description": "The second copy of the backups",
+        }
     return found
 
 
 def unit_files(wanted: Mapping[str, Mapping[str, Any]], setup: Mapping[str, Any]) -> dict[str, str]:
     """Return the units by name."""
     place = backup_repository.parse(setup["repository"])
-    mount = f"RequiresMountsFor={place.path}\n" if place.kind == "folder" else ""
     lines, found = sandbox.properties(sandbox.SANDBOX + "PrivateTmp=yes\n"), {}
     closed = place.kind == "folder" and ask("unshare", "--net", "true").returncode == 0
-    values = {"header": HEADER, "mount": mount, "program": programs.FOLDER / "backup"}
-    values["capabilities"] = CAPABILITIES
+    values = {"header": HEADER, "program": programs.FOLDER / "backup"}
+    values |= {"capabilities": CAPABILITIES, "mount": mounts(setup["repository"]), "after": ""}
+    # What is being stored is stored before it is copied.
+    before = [f"carafe-backup-{x}.service" for x in wanted if x not in ("marker", "drill", "copy")]
     for name, job in wanted.items():
         unit = f"carafe-backup-{name}"
         # A copy of the past, with all that it knows how to reach, reaches nothing.
         more = ["PrivateNetwork=yes"] if closed and name == "drill" else []
         words = {"unit": unit, "description": job["description"], "words": job["words"]}
+        if name == "copy":
+            copied = setup["copy"]["repository"]
+            words["mount"] = mounts(setup["repository"], copied)
+            words["after"] = "".join(f" {x}" for x in before)
         found[f"{unit}.service"] = SERVICE.format(
-            **values, **words, priority=PRIORITY, sandbox="\n".join([*lines, *more])
+            **values | words, priority=PRIORITY, sandbox="\n".join([*lines, *more])
         )
         found[f"{unit}.timer"] = TIMER.format(header=HEADER, unit=unit, **timing(job))
     if wanted:
@@ -208,6 +233,13 @@ def unit_files(wanted: Mapping[str, Mapping[str, Any]], setup: Mapping[str, Any]
             **{"priority": "Nice=5", "sandbox": "\n".join(lines)},
         )
     return found
+
+
+def mounts(*repositories: str) -> str:
+    """Return what a unit that needs these places says of them."""
+    places = map(backup_repository.parse, repositories)
+    paths = [x.path for x in places if x.kind == "folder"]
+    return f"RequiresMountsFor={' '.join(paths)}\n" if paths else ""
 
 
 def timing(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,17 +276,14 @@ def setup_of(
         former = backup_repository.setup()
     except commands.Failure:
         former = {}
-    here = place.kind == "folder" and backup_repository.is_mount(place.path)
-    was = former.get("repository") == given["repository"] and former.get("is_mount", False)
-    if was and not here:
-        raise Refused(f"{place.path} is not mounted. See findmnt and /etc/fstab, and mount it.")
     database = given["database"]
     found = {
         "repository": given["repository"],
         "key": given["key"],
-        "is_mount": here,
+        "is_mount": mounted(given["repository"], former),
         "s3": {x: given[f"s3_{x}"] for x in ("key", "secret")},
         "host": os.uname().nodename,
+        "copy": copy_of(given, former.get("copy") or {}),
     }
     found = agreed(found, everybody)
     kept = ("version", "cluster", "port", "data", "stanza", "blocks")
@@ -271,11 +300,40 @@ def setup_of(
     }
 
 
+def mounted(repository: str, former: Mapping[str, Any]) -> bool:
+    """Tell whether a place is a mount; refuse one that was one, and is missing."""
+    place = backup_repository.parse(repository)
+    here = place.kind == "folder" and backup_repository.is_mount(place.path)
+    if former.get("repository") == repository and former.get("is_mount", False) and not here:
+        raise Refused(f"{place.path} is not mounted. See findmnt and /etc/fstab, and mount it.")
+    return here
+
+
+def copy_of(given: Mapping[str, Any], former: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the jobs are told of the second place by an owner; another one's stays."""
+    if not given["copy_repository"]:
+        return dict(former)
+    return {
+        "repository": given["copy_repository"],
+        "is_mount": mounted(given["copy_repository"], former),
+        "s3": {x: given[f"copy_s3_{x}"] for x in ("key", "secret")},
+    }
+
+
 def agreed(setup: Mapping[str, Any], everybody: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return what the jobs are told, by what all claims state."""
     values = shared(everybody)
+    copy = setup.get("copy") or {}
+    if values["copy_repository"]:
+        more = {x: values[f"copy_s3_{x}"] for x in ("endpoint", "region", "ca")}
+        # Without what its owner has left, it is reached after the next run of that one.
+        copy = {"is_mount": False, **copy, "repository": values["copy_repository"]}
+        copy["s3"] = {"key": "", "secret": "", **copy.get("s3", {}), **more}
+    else:
+        copy = {}
     return {
         **setup,
+        "copy": copy,
         "s3": setup["s3"] | {x: values[f"s3_{x}"] for x in ("endpoint", "region", "ca")},
         "retention_days": values["retention_days"],
         "database": has_database(everybody),
@@ -301,19 +359,36 @@ def items(
                 content=f"{setup['stanza']}\n".encode(),
             ),
         ]
-    if place.kind == "folder":
-        found.append(Folder(Path(place.path), only_new=True, mode=0o755))
-        found.append(Folder(Path(place.path, "files"), mode=0o700))
-        if setup["database"]:
-            found.append(Folder(Path(place.path, "pgbackrest"), "postgres", "postgres", 0o750))
-    elif place.kind == "sftp":
-        hosts = "".join(f"{line}\n" for line in given["ssh_known_hosts"])
-        found += [
-            Folder(folder / "root", mode=0o700),
-            secret(folder / "root/id", f"{given['ssh_key'].strip()}\n"),
-            File(folder / "root/known_hosts", mode=0o600, content=hosts.encode()),
-        ]
+    found += reached(place, folder / "root", given, setup["database"])
+    if given["copy_repository"]:
+        mine = {x: given[f"copy_{x}"] for x in COPY_SECRETS}
+        copy = backup_repository.parse(given["copy_repository"])
+        found += reached(copy, folder / "copy", mine, setup["database"])
+        if copy.kind == "folder" and setup["database"]:
+            # What leads to the backups is kept there as it was before each change.
+            found.append(Folder(Path(copy.path, "former"), "postgres", "postgres", 0o750))
     return found
+
+
+def reached(
+    place: backup_repository.Place, keys: Path, given: Mapping[str, Any], database: bool
+) -> list[File | Folder]:
+    """Return what there is to be for a place, before anything goes there."""
+    if place.kind == "folder":
+        more = [Folder(Path(place.path, "pgbackrest"), "postgres", "postgres", 0o750)] * database
+        return [
+            Folder(Path(place.path), only_new=True, mode=0o755),
+            Folder(Path(place.path, "files"), mode=0o700),
+            *more,
+        ]
+    if place.kind == "sftp":
+        hosts = "".join(f"{line}\n" for line in given["ssh_known_hosts"])
+        return [
+            Folder(keys, mode=0o700),
+            secret(keys / "id", f"{given['ssh_key'].strip()}\n"),
+            File(keys / "known_hosts", mode=0o600, content=hosts.encode()),
+        ]
+    return []
 
 
 def composed(
@@ -333,6 +408,11 @@ def composed(
         File(backup_state.EXPECTED, content=text.encode()),
         *(File(UNITS / x, content=t.encode()) for x, t in unit_files(wanted, setup).items()),
     ]
+
+
+def unused(setup: Mapping[str, Any]) -> list[Absent]:
+    """Return the keys of a second place that is none any more."""
+    return [] if setup["copy"] else [Absent(backup_repository.FOLDER / "copy/id")]
 
 
 def gone(names: Iterable[str]) -> list[Absent]:

@@ -341,7 +341,7 @@ def kind_of(said: str, jobs: Mapping[str, Any]) -> tuple[str, str]:
 def titled(what: str) -> str:
     if what.startswith("files-"):
         return "backup of files"
-    return f"backup {what}" if what.startswith("database-") else what
+    return f"backup {what}" if what == "copy" or what.startswith("database-") else what
 
 
 def app_of(what: str) -> str:

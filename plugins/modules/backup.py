@@ -84,6 +84,43 @@ options:
     description: When all of it is restored for a proof.
     type: str
     default: "*-*-* 04:00"
+  copy:
+    description: When all that is stored is copied to the second place.
+    type: str
+    default: "*-*-* *:40:00"
+  copy_repository:
+    description: The second place, none where it is empty.
+    type: str
+    default: ""
+  copy_s3_endpoint:
+    description: Host of its S3 store.
+    type: str
+    default: ""
+  copy_s3_region:
+    description: Region of its bucket.
+    type: str
+    default: us-east-1
+  copy_s3_key:
+    description: Name of the key for its bucket.
+    type: str
+    default: ""
+  copy_s3_secret:
+    description: The key for its bucket.
+    type: str
+    default: ""
+  copy_s3_ca:
+    description: File on the server with the authority that has signed its store's certificate.
+    type: str
+    default: ""
+  copy_ssh_key:
+    description: Private key for a second place by sftp.
+    type: str
+    default: ""
+  copy_ssh_known_hosts:
+    description: Lines of C(known_hosts) for it.
+    type: list
+    elements: str
+    default: []
   files:
     description: When there is a snapshot of the owner's files.
     type: str
@@ -194,7 +231,18 @@ ARGUMENTS = {
     "s3_key": {"type": "str", "default": "", "no_log": False},
     "s3_secret": {"type": "str", "default": "", "no_log": True},
     "ssh_key": {"type": "str", "default": "", "no_log": True},
-    **options(ssh_known_hosts=[], retention_days=14, files="*:0/15", delay=900, database=False),
+    **options(**{f"copy_{name}": default for name, default in backup_server.COPY.items()}),
+    "copy_s3_key": {"type": "str", "default": "", "no_log": False},
+    "copy_s3_secret": {"type": "str", "default": "", "no_log": True},
+    "copy_ssh_key": {"type": "str", "default": "", "no_log": True},
+    **options(
+        copy_ssh_known_hosts=[],
+        ssh_known_hosts=[],
+        retention_days=14,
+        files="*:0/15",
+        delay=900,
+        database=False,
+    ),
     **options(**backup_server.SCHEDULES),
     **options(version="", cluster="main", paths=[], more_paths=[], release="", job="full"),
     **options(databases=[], point=""),
@@ -205,9 +253,11 @@ MADE = backup_state.STATE / "stanza"
 
 def needed(given: dict) -> None:
     """Refuse what would fail at night only."""
-    programs_ = ["pgbackrest"] * given["database"] + ["restic"] * bool(
-        given["paths"] or given["more_paths"]
-    )
+    programs_ = [
+        *["pgbackrest"] * given["database"],
+        *["restic"] * bool(given["paths"] or given["more_paths"]),
+        *["rclone"] * bool(given["copy_repository"]),
+    ]
     missing = [x for x in programs_ if not Path("/usr/bin", x).exists()]
     if missing:
         raise Failure(
@@ -238,7 +288,8 @@ def blocks() -> bool:
 
 def configure(module: Module) -> dict:
     given, check = dict(module.params), module.check_mode
-    backup_repository.parse(given["repository"])
+    for name in filter(None, (given["repository"], given["copy_repository"])):
+        backup_repository.parse(name)
     if not check:
         needed(given)
     given |= about_cluster(given) | {"blocks": blocks()}
@@ -249,7 +300,8 @@ def configure(module: Module) -> dict:
         wanted = backup_server.jobs(everybody)
         items = with_parents(backup_server.items(given, setup, wanted))
         names = [x.path.name for x in items if x.path.parent == backup_server.UNITS]
-        files_ = FileSet([*items, *backup_server.gone(names)], check)
+        left = [*backup_server.gone(names), *backup_server.unused(setup)]
+        files_ = FileSet([*items, *left], check)
         stop(backup_server.gone(names), check)
         files_.write()
         changes = files_.changes
@@ -316,10 +368,14 @@ def first(setup: dict, owner: str, is_new: bool) -> list[tuple[str, str]]:
     units = [("database-full", "carafe-backup-full.service")] * bool(setup["database"])
     if (backup_server.UNITS / f"carafe-backup-files-{owner}.service").exists():
         units.append((f"files-{owner}", f"carafe-backup-files-{owner}.service"))
+    if copy := setup.get("copy"):
+        last = backup_state.read("copy") or {}
+        if last.get("details", {}).get("place") != copy["repository"]:
+            units.append(("copy", "carafe-backup-copy.service"))
     return [
         (what, unit)
         for what, unit in units
-        if (is_new or backup_state.read(what) is None)
+        if (is_new or what == "copy" or backup_state.read(what) is None)
         and ask("systemctl", "is-active", unit).stdout.strip() != "activating"
     ]
 
@@ -328,7 +384,7 @@ def run_one(module: Module) -> dict:
     """Begin a job's unit, or join the one that is at work, and tell what came out of it."""
     name, check = module.params["job"], module.check_mode
     unit = f"carafe-backup-{name}.service"
-    what = name if name == "drill" or name.startswith("files-") else f"database-{name}"
+    what = name if name in ("drill", "copy") or name.startswith("files-") else f"database-{name}"
     if not (backup_server.UNITS / unit).exists():
         raise Failure(
             f"This server has no {unit}. Set backup_repository in group_vars, and run site."
@@ -378,7 +434,8 @@ def remove(module: Module) -> dict:
             setup = backup_server.agreed(backup_repository.setup(), everybody)
             items = backup_server.composed(backup_server.jobs(everybody), setup)
             stop(backup_server.gone([x.path.name for x in items]), check)
-            left = FileSet([*items, *backup_server.gone([x.path.name for x in items])], check)
+            units = backup_server.gone([x.path.name for x in items])
+            left = FileSet([*items, *units, *backup_server.unused(setup)], check)
             left.write()
             removed.changes += left.changes
         else:
@@ -389,6 +446,7 @@ def remove(module: Module) -> dict:
                     str(backup_repository.FOLDER),
                     *map(str, Path("/etc/pgbackrest").glob("stanza-*")),
                     str(backup_repository.PGBACKREST),
+                    str(backup_repository.READING),
                     str(programs.FOLDER / "backup"),
                     str(backup_state.STATE),
                     "/var/cache/carafe-backup",

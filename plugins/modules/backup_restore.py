@@ -39,6 +39,12 @@ options:
       - For V(prepare) the moment that these names will have, the same on all servers of an app.
     type: str
     default: ""
+  place:
+    description:
+      - Where it is read, V(copy) for the second place, or a folder of the server with such a copy.
+      - When empty, it is the repository.
+    type: str
+    default: ""
   from_server:
     description: Name of the server that is gone, or of its place in the repository.
     type: str
@@ -104,20 +110,21 @@ PROGRAMS = Path("/etc/supervisor/conf.d")
 ARGUMENTS = {
     "stage": choice(*STAGES, required=True),
     "owner": {"type": "str", "required": True},
-    **options(to="", moment="", from_server=""),
+    **options(to="", moment="", from_server="", place=""),
 }
 
 
 def plan(given: dict, _: bool) -> dict:
-    found = backup_restore.plan(given["owner"], given["to"])
+    found = backup_restore.plan(given["owner"], given["to"], place=given["place"])
     if "target" in found and found["target"]["kind"] != "latest":
-        found["lost"] = lost(given["owner"], found)
+        found["lost"] = lost(given["owner"], found, given["place"])
     return {"plan": found, "lines": lines(found), **report([])}
 
 
-def lost(owner: str, found: dict) -> list[str]:
+def lost(owner: str, found: dict, place: str = "") -> list[str]:
     """Return what a restore would lose; what cannot be counted keeps nobody from it."""
-    setup, told, said = backup_repository.setup(), backup_restore.app_of(owner), []
+    setup = backup_repository.reading(backup_repository.setup(), place)
+    told, said = backup_restore.app_of(owner), []
     counts = []
     if "window" in found:
         names = [x["name"] for x in told["databases"]]
@@ -172,9 +179,9 @@ def lines(found: dict) -> list[str]:
 def prepare(given: dict, check: bool) -> dict:
     owner, unit = given["owner"], f"carafe-backup-restore@{given['owner']}.service"
     if check:
-        backup_restore.plan(owner, given["to"])
+        backup_restore.plan(owner, given["to"], place=given["place"])
         return report([f"bring {given['to']} beside what is live"])
-    progress = backup_restore.begin(owner, given["to"], given["moment"])
+    progress = backup_restore.begin(owner, given["to"], given["moment"], given["place"])
     done = progress.get("done", [])
     # On a server that keeps nothing of the app there is nothing to do.
     if not progress or "switching" in done:
@@ -247,13 +254,14 @@ def cancel(given: dict, check: bool) -> dict:
 def recover(given: dict, check: bool) -> dict:
     if check and not backup_repository.SETUP.exists():
         return report([f"bring the data of {given['from_server']}"])
-    return report(backup_recover.database(given["from_server"], given["to"], check))
+    words = (given["from_server"], given["to"], check, given["place"])
+    return report(backup_recover.database(*words))
 
 
 def recover_files(given: dict, check: bool) -> dict:
     if check and not backup_repository.SETUP.exists():
         return report([f"bring the files of {given['from_server']}"])
-    words = (given["owner"], given["from_server"], given["to"], check)
+    words = (given["owner"], given["from_server"], given["to"], check, given["place"])
     return report(backup_recover.bring_files(*words))
 
 

@@ -116,3 +116,24 @@ def playbook(host: Host) -> Callable[..., tuple[bool, str]]:
         return done.returncode == 0, done.stdout + done.stderr
 
     return run
+
+
+@pytest.fixture(scope="module")
+def rows(admin):
+    """Have a table of the owner's; return what adds a row, with its moment."""
+    if admin("SELECT to_regclass('public.rows') IS NULL") == "t":
+        admin(
+            'SET ROLE "shop-owner"; CREATE TABLE public.rows (text text, at timestamptz DEFAULT'
+            " clock_timestamp()); GRANT INSERT, SELECT ON public.rows TO shop;"
+            " CREATE INDEX ON public.rows USING gin (text public.gin_trgm_ops)"
+        )
+
+    def add(text):
+        return admin(f"INSERT INTO public.rows VALUES ('{text}') RETURNING at")
+
+    return add
+
+
+@pytest.fixture(scope="module")
+def texts(admin):
+    return lambda: admin("SELECT string_agg(text, ' ' ORDER BY at) FROM public.rows")

@@ -23,27 +23,6 @@ NOTES = "sqlite3.connect('file:/srv/shop/shared/the $data [1]/shop?mode=ro', uri
 
 
 @pytest.fixture(scope="module")
-def rows(admin):
-    """Have a table of the owner's; return what adds a row, with its moment."""
-    if admin("SELECT to_regclass('public.rows') IS NULL") == "t":
-        admin(
-            'SET ROLE "shop-owner"; CREATE TABLE public.rows (text text, at timestamptz DEFAULT'
-            " clock_timestamp()); GRANT INSERT, SELECT ON public.rows TO shop;"
-            " CREATE INDEX ON public.rows USING gin (text public.gin_trgm_ops)"
-        )
-
-    def add(text):
-        return admin(f"INSERT INTO public.rows VALUES ('{text}') RETURNING at")
-
-    return add
-
-
-@pytest.fixture(scope="module")
-def texts(admin):
-    return lambda: admin("SELECT string_agg(text, ' ' ORDER BY at) FROM public.rows")
-
-
-@pytest.fixture(scope="module")
 def note(host):
     """Write with SQLite as the app; it ends without a checkpoint, as one that is killed."""
 
@@ -88,7 +67,7 @@ def test_a_new_cluster_has_checksums(admin):
     assert admin("SHOW data_checksums") == "on"
 
 
-@pytest.mark.parametrize("unit", ["full", "diff", "incr", "marker", "drill", "files-shop"])
+@pytest.mark.parametrize("unit", ["full", "diff", "incr", "marker", "drill", "copy", "files-shop"])
 def test_timers_begin_all_of_it_at_each_boot_too(host, unit):
     timer = host.service(f"carafe-backup-{unit}.timer")
     assert timer.is_enabled
@@ -346,7 +325,7 @@ def test_all_is_well_when_all_is_mended(host, job, problems, admin, eventually):
         ),
         150,
     )
-    for unit in ("full", "diff", "files-shop", "drill"):
+    for unit in ("full", "diff", "files-shop", "copy", "drill"):
         left = job(unit)
         assert left["result"] == "ok", left
     assert problems() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from ansible_collections.carafe.stack.plugins.module_utils import backup_repository
 from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
@@ -17,7 +18,47 @@ KEY = 20  # characters, of which a secret that was made by chance has more
 
 def check_place(server: Server) -> Iterator[Problem]:
     """A wrong word would be found at night, by a job that fails."""
-    place, values = server.values.get("backup_repository"), server.values
+    yield from problems_of(server, "backup_")
+    if not server.values.get("backup_copy_repository"):
+        return
+    yield from problems_of(server, "backup_copy_")
+    first = parsed(server.values.get("backup_repository"))
+    copy = parsed(server.values.get("backup_copy_repository"))
+    if first and copy and is_same_place(server, first, copy):
+        yield Problem(
+            "backup_copy_repository",
+            f"is in backup_repository, or that is in it: {place_of(server, 'backup_copy_')}",
+            "name another disk, store or host: what takes the one takes the other",
+        )
+
+
+def parsed(place: object) -> backup_repository.Place | None:
+    try:
+        return backup_repository.parse(str(place))
+    except ValueError:
+        return None
+
+
+def place_of(server: Server, prefix: str) -> str:
+    return str(server.values.get(f"{prefix}repository"))
+
+
+def is_same_place(
+    server: Server, first: backup_repository.Place, copy: backup_repository.Place
+) -> bool:
+    """Tell whether one lies in the other."""
+    if (first.kind, first.host, first.port) != (copy.kind, copy.host, copy.port):
+        return False
+    ends = {str(server.values.get(f"{x}s3_endpoint")) for x in ("backup_", "backup_copy_")}
+    if first.kind == "s3" and len(ends) > 1:
+        return False
+    one, other = Path(first.path), Path(copy.path)
+    return one == other or one in other.parents or other in one.parents
+
+
+def problems_of(server: Server, prefix: str) -> Iterator[Problem]:
+    """Yield what is wrong with one of the places, whose variables begin with a prefix."""
+    place, values, name = server.values.get(f"{prefix}repository"), server.values, f"{prefix}{{}}"
     # It could not be made out, which is told.
     if place is None:
         return
@@ -25,31 +66,31 @@ def check_place(server: Server) -> Iterator[Problem]:
         found = backup_repository.parse(str(place))
     except ValueError:
         yield Problem(
-            "backup_repository",
+            name.format("repository"),
             f"is {place!r}, and no place for backups",
             "write s3://bucket/prefix, sftp://user@host/path, or a folder such as /mnt/backup",
         )
         return
-    if found.kind == "s3":
-        for name in ("backup_s3_endpoint", "backup_s3_key", "backup_s3_secret"):
-            if not values.get(name) and not server.failed(name):
-                yield Problem(name, f"is empty, and {place} is reached by it")
-        if "://" in str(values.get("backup_s3_endpoint")):
-            yield Problem("backup_s3_endpoint", "is a URL; a host is meant, without https://")
-    if found.kind == "sftp":
-        for name in ("backup_ssh_key", "backup_ssh_known_hosts"):
-            if not values.get(name) and not server.failed(name):
-                yield Problem(name, f"is empty, and {place} is reached by it")
-        if values.get("backup_database"):
-            # Of 2.55, which Debian 13 has: each file that it reads stays open on the other host,
-            # which opens 1,024 of them. Debian 12's knows no sftp at all.
-            yield Problem(
-                "backup_repository",
-                f"is {place}, from where pgBackRest of Debian cannot restore a database with more"
-                " than about a thousand files, which each has",
-                "take a store that speaks S3, or mount the other host's folder, by sshfs for"
-                " instance, and name that",
-            )
+    needed = {
+        "s3": ("s3_endpoint", "s3_key", "s3_secret"),
+        "sftp": ("ssh_key", "ssh_known_hosts"),
+        "folder": (),
+    }
+    for variable in map(name.format, needed[found.kind]):
+        if not values.get(variable) and not server.failed(variable):
+            yield Problem(variable, f"is empty, and {place} is reached by it")
+    if found.kind == "s3" and "://" in str(values.get(name.format("s3_endpoint"))):
+        yield Problem(name.format("s3_endpoint"), "is a URL; a host is meant, without https://")
+    if found.kind == "sftp" and prefix == "backup_" and values.get("backup_database"):
+        # Of 2.55, which Debian 13 has: each file that it reads stays open on the other host,
+        # which opens 1,024 of them. Debian 12's knows no sftp at all.
+        yield Problem(
+            "backup_repository",
+            f"is {place}, from where pgBackRest of Debian cannot restore a database with more"
+            " than about a thousand files, which each has",
+            "take a store that speaks S3, or mount the other host's folder, by sshfs for"
+            " instance, and name that; as backup_copy_repository it may be what it is",
+        )
 
 
 def check_key(server: Server) -> Iterator[Problem]:
@@ -70,14 +111,15 @@ def check_owner(server: Server) -> Iterator[Problem]:
 
 def note_folder(server: Server) -> Iterator[str]:
     """A folder on the same disk goes with it."""
-    place = str(server.values.get("backup_repository") or "")
     mounts = [str(x) for x in server.found.get("mounts") or []]
-    there = [x for x in mounts if place == x or place.startswith(f"{x}/")]
-    if place.startswith("/") and not there:
-        yield (
-            f"backup_repository is {place}, a folder on {server.name}'s own disk: its backups help"
-            " against a mistake, and are lost with the disk. See docs/how-to/backups.md"
-        )
+    for name in ("backup_repository", "backup_copy_repository"):
+        place = str(server.values.get(name) or "")
+        there = [x for x in mounts if place == x or place.startswith(f"{x}/")]
+        if place.startswith("/") and not there:
+            yield (
+                f"{name} is {place}, a folder on {server.name}'s own disk: its backups help"
+                " against a mistake, and are lost with the disk. See docs/how-to/backups.md"
+            )
 
 
 CHECKS = (check_place, check_key, check_owner)
