@@ -262,7 +262,7 @@ def site(
     return ask
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def eventually() -> Callable[..., None]:
     """Wait until a check holds; what it raises after two minutes is the test's failure."""
 
