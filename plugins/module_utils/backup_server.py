@@ -328,7 +328,7 @@ def agreed(setup: Mapping[str, Any], everybody: Mapping[str, Mapping[str, Any]])
         more = {x: values[f"copy_s3_{x}"] for x in ("endpoint", "region", "ca")}
         # Without what its owner has left, it is reached after the next run of that one.
         copy = {"is_mount": False, **copy, "repository": values["copy_repository"]}
-        copy["s3"] = {"key": "", "secret": "", **copy.get("s3", {}), **more}
+        copy["s3"] = dict.fromkeys(("key", "secret"), "") | copy.get("s3", {}) | more
     else:
         copy = {}
     return {
