@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,11 +138,13 @@ def test_an_exporter_listens_at_one_address_alone(
     found = directives(exporters.drop_in(kind, asked, address, []))
     assert found["ExecStart"] == words
     assert found["EnvironmentFile"] == ""
-    assert (found["IPAddressDeny"], found["IPAddressAllow"]) == ("any", "localhost")
+    here = [] if address == "127.0.0.1" else [address]
+    assert found["IPAddressDeny"] == "any"
+    assert found["IPAddressAllow"].split() == ["localhost", *here]
 
 
 def test_who_may_ask_follows_from_all_claims() -> None:
-    text = exporters.drop_in("node", [], "10.0.0.5", ["10.0.0.9", "10.0.0.2", "10.0.0.9"])
+    text = exporters.drop_in("node", [], "::", ["10.0.0.9", "10.0.0.2", "10.0.0.9"])
     assert directives(text)["IPAddressAllow"] == "localhost 10.0.0.2 10.0.0.9"
 
 
@@ -259,6 +263,8 @@ class Host:
         self.folder, self.asked = folder, []
         self.units = folder / "units"
         self.running: set[str] = set()
+        self.connected: list[tuple[str, int]] = []
+        self.deaf = False
 
     def state(self, unit: str, *_: str) -> dict[str, str]:
         on = unit in self.running
@@ -274,6 +280,12 @@ class Host:
             self.running.add(unit)
         if "stop" in verbs:
             self.running.discard(unit)
+
+    def connect(self, place: tuple[str, int], timeout: float) -> Any:
+        self.connected.append(place)
+        if self.deaf:
+            raise ConnectionRefusedError("Connection refused")
+        return SimpleNamespace(close=lambda: None)
 
     def brings(self, dry: bool = False, **more: Any) -> list[str]:
         found = module.bring_about(wanted(**more), dry)
@@ -293,6 +305,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(module.services, "state", server.state)
     monkeypatch.setattr(module.services, "act", server.act)
     monkeypatch.setattr(module, "show", lambda *_: [{"MainPID": "0"}])
+    monkeypatch.setattr(module.socket, "create_connection", server.connect)
     for folder in (server.units, tmp_path / "lib"):
         folder.mkdir()
     return server
@@ -360,6 +373,39 @@ def test_what_runs_and_is_older_than_its_files_is_started_anew(
     monkeypatch.setattr(module.processes, "is_older", lambda pid, paths: pid == "7" and [*paths])
     monkeypatch.setattr(module, "show", lambda *_: [{"MainPID": "7"}])
     assert server.brings() == [f"{NODE}: restart"]
+
+
+@pytest.mark.parametrize(("address", "place"), [("127.0.0.1", "127.0.0.1"), ("::", "::1")])
+def test_an_exporter_that_cannot_listen_is_a_failure(
+    server: Host, monkeypatch: pytest.MonkeyPatch, address: str, place: str
+) -> None:
+    allowed = [] if address == "127.0.0.1" else ["10.0.0.2"]
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    server.deaf = True
+    with pytest.raises(module.commands.Failure, match=f"{NODE} does not listen at {address}"):
+        server.brings(address=address, allowed_addresses=allowed)
+    # It is started anew for ever, and so due at the next run.
+    assert len(server.connected) > 1
+    server.running.clear()
+    server.deaf = False
+    assert f"{NODE}: start" in server.brings(address=address, allowed_addresses=allowed)
+    assert {*server.connected} == {(place, 9100)}
+
+
+def test_an_exporter_may_read_whatever_the_umask_is(server: Host) -> None:
+    before = os.umask(0o077)
+    try:
+        server.brings()
+    finally:
+        os.umask(before)
+    assert metrics.FILE.parent.stat().st_mode & 0o777 == 0o755
+
+
+def test_who_has_nothing_to_do_asks_no_exporter(server: Host) -> None:
+    server.brings()
+    server.connected.clear()
+    assert server.brings() == []
+    assert server.connected == []
 
 
 def test_without_the_package_it_says_which_variable(

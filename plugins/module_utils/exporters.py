@@ -115,10 +115,22 @@ def drop_in(kind: str, asked: Iterable[str], address: str, allowed: Iterable[str
             "ExecStart=",
             f"ExecStart={' '.join(quoted(x).replace('$', '$$') for x in words)}",
             "IPAddressDeny=any",
-            f"IPAddressAllow={' '.join(['localhost', *sorted(set(allowed))])}",
+            # Who asks from the server itself at such an address comes from it, too.
+            f"IPAddressAllow={' '.join(['localhost', *sorted({*allowed, *own(address)})])}",
             "",
         ]
     )
+
+
+def own(address: str) -> list[str]:
+    """Return an address of the server that is not to be asked from elsewhere alone."""
+    found = ipaddress.ip_address(address)
+    return [] if found.is_loopback or found.is_unspecified else [address]
+
+
+def reached_at(address: str) -> str:
+    """Return where the server itself finds what listens at an address, or at all of its own."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # nosec B104 # none of ours
 
 
 def quoted(text: str) -> str:

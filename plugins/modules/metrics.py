@@ -71,6 +71,8 @@ changes:
   returned: success
 """
 
+import socket
+import time
 from pathlib import Path
 
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options
@@ -121,6 +123,7 @@ TIMER = "metrics.timer"
 SERVICE = "metrics.service"
 DROP_IN = "listen.conf"
 SANDBOX = "carafe.conf"
+PATIENCE = 15  # seconds for an exporter to listen
 
 
 def claim(wanted: dict) -> dict | None:
@@ -152,14 +155,20 @@ def bring_about(wanted: dict, dry: bool) -> dict:
         if everybody and not Path(exporters.TEXTFILES).is_dir():
             done.append(f"{exporters.TEXTFILES}: made")
             if not dry:
-                Path(exporters.TEXTFILES).mkdir(mode=0o755, parents=True)
+                Path(exporters.TEXTFILES).mkdir(parents=True)
+                # Whatever the umask is: an exporter reads it.
+                for folder in (Path(exporters.TEXTFILES), Path(exporters.TEXTFILES).parent):
+                    folder.chmod(0o755)
         diff = []
         running = exporters.wanted(everybody)
         for kind, exporter in exporters.EXPORTERS.items():
             if kind not in running:
                 done += stop(exporter.unit, dry)
                 continue
-            done += keep(exporter, text(kind, running, everybody), diff, dry)
+            verbs = keep(exporter, text(kind, running, everybody), diff, dry)
+            if verbs and not dry:
+                await_answer(exporter, address_of(everybody))
+            done += verbs
         done += keep_looking(bool(everybody), dry)
         # Last, so that a run that was cut short is gone on with.
         if claims.claim(CLAIMS, owner, mine, dry):
@@ -169,8 +178,11 @@ def bring_about(wanted: dict, dry: bool) -> dict:
 
 def text(kind: str, running: dict, everybody: dict) -> str:
     allowed = [x for data in everybody.values() for x in data["allowed_addresses"]]
-    address = next(iter(everybody.values()))["address"]
-    return exporters.drop_in(kind, running[kind], address, allowed)
+    return exporters.drop_in(kind, running[kind], address_of(everybody), allowed)
+
+
+def address_of(everybody: dict) -> str:
+    return next(iter(everybody.values()))["address"]
 
 
 def keep(exporter: exporters.Exporter, wanted: str, diff: list, dry: bool) -> list[str]:
@@ -195,6 +207,25 @@ def keep(exporter: exporters.Exporter, wanted: str, diff: list, dry: bool) -> li
     stale = bool(done) or processes.is_older(shown["MainPID"], parts)
     verbs = services.due(services.state(exporter.unit), "restart" if stale else "")
     return done + act(exporter.unit, verbs, dry)
+
+
+def await_answer(exporter: exporters.Exporter, address: str) -> None:
+    """Fail where an exporter does not get to listen: it would be started over and over."""
+    until = time.monotonic() + PATIENCE
+    place = (exporters.reached_at(address), exporter.port)
+    while True:
+        try:
+            socket.create_connection(place, timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise commands.Failure(
+                    f"{exporter.unit} does not listen at {address}, port {exporter.port}: {error}."
+                    f" Its words are in journalctl -u {exporter.unit} -n 20. metrics_address needs"
+                    " an address of the server itself; correct it in group_vars, or stop what has"
+                    " the port, and run the playbook again."
+                ) from None
+        time.sleep(0.1)
 
 
 def stop(unit: str, dry: bool) -> list[str]:

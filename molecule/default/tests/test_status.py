@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -55,3 +56,20 @@ def test_what_is_down_is_red_until_its_command_was_run(
     assert rows["", "certificate guestbook"]["level"] == "green"
     assert rows["", "connections"]["level"] == "green"
     assert site("/readyz").status_code == 200
+
+
+def test_a_prometheus_finds_the_app_and_what_it_builds_on(host: Host) -> None:
+    host.check_output("systemctl start metrics.service")
+    program = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())"
+    ask = "python3 -c %s http://127.0.0.1:%s/metrics"
+    text = "\n".join(host.check_output(ask, program, port) for port in (9100, 9187, 9113))
+    for known in (
+        r'carafe_status{app="guestbook",what="slot 0"} 0',
+        r'carafe_status{app="neighbour",what="slot 0"} 0',
+        r'carafe_release_deployed_timestamp_seconds{app="guestbook",release="\w+.*"} .+',
+        r'carafe_certificate_end_timestamp_seconds{app="",what="certificate guestbook"} .+',
+        "pg_up 1",
+        r'pg_stat_database_numbackends{.*datname="guestbook".*} .+',
+        "nginx_up 1",
+    ):
+        assert re.search(f"^{known}$", text, re.M), known
