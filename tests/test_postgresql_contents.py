@@ -75,3 +75,33 @@ def test_a_locale_that_the_server_lacks_is_told_with_a_way_out(
     contents.refuse_locales(wanted("C.UTF-8", "de_AT.UTF-8", "fr_FR", "POSIX"))
     with pytest.raises(Failure, match=r"'de_DE\.UTF-8'.*'shop1'.*icu_locale: de-DE"):
         contents.refuse_locales(wanted("C", "de_DE.UTF-8"))
+
+
+class Session:
+    """Answers each question with the same rows, and notes what is changed."""
+
+    def __init__(self, rows: list[tuple[int]]) -> None:
+        self.found, self.changes = rows, []
+
+    def rows(self, query: str) -> list[tuple[int]]:
+        return self.found
+
+    def change(self, what: str, statement: str, **names: str) -> None:
+        self.changes.append(statement.format(**names))
+
+
+@pytest.mark.parametrize(
+    ("member_of", "closed", "changes"),
+    [
+        (["pg_monitor"], [(1,)], ["GRANT CONNECT ON DATABASE postgres TO pg_monitor"]),
+        (["pg_monitor"], [], []),
+        (["shop"], [(1,)], []),
+        (None, [(1,)], []),
+    ],
+)
+def test_who_watches_the_server_may_connect_to_the_database_of_no_app(
+    member_of: list[str] | None, closed: list[tuple[int]], changes: list[str]
+) -> None:
+    session = Session(closed)
+    contents.ensure_watchers(session, [{"member_of": ["a"]}, {"member_of": member_of}])
+    assert session.changes == changes

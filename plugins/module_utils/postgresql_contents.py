@@ -353,6 +353,28 @@ def ensure_borders(session):
         )
 
 
+def ensure_watchers(session, roles):
+    """Let who is to watch the server connect to the database that no app has.
+
+    As one of pg_monitor, which no removal of a role has to take it back from. Whether somebody
+    comes in is still for pg_hba.conf to say.
+    """
+    if not any("pg_monitor" in (role["member_of"] or []) for role in roles):
+        return
+    closed = session.rows(
+        "SELECT 1 FROM pg_database d WHERE datname = 'postgres' AND NOT EXISTS"
+        " (SELECT FROM aclexplode(datacl)"
+        " WHERE grantee = 'pg_monitor'::regrole AND privilege_type = 'CONNECT')"
+    )
+    if closed:
+        session.change(
+            "open database postgres to pg_monitor",
+            "GRANT CONNECT ON DATABASE {d} TO {r}",
+            d="postgres",
+            r="pg_monitor",
+        )
+
+
 def ensure(session: Session, roles: list[Mapping], databases: list[Mapping]) -> None:
     """Make what is missing and mend what differs; what is not named is left alone."""
     for database in databases:
@@ -368,6 +390,7 @@ def ensure(session: Session, roles: list[Mapping], databases: list[Mapping]) -> 
             ensure_role(session, role)
         for role in roles:
             ensure_memberships(session, role)
+        ensure_watchers(session, roles)
         for database in databases:
             ensure_database(session, database)
         present = {row[0] for row in session.rows("SELECT datname FROM pg_database")}

@@ -27,7 +27,8 @@ description:
     goes to C(/var/backups/carafe). Only to what owners claim they let nobody in.
   - Where it does not start with new settings, it gets the former ones again, and the module fails.
   - C(PUBLIC) loses its privileges on the databases C(postgres) and C(template1), and the sessions
-    of the superuser get C(pg_catalog, pg_temp) as their C(search_path).
+    of the superuser get C(pg_catalog, pg_temp) as their C(search_path). Where a role is a member of
+    C(pg_monitor), that may connect to C(postgres).
   - Then roles, passwords, memberships, databases, extensions and privileges are made, over the unix
     socket and as the superuser C(postgres). V(contents) does only that.
   - V(dump) and V(remove) are for an owner that leaves. What it claims with another stays.
