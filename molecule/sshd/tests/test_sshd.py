@@ -153,7 +153,12 @@ def test_another_file_that_overrules_the_settings_is_named(host, look, command, 
     assert told in " ".join(found["problems"])
 
 
-def test_settings_under_which_nobody_gets_in_are_taken_back_at_once(host, role, login):
+@pytest.mark.parametrize("strategy", ["linear", "mitogen_linear"])
+def test_settings_under_which_nobody_gets_in_are_taken_back_at_once(
+    host, role, login, monkeypatch, strategy
+):
+    # Its connections are its own, and it keeps them.
+    monkeypatch.setenv("ANSIBLE_STRATEGY", strategy)
     before = host.file(DROP_IN).content_string
     changed, output = role(sshd_settings=MISTAKE, sshd_confirm_seconds=3600)
     assert changed == -1
