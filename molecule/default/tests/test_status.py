@@ -62,7 +62,7 @@ def test_a_prometheus_finds_the_app_and_what_it_builds_on(host: Host) -> None:
     host.check_output("systemctl start metrics.service")
     program = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())"
     ask = "python3 -c %s http://127.0.0.1:%s/metrics"
-    text = "\n".join(host.check_output(ask, program, port) for port in (9100, 9187, 9113))
+    text = "\n".join(host.check_output(ask, program, port) for port in ("9100", "9187", "9113"))
     for known in (
         r'carafe_status{app="guestbook",what="slot 0"} 0',
         r'carafe_status{app="neighbour",what="slot 0"} 0',
