@@ -182,14 +182,16 @@ def playbooks() -> str:
     for path in sorted(x for x in PLAYBOOKS.glob("*.yml") if x.stem != "stack"):
         lines = re.match(r"---\n((?:#.*\n)*)", path.read_text())
         head = [line[2:] for line in (lines[1] if lines else "").splitlines()]
-        extra = [re.fullmatch(r"  -e (\S+)  +(.*)", line) for line in head]
+        extra = [re.fullmatch(r"  -e (.+?)  +(.*)", line) for line in head]
         text = " ".join(line for line, found in zip(head, extra, strict=True) if not found)
+        # Nothing is ever copied to production.
+        to = "staging" if path.stem == "copy_data" else "prod"
         clone = "site.yml" if path.name == "site.yml" else f"playbooks/{path.name}"
         parts += [
             f"## {path.stem}",
             text,
-            f"    ansible-playbook {clone} -i inventory/prod\n"
-            f"    ansible-playbook carafe.stack.{path.stem} -i inventory/prod",
+            f"    ansible-playbook {clone} -i inventory/{to}\n"
+            f"    ansible-playbook carafe.stack.{path.stem} -i inventory/{to}",
         ]
         if rows := [f"| `-e {found[1]}` | {found[2]} |" for found in extra if found]:
             parts.append("\n".join(["| to be added | what it does |", "| --- | --- |", *rows]))

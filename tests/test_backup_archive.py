@@ -17,6 +17,12 @@ def missing(names: list[str], oldest: str, **histories: str) -> list[str]:
     return backup_archive.missing(names, oldest, texts)
 
 
+def test_the_newest_segment_is_that_of_the_newest_timeline() -> None:
+    names = [*segments(1, 7, 9), *segments(2, 8), "a/00000003.history", "a/junk"]
+    assert backup_archive.newest(names) == "000000020000000000000008"
+    assert backup_archive.newest([]) == ""
+
+
 def test_a_whole_archive_lacks_nothing() -> None:
     names = segments(1, *range(3, 260))
     assert missing(names, backup_archive.name(1, 3)) == []

@@ -67,6 +67,15 @@ def test_a_moment_out_of_reach_is_refused_with_the_window(age: float, says: str)
     assert "from 2027-01-15 07:43:20+00:00 to 2027-01-15 08:00:00+00:00" in str(refused.value)
 
 
+def test_the_latest_moment_is_not_what_lies_before_a_gap() -> None:
+    """A restore to it would end there, and say nothing."""
+    window = {"oldest": NOW - 100, "newest": NOW, "lost": ["000000010000000000000005"]}
+    with pytest.raises(Failure, match=r"lacks 000000010000000000000005.*-e restore_to="):
+        backup_target.check(backup_target.Target("latest", NOW), window, NOW)
+    backup_target.check(backup_target.Target("time", NOW - 50), window, NOW)
+    backup_target.check(backup_target.Target("latest", NOW), window | {"lost": []}, NOW)
+
+
 def test_a_point_begins_with_a_backup_that_was_done_by_then() -> None:
     backups = [{"label": str(x), "timestamp": {"stop": x}} for x in (100, 200, 300)]
     assert backup_target.backup_before(backups, 250) == "200"

@@ -82,6 +82,12 @@ def missing(names: Iterable[str], oldest: str, histories: Mapping[int, str]) -> 
     return lost
 
 
+def newest(names: Iterable[str]) -> str:
+    """Return the last segment of the newest timeline, '' where there is none."""
+    files = (path.rpartition("/")[2] for path in names)
+    return max((x[:24] for x in files if SEGMENT.fullmatch(x)), default="")
+
+
 def look(listing: Mapping[str, Any]) -> list[str]:
     """Return the names of the files of a listing that repo-ls has made."""
     return [path for path, entry in listing.items() if entry.get("type") == "file"]

@@ -145,16 +145,17 @@ def corrupted(text: str) -> str:
     )
 
 
-def inspect(setup: dict[str, Any], whole: bool, config: str = "") -> dict[str, Any]:
+def inspect(setup: dict[str, Any], whole: bool) -> dict[str, Any]:
     """Look at the repository by content: what is corrupt in it, and what WAL it lacks."""
-    known = backup_repository.info(setup, config)
+    known = backup_repository.info(setup)
     backups = known.get("backup") or []
     if not backups:
         raise Failure("there is no backup to restore. Make one: systemctl start carafe-backup-full")
     found: dict[str, Any] = {"corrupt": "", "lost": [], "holes": [], **window(known)}
     if whole:
-        found["corrupt"] = verify(setup, config)
-    names, histories, found["newest"] = archive(setup, known, config)
+        found["corrupt"] = verify(setup)
+    names, histories, found["newest"] = archive(setup, known)
+    found["newest_wal"] = backup_archive.newest(names)
     # Its WAL from the newest backup on leads to now; what lacks before is a hole between backups.
     newest = max(backups, key=lambda x: x["timestamp"]["stop"])
     oldest = min(backups, key=lambda x: x["timestamp"]["stop"])
@@ -170,9 +171,9 @@ def window(known: dict[str, Any]) -> dict[str, Any]:
     return {"oldest": min(stops, default=None), "newest_backup": max(stops, default=None)}
 
 
-def verify(setup: dict[str, Any], config: str = "") -> str:
+def verify(setup: dict[str, Any]) -> str:
     """Return what pgBackRest finds broken, '' where nothing is; its exit status says nothing."""
-    done = pgbackrest(setup, "verify", "--output=text", check=False, config=config)
+    done = pgbackrest(setup, "verify", "--output=text", check=False)
     text = f"{done.stdout}\n{done.stderr}"
     if done.returncode == 0 and re.search(r"status: ok", text) and "status: error" not in text:
         return ""
@@ -182,31 +183,29 @@ def verify(setup: dict[str, Any], config: str = "") -> str:
 
 
 def archive(
-    setup: dict[str, Any], known: dict[str, Any], config: str = ""
+    setup: dict[str, Any], known: dict[str, Any]
 ) -> tuple[list[str], dict[int, str], float]:
     """Return the archive of the cluster's newest backup: its files, histories, and its end."""
     newest = max(known["archive"], key=lambda x: (x.get("database") or {}).get("id", 0))
     folder = f"archive/{setup['stanza']}/{newest['id']}"
-    done = pgbackrest_repo(setup, "repo-ls", "--recurse", "--output=json", folder, config=config)
+    done = pgbackrest_repo(setup, "repo-ls", "--recurse", "--output=json", folder)
     listing = json.loads(done or "{}")
     names, histories = backup_archive.look(listing), {}
     newest = max((listing[x].get("time", 0) for x in names), default=0)
     for name in names:
         if found := backup_archive.HISTORY.fullmatch(name.rpartition("/")[2]):
-            text = pgbackrest_repo(setup, "repo-get", f"{folder}/{name}", config=config)
+            text = pgbackrest_repo(setup, "repo-get", f"{folder}/{name}")
             histories[int(found[1], 16)] = text
     return names, histories, newest
 
 
-def pgbackrest_repo(setup: dict[str, Any], command: str, *words: str, config: str = "") -> str:
+def pgbackrest_repo(setup: dict[str, Any], command: str, *words: str) -> str:
     """Read in the repository itself; these commands know no stanza."""
     options = [x for x in words if x.startswith("--")]
     paths = [x for x in words if not x.startswith("--")]
-    config = config or setup.get("config", "")
-    where = [f"--config={config}"] if config else []
     more = [f"--stanza={setup['stanza']}"] if command == "repo-get" else []
     return backup_repository.as_postgres(
-        "pgbackrest", command, *where, *more, *options, *paths
+        "pgbackrest", command, *backup_repository.configured(setup), *more, *options, *paths
     ).stdout
 
 

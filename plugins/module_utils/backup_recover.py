@@ -98,11 +98,6 @@ def database(name: str, to: str, check: bool, place: str = "") -> list[str]:
     seen = backup_jobs.inspect(old, whole=False)
     target = backup_target.parse(to, [], time.time())
     backup_target.check(target, seen)
-    if target.kind == "latest" and seen["lost"]:
-        raise Failure(
-            f"The archive of {old['stanza']} lacks {seen['lost'][0]}, so the latest moment cannot"
-            f" be reached. Name an earlier one, from {shown(seen['oldest'])} on: -e restore_to="
-        )
     sentence = f"bring {old['stanza']} as of {'the latest' if target.kind == 'latest' else to}"
     if check:
         return [sentence]
@@ -119,9 +114,8 @@ def bring(setup: dict[str, Any], old: dict[str, Any], target: Target) -> None:
     files.write(config, text, 0o640, "root", "postgres")
     run("systemctl", "stop", unit)
     words = [*target.words, *(["--target-action=promote"] if target.kind != "latest" else [])]
-    done = backup_repository.pgbackrest(
-        old, "restore", "--delta", *words, check=False, config=str(config)
-    )
+    old = old | {"config": str(config)}
+    done = backup_repository.pgbackrest(old, "restore", "--delta", *words, check=False)
     if done.returncode:
         raise Failure(f"pgBackRest cannot restore: {backup_repository.said(done)}")
     # A smaller server would not replay what a larger one has written while it lets readers in.

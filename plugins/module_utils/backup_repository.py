@@ -212,14 +212,17 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
     return " ".join(errors)[:600] or f"exit status {done.returncode}"
 
 
+def configured(setup: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return pgBackRest's words for another configuration than that of this server's backups."""
+    return (f"--config={setup['config']}",) if "config" in setup else ()
+
+
 def pgbackrest(
-    setup: Mapping[str, Any], command: str, *words: str, check: bool = True, config: str = ""
+    setup: Mapping[str, Any], command: str, *words: str, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run pgBackRest for this server's stanza."""
     words = (f"--stanza={setup['stanza']}", *words)
-    config = config or setup.get("config", "")
-    where = (f"--config={config}",) if config else ()
-    return as_postgres("pgbackrest", *where, *words, command, check=check)
+    return as_postgres("pgbackrest", *configured(setup), *words, command, check=check)
 
 
 def psql(
@@ -232,9 +235,9 @@ def psql(
     return as_postgres("psql", *place, *words, text=query, PGOPTIONS=options).stdout.strip()
 
 
-def info(setup: Mapping[str, Any], config: str = "") -> dict[str, Any]:
+def info(setup: Mapping[str, Any]) -> dict[str, Any]:
     """Return what pgBackRest knows of the stanza; it ends with 0 whatever is wrong."""
-    said = pgbackrest(setup, "info", "--output=json", config=config).stdout
+    said = pgbackrest(setup, "info", "--output=json").stdout
     # It puts the lines of an error into a text as they are.
     found = json.loads(said or "[]", strict=False)
     mine = next((x for x in found if x["name"] == setup["stanza"]), None)
@@ -269,6 +272,8 @@ def restic(
 ) -> subprocess.CompletedProcess[str]:
     """Run restic on the repository of an app's files, as root."""
     place, options = parse(setup["repository"]), []
+    # Of another environment: nothing is left there, nor here.
+    options += ["--no-lock", "--no-cache"] if setup.get("read_only") else []
     environment = {
         "PATH": os.defpath,
         "LC_ALL": "C.UTF-8",

@@ -11,6 +11,7 @@ Used by modules, and by programs that run without Ansible.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pwd
@@ -21,7 +22,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import backup_files, backup_jobs, backup_repository, backup_state, backup_target, files
+from . import (
+    backup_files,
+    backup_jobs,
+    backup_repository,
+    backup_source,
+    backup_state,
+    backup_target,
+    files,
+)
 from .backup_jobs import alone
 from .backup_repository import as_postgres, psql
 from .backup_scratch import Scratch
@@ -46,6 +55,13 @@ MADE = """SELECT json_build_object(
 PROVIDERS = {"c": "libc", "i": "icu", "b": "builtin"}
 # Settings that are lists of names, and are kept in SQL's own syntax.
 LISTS = {"search_path", "temp_tablespaces", "local_preload_libraries", "session_preload_libraries"}
+# When what was reached last was written; the WAL of an idle server has none.
+REACHED = "SELECT coalesce(extract(epoch FROM pg_last_xact_replay_timestamp()), {at})"
+# Who has rights in a database, or is named in its policies.
+NAMED = """SELECT coalesce(json_agg(DISTINCT rolname), '[]') FROM pg_shdepend
+    JOIN pg_roles r ON r.oid = refobjid
+    WHERE refclassid = 'pg_authid'::regclass AND deptype <> 'o'
+      AND dbid = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 EXTENSIONS = """SELECT coalesce(json_object_agg(extname, nspname), '{}')
     FROM pg_extension e JOIN pg_namespace n ON n.oid = extnamespace WHERE extname <> 'plpgsql'"""
 ROWS = """SELECT coalesce(json_object_agg(name, (xpath('/row/n/text()',
@@ -90,6 +106,19 @@ class Restore:
         self.save(done=[*self.progress.get("done", []), step], **more)
 
     @property
+    def environment(self) -> str:
+        """Return whose past it is; '' for that of this server."""
+        return self.progress.get("environment", "")
+
+    @property
+    def words(self) -> str:
+        """Return what goes on with it."""
+        to, place = self.progress["to"], self.progress.get("place", "")
+        copied = f"copy_data with -e copy_from={self.environment}" if self.environment else ""
+        where = f" -e restore_place={place}" if place else ""
+        return f"the playbook {copied or 'restore with'} -e restore_to='{to}'{where}"
+
+    @property
     def target(self) -> Target:
         return Target(**self.progress["target"])
 
@@ -114,25 +143,42 @@ def left(app: str) -> dict[str, Any]:
     return found | {"restoring": Restore(app).progress}
 
 
-def plan(app: str, to: str, now: float | None = None, place: str = "") -> dict[str, Any]:
-    """Return what there is to restore, and what a target means; refuse one that is out of reach."""
-    now = time.time() if now is None else now
-    setup, told = backup_repository.reading(backup_repository.setup(), place), app_of(app)
+def wanted(
+    app: str, place: str = "", source: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
+    """Return the setup by which the past is read, and which databases and folders of it are due."""
+    told, own = app_of(app), backup_repository.setup()
+    setup = source["setup"] if source else backup_repository.reading(own, place)
+    databases = told["databases"] if setup["database"] else []
+    return setup, databases, told["paths"] if not source or source["files"] else []
+
+
+def plan(
+    app: str, to: str, place: str = "", source: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return what there is to restore, and what a target means; refuse one that is out of reach.
+
+    The past is this server's, or that of a source in another environment.
+    """
+    now, (setup, databases, paths) = time.time(), wanted(app, place, source)
     found: dict[str, Any] = left(app) | {"backups": [], "snapshots": []}
-    if not told["paths"] and not (setup["database"] and told["databases"]):
+    if not databases and not paths:
         return found
-    if setup["database"] and told["databases"]:
+    if databases:
         known = backup_repository.info(setup)
-        # What was written since it was copied is not there. The time is one of whole seconds.
-        reached = backup_jobs.inspect(setup, whole=False)["newest"] + 1 if place else newest(now)
-        found["window"] = backup_jobs.window(known) | {"newest": reached}
+        found["window"] = backup_jobs.window(known) | {"newest": newest(now)}
+        if place or source:
+            # What was written since it was copied is not there. The time is one of whole seconds.
+            seen = backup_jobs.inspect(setup, whole=False)
+            found["window"] |= seen | {"newest": seen["newest"] + 1}
         found["backups"] = [
             f"{x['type']} {x['label']}, done {shown(x['timestamp']['stop'])}"
             for x in known["backup"]
         ]
-        found["points"] = backup_jobs.points()[-20:]
-    if told["paths"]:
-        snapshots = backup_files.snapshots(setup, app)
+        found["points"] = [] if source else backup_jobs.points()[-20:]
+    if paths:
+        snapshots = backup_files.snapshots(setup, app, bool(source))
+        snapshots = backup_source.of_one(source, snapshots) if source else snapshots
         found["snapshots"] = [shown(x["at"]) for x in snapshots]
     if not to:
         return found
@@ -145,17 +191,21 @@ def plan(app: str, to: str, now: float | None = None, place: str = "") -> dict[s
     if "window" in found:
         backup_target.check(target, found["window"], now)
         found["backup"] = backup_target.backup_before(known["backup"], target.at)
+    if source and target.kind == "latest" and databases:
+        target.at = found["window"]["newest"]
     found["target"] = {"kind": target.kind, "at": target.at, "name": target.name}
-    if told["paths"] and not snapshots:
+    if paths and not snapshots:
         raise Failure(
             f"The repository has no snapshot of {app}'s files by {setup['host']}, so they cannot be"
             " brought back. Nothing was touched. Make one first, with the playbook backup; for"
             " those of a server that is gone, see restore_from in docs/how-to/backups.md."
         )
-    if told["paths"]:
+    if paths:
         found["snapshot"] = chosen(snapshots, target)
     found["loses"] = (
         f"what was written since {shown(target.at)}, {backup_state.ago(now - target.at)} ago"
+        if not source
+        else "what is live here"
     )
     return found
 
@@ -180,33 +230,42 @@ def chosen(snapshots: list[dict[str, Any]], target: Target) -> dict[str, Any]:
     return {"id": found["id"], "at": found["at"], "release": release, "owners": owners}
 
 
-def begin(app: str, to: str, moment: str = "", place: str = "") -> dict[str, Any]:
+def begin(
+    app: str,
+    to: str,
+    moment: str = "",
+    place: str = "",
+    source: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Note what is to be restored; the same once more goes on with what was cut short.
 
     ``moment`` is the name under which what is live is kept, the same on all servers of an app.
     Nothing is returned where the server has nothing of the app's to bring back.
     """
-    restore, setup = Restore(app), backup_repository.setup()
+    restore, environment = Restore(app), source["environment"] if source else ""
+    masks = source["masks"] if source else []
     if restore.progress:
-        begun, where = restore.progress["to"], restore.progress.get("place", "")
-        if (begun, where) != (to, place):
-            words = f"-e restore_to='{begun}'{f' -e restore_place={where}' if where else ''}"
+        begun = tuple(restore.progress.get(x, "") for x in ("to", "place", "environment"))
+        if begun != (to, place, environment):
             raise Failure(
-                f"A restore of {app} to {begun!r} was begun and is not done. Go on with it:"
-                f" {words}; or give it up first: -e restore_cancel={app}"
+                f"A restore of {app} to {begun[0]!r} was begun and is not done. Go on with it:"
+                f" {restore.words}; or give it up first: the playbook restore with -e"
+                f" restore_cancel={app}"
             )
+        if restore.progress.get("masks", []) != masks and not restore.done("switching"):
+            done = [x for x in restore.progress["done"] if x not in ("dumped", "loaded")]
+            restore.save(done=done, masks=masks)
         return restore.progress
-    told = app_of(app)
-    databases = told["databases"] if setup["database"] else []
-    if not databases and not told["paths"]:
+    setup, databases, paths = wanted(app, place, source)
+    if not databases and not paths:
         return {}
-    found = plan(app, to, place=place)
+    found = plan(app, to, place, source)
     moment = moment or new_moment()
     target = Target(**found["target"])
     for database in databases:
         if len(database["name"].encode()) > LONGEST - len(f"_before_{moment}"):
             raise Failure(f"The name of the database {database['name']} is too long to keep it.")
-    if databases:
+    if databases and not source:
         if target.kind == "latest":
             target.kind, target.name = "name", f"restore-{app}-{moment}"[:LONGEST]
             backup_jobs.point(target.name, stored=True)
@@ -221,7 +280,9 @@ def begin(app: str, to: str, moment: str = "", place: str = "") -> dict[str, Any
         backup=found.get("backup", ""),
         snapshot=found.get("snapshot"),
         databases=databases,
-        paths=told["paths"],
+        paths=paths,
+        **{"environment": environment, "masks": masks},
+        newest_wal=found.get("window", {}).get("newest_wal", ""),
     )
     return restore.progress
 
@@ -231,9 +292,12 @@ def prepare(app: str) -> tuple[str, dict[str, Any]]:
     restore, setup = Restore(app), backup_repository.setup()
     if not restore.progress:
         raise Failure("Nothing is asked for. Begin with the playbook restore.")
-    read = backup_repository.reading(setup, restore.progress.get("place", ""))
+    if restore.environment:
+        read = backup_source.setup(app)
+    else:
+        read = backup_repository.reading(setup, restore.progress.get("place", ""))
     backup_repository.check_place(read)
-    with alone(f"-restore-{app}"):
+    with alone(f"-restore-{app}"), backup_source.forgotten(app):
         if restore.progress["databases"] and not restore.done("loaded"):
             dump(read, restore)
             load(setup, restore)
@@ -274,13 +338,24 @@ def dump(setup: dict[str, Any], restore: Restore) -> None:
                 raise
             scratch.make()
             scratch.restore(target.words, backup)
-        with scratch.serving():
+        with scratch.serving(to_the_end=target.kind == "latest"):
+            if target.kind == "latest":
+                scratch.check_end(restore.progress["newest_wal"])
+                target.at = float(scratch.ask(REACHED.format(at=target.at)))
+                restore.save(target=dataclasses.asdict(target))
+            elif restore.environment:
+                scratch.promote()
             for one in names:
                 made = scratch.ask(MADE.format(name=literal(one)))
                 if not made:
                     raise Failure(f"There was no database {one} at {shown(target.at)}.")
+                made = json.loads(made)
+                if masks := restore.progress.get("masks"):
+                    scratch.ask(f"ALTER ROLE {name(made['owner'])} LOGIN")
+                    backup_source.mask(scratch, one, made["owner"], masks)
                 seen[one] = {
-                    "made": json.loads(made),
+                    "made": made,
+                    "named": json.loads(scratch.ask(NAMED, one)),
                     "extensions": json.loads(scratch.ask(EXTENSIONS, one)),
                     "rows": json.loads(scratch.ask(ROWS, one)),
                 }
@@ -312,6 +387,7 @@ def load(setup: dict[str, Any], restore: Restore) -> None:
             more = f"CREATE EXTENSION IF NOT EXISTS {name(extension)} WITH SCHEMA {name(schema)};"
             psql(setup, made + more, new)
         let_in(setup, login, password, owner)
+        strangers = stand_ins(setup, seen["named"])
         try:
             listing = contents(programs, folder / f"{one}.dump", set(seen["extensions"].values()))
             (folder / "list").write_text(listing)
@@ -337,6 +413,8 @@ def load(setup: dict[str, Any], restore: Restore) -> None:
             ) from None
         finally:
             psql(setup, f"DROP ROLE IF EXISTS {name(login)};")
+            if strangers:
+                psql(setup, f"DROP OWNED BY {strangers}; DROP ROLE {strangers};", new)
         rows = json.loads(psql(setup, ROWS, new))
         if rows != seen["rows"]:
             wrong = sorted(
@@ -350,6 +428,17 @@ def load(setup: dict[str, Any], restore: Restore) -> None:
         differences[one] = difference(setup, one, rows)
     restore.note("loaded", differences=differences)
     files.remove(folder)
+
+
+def stand_ins(setup: Mapping[str, Any], named: Iterable[str]) -> str:
+    """Have roles that cannot log in for those that this server has not; return them as SQL has it.
+
+    A dump gives rights to roles of another environment, or of another time.
+    """
+    there = psql(setup, "SELECT rolname FROM pg_roles").splitlines()
+    missing = [name(x) for x in named if x not in there]
+    psql(setup, "".join(f"CREATE ROLE {x} NOLOGIN;" for x in missing))
+    return ", ".join(missing)
 
 
 def difference(setup: Mapping[str, Any], database: str, rows: Mapping[str, int]) -> list[str]:
@@ -597,6 +686,7 @@ def cancel(app: str) -> list[str]:
             )
         Scratch(f"restore-{app}", setup).remove()
         files.remove(dumps_of(setup, app))
+        backup_source.clear(app)
         for database in restore.progress["databases"]:
             one = name(restore.beside(database["name"]))
             psql(setup, f"DROP DATABASE IF EXISTS {one} WITH (FORCE);")

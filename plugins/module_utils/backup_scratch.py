@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import backup_repository, files
+from . import backup_archive, backup_repository, files
 from .backup_repository import as_postgres, psql
 from .commands import Failure
 from .words import one_line
@@ -33,6 +33,8 @@ LEAST = {
     "max_prepared_transactions": "max_prepared_xacts setting",
     "max_locks_per_transaction": "max_locks_per_xact setting",
 }
+STATE = """SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state()
+    ELSE 'promoted' END"""
 SPARE = 512 << 20  # bytes that are left on the disk
 REPLAY = 6 * 3600  # seconds for which WAL is replayed
 
@@ -41,10 +43,11 @@ class Scratch:
     """A cluster in a folder beside that of the live one."""
 
     def __init__(self, name: str, setup: dict[str, Any]) -> None:
-        self.setup, self.name = setup, name
         self.folder = Path(setup["data"]).parent / f".carafe-{name}"
         self.data, self.run = self.folder / "data", self.folder / "run"
-        self.log, self.config = self.folder / "log", self.folder / "pgbackrest.conf"
+        self.log, self.name = self.folder / "log", name
+        # That of another environment has a key that stays away from the disk.
+        self.setup = {"config": str(self.folder / "pgbackrest.conf"), **setup}
         self.programs = Path("/usr/lib/postgresql", setup["version"], "bin")
         self.server: subprocess.Popen[bytes] | None = None
 
@@ -59,7 +62,7 @@ class Scratch:
         text = backup_repository.text(
             self.setup, self.setup["stanza"], self.data, self.setup["port"], **more
         )
-        files.write(self.config, text, 0o640, "root", "postgres")
+        files.write(Path(self.setup["config"]), text, 0o640, "root", "postgres")
 
     def room(self, backup: dict[str, Any], times: int = 1) -> None:
         """Refuse what does not fit: a full disk would stop the live cluster.
@@ -79,9 +82,7 @@ class Scratch:
         words = [f"--pg1-path={self.data}", *target]
         words += [f"--set={backup}"] if backup else []
         words += [f"--db-include={name}" for name in databases]
-        done = backup_repository.pgbackrest(
-            self.setup, "restore", *words, check=False, config=str(self.config)
-        )
+        done = backup_repository.pgbackrest(self.setup, "restore", *words, check=False)
         if done.returncode:
             raise Failure(f"pgBackRest cannot restore: {backup_repository.said(done)}")
 
@@ -103,6 +104,8 @@ class Scratch:
             "port": str(self.setup["port"]),
             "ssl": "off",
             "archive_mode": "off",
+            # Nor does it take another server's changes, where it has subscribed to them.
+            "max_logical_replication_workers": "0",
             "recovery_target_action": "pause",
             "hot_standby": "on",
             "shared_buffers": "32MB",
@@ -119,7 +122,8 @@ class Scratch:
         }
 
     def start(self) -> None:
-        (self.folder / "pg_hba.conf").write_text("local all postgres peer\n")
+        # Only postgres gets into its folder, and may be anybody there.
+        (self.folder / "pg_hba.conf").write_text("local all all trust\n")
         (self.folder / "pg_ident.conf").write_text("")
         (self.folder / "postgresql.conf").write_text("")
         for name in ("pg_hba.conf", "pg_ident.conf", "postgresql.conf"):
@@ -137,18 +141,20 @@ class Scratch:
     def ask(self, query: str, database: str = "postgres") -> str:
         return psql(self.setup, query, database, socket=str(self.run))
 
-    def wait(self) -> None:
-        """Wait until it pauses at its target. One that ends before, or promotes, has failed."""
-        until = time.monotonic() + REPLAY
-        query = "SELECT pg_is_in_recovery(), pg_get_wal_replay_pause_state()"
+    def wait(self, to_the_end: bool = False) -> None:
+        """Wait until it pauses at its target. One that ends before, or promotes, has failed.
+
+        Without a target it is to go to the end of all WAL, where it promotes.
+        """
+        until, wanted = time.monotonic() + REPLAY, "promoted" if to_the_end else "paused"
         while time.monotonic() < until:
             if self.server is None or self.server.poll() is not None:
                 raise Failure(self.why())
             # It answers once it is consistent.
             with contextlib.suppress(Failure):
-                if self.ask(f"{query} WHERE pg_is_in_recovery()") == "t|paused":
+                if self.ask(STATE) == wanted:
                     return
-            if "selected new timeline" in self.log.read_text(errors="replace"):
+            if not to_the_end and "selected new timeline" in self.log.read_text(errors="replace"):
                 raise Failure(
                     "The copy did not stop where it was to: its WAL ended before. Look for what is"
                     " missing: systemctl start carafe-backup-drill"
@@ -167,6 +173,15 @@ class Scratch:
             )
         bad = [x for x in text.splitlines() if re.search(r"\b(FATAL|PANIC|ERROR):", x)]
         return f"The copy does not start: {one_line(' '.join(bad[-3:]) or text[-400:], 500)}"
+
+    def check_end(self, newest: str) -> None:
+        """Refuse one that is at the end, and has not seen the newest WAL that was to be had."""
+        place = self.ask("SELECT pg_last_wal_replay_lsn()")
+        if backup_archive.segment_of(place) < backup_archive.number(newest)[1]:
+            raise Failure(
+                f"The copy ends at {place}, before {newest}, which is the newest WAL there. The"
+                " repository may be out of reach at times. Run the same command again."
+            )
 
     def promote(self) -> None:
         """Let it write; it archives nothing all the same, and is thrown away after."""
@@ -187,10 +202,10 @@ class Scratch:
         files.remove(self.folder)
 
     @contextlib.contextmanager
-    def serving(self) -> Iterator[Scratch]:
+    def serving(self, to_the_end: bool = False) -> Iterator[Scratch]:
         self.start()
         try:
-            self.wait()
+            self.wait(to_the_end)
             yield self
         finally:
             self.stop()

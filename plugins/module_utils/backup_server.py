@@ -27,6 +27,7 @@ from . import (
     backup_repository,
     backup_restore,
     backup_scratch,
+    backup_source,
     backup_state,
     backup_target,
     claims,
@@ -52,7 +53,7 @@ LIBRARY = (
         backup_jobs,
         backup_repository,
     ),
-    *(backup_restore, backup_scratch, backup_state, backup_target, commands, files),
+    *(backup_restore, backup_scratch, backup_source, backup_state, backup_target, commands, files),
     *(postgresql_pinned, words),
 )
 HEADER = "# Managed by Ansible, role backup.\n"

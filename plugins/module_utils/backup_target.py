@@ -99,6 +99,11 @@ def check(target: Target, window: Mapping[str, Any], now: float | None = None) -
         raise Failure("There is no backup yet. Make one: the playbook backup.")
     if target.at < oldest:
         raise Failure(f"restore_to is before the first backup that is kept. {reach}")
+    if target.kind == "latest" and window.get("lost"):
+        raise Failure(
+            f"The archive lacks {window['lost'][0]}, so the latest moment cannot be reached. Name"
+            f" an earlier one, from {shown(oldest)} on: -e restore_to="
+        )
     if target.kind == "time" and target.at > newest:
         raise Failure(f"restore_to is after the newest moment that is kept. {reach}")
 

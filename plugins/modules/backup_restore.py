@@ -17,6 +17,10 @@ description:
   - V(reconnect) restarts what runs of the app, whose connections have ended with the switch.
     V(finish) forgets the restore after that; until then the same stages go on with it.
   - V(recover) and V(recover_files) bring the data of a server that is gone onto a new one.
+  - With O(source), V(plan) and V(prepare) are of another environment's data, masked before they
+    come into the live cluster. Its inventory is read on the control machine. What opens its
+    backups is on this server for the time of the stage alone, below C(/run), and its backups are
+    only read.
 author: [Carafe (@carafe)]
 options:
   stage:
@@ -49,6 +53,60 @@ options:
     description: Name of the server that is gone, or of its place in the repository.
     type: str
     default: ""
+  source:
+    description: Another environment, whose data are copied. Without it, the past is this server's.
+    type: dict
+    suboptions:
+      environment:
+        description: Its name, which is that of its inventory. When empty, there is none.
+        type: str
+      allowed:
+        description: Environments whose data may come here.
+        type: list
+        elements: str
+      project:
+        description: Folder on the control machine with C(inventory/) and the masks.
+        type: path
+      masks:
+        description:
+          - Files of SQL in O(source.project), which run as the database's owner, in this order.
+            The control machine puts a dictionary with C(name) and C(sql) into the place of each.
+        type: list
+        elements: raw
+      server:
+        description: Host name of the server that is meant, where the place has those of several.
+        type: str
+      files:
+        description: Whether the files come, too.
+        type: bool
+      repository:
+        description: As backup_repository of that environment. The control machine fills this in.
+        type: str
+      key:
+        description: As backup_key. The control machine fills this in, as what follows.
+        type: str
+      s3_endpoint:
+        description: As backup_s3_endpoint.
+        type: str
+      s3_region:
+        description: As backup_s3_region.
+        type: str
+      s3_key:
+        description: As backup_s3_key.
+        type: str
+      s3_secret:
+        description: As backup_s3_secret.
+        type: str
+      s3_ca:
+        description: As backup_s3_ca. The file is on this server, too.
+        type: str
+      ssh_key:
+        description: As backup_ssh_key.
+        type: str
+      ssh_known_hosts:
+        description: As backup_ssh_known_hosts.
+        type: list
+        elements: str
 attributes:
   check_mode:
     description: Looks, changes nothing, and says what it would change.
@@ -87,13 +145,19 @@ changes:
 import xmlrpc.client  # nosec B411 # of supervisord, by its own socket
 from pathlib import Path
 
-from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options
+from ansible_collections.carafe.stack.plugins.module_utils.module import (
+    Module,
+    choice,
+    options,
+    without_default,
+)
 
 from ..module_utils import (
     backup_loss,
     backup_recover,
     backup_repository,
     backup_restore,
+    backup_source,
     backup_state,
     supervisord,
 )
@@ -107,18 +171,41 @@ STAGES = (
     *("recover", "recover_files"),
 )
 PROGRAMS = Path("/etc/supervisor/conf.d")
+SOURCE = {
+    **without_default("environment", "repository", "s3_endpoint", "s3_region", "s3_ca", "server"),
+    **without_default("key", "s3_secret", "ssh_key", no_log=True),
+    **without_default("s3_key", no_log=False),
+    **without_default("allowed", "ssh_known_hosts", type="list", elements="str"),
+    "masks": {"type": "list", "elements": "raw"},
+    "project": {"type": "path"},
+    "files": {"type": "bool"},
+}
 ARGUMENTS = {
     "stage": choice(*STAGES, required=True),
     "owner": {"type": "str", "required": True},
     **options(to="", moment="", from_server="", place=""),
+    "source": {"type": "dict", "options": SOURCE},
 }
 
 
 def plan(given: dict, _: bool) -> dict:
-    found = backup_restore.plan(given["owner"], given["to"], place=given["place"])
-    if "target" in found and found["target"]["kind"] != "latest":
+    source, name = given.get("source"), f"{given['owner']}.plan"
+    with backup_source.forgotten(name):
+        source = source and backup_source.lay(name, source)
+        found = backup_restore.plan(given["owner"], given["to"], given["place"], source)
+    if "target" in found and found["target"]["kind"] != "latest" and not source:
         found["lost"] = lost(given["owner"], found, given["place"])
-    return {"plan": found, "lines": lines(found), **report([])}
+    return {"plan": found, "lines": [*lines(found), *copied(source)], **report([])}
+
+
+def copied(source: dict | None) -> list[str]:
+    """Return for people what a copy of another environment's data is."""
+    if not source:
+        return []
+    masks = ", ".join(x["name"] for x in source["masks"])
+    files = ", and no mask changes a file" if source["files"] else ""
+    whose = source["setup"].get("stanza") or source["repository"]
+    return [f"these are the data of {source['environment']}, {whose}, masked by {masks}{files}"]
 
 
 def lost(owner: str, found: dict, place: str = "") -> list[str]:
@@ -178,10 +265,21 @@ def lines(found: dict) -> list[str]:
 
 def prepare(given: dict, check: bool) -> dict:
     owner, unit = given["owner"], f"carafe-backup-restore@{given['owner']}.service"
+    source = given.get("source")
     if check:
-        backup_restore.plan(owner, given["to"], place=given["place"])
+        plan(given, check)
         return report([f"bring {given['to']} beside what is live"])
-    progress = backup_restore.begin(owner, given["to"], given["moment"], given["place"])
+    # It reads what is laid for it.
+    if source and ask("systemctl", "is-active", unit).stdout.strip() == "activating":
+        raise Failure(f"{unit} is at work. Wait for it: journalctl -fu {unit}; and run this again.")
+    with backup_source.forgotten(owner):
+        source = source and backup_source.lay(owner, source)
+        words = (given["to"], given["moment"], given["place"], source)
+        return brought(owner, unit, backup_restore.begin(owner, *words))
+
+
+def brought(owner: str, unit: str, progress: dict) -> dict:
+    """Have the unit bring what is noted; return what came of it."""
     done = progress.get("done", [])
     # On a server that keeps nothing of the app there is nothing to do.
     if not progress or "switching" in done:

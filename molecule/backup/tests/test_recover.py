@@ -57,12 +57,3 @@ def test_a_new_server_takes_over(host, lost, admin, converge, called, first_stor
     assert called("[x for x in backup_state.problems() if x['level'] == 'red']") == []
     # The same once more finds all done.
     assert converge(backup_restore_from=lost)[0] == 0
-
-
-def test_who_leaves_takes_all_but_what_is_stored(host, playbook):
-    done, said = playbook("remove")
-    assert done, said
-    assert host.check_output("ls /etc/systemd/system").count("carafe-backup") == 0
-    assert host.run("ls /etc/carafe/backup /etc/pgbackrest/pgbackrest.conf").rc != 0
-    assert host.run("ls /backup/files/shop/config /backup/pgbackrest/backup").rc == 0
-    assert "changed=0" in playbook("remove")[1]
