@@ -104,6 +104,16 @@ def test_what_is_to_be_there_once_is_on_the_first_app_server(
     assert {x for x in listed.split() if x.endswith(".timer")} == timers
 
 
+def test_the_migration_has_a_way_back_where_the_database_is(server: Callable[[str], Host]) -> None:
+    """Which the books of the app name, on the server that migrates."""
+    books = json.loads(server("app-1").check_output("cat /srv/guestbook/state/releases.json"))
+    made = json.loads(server("db").check_output("cat /var/lib/carafe/backup/points.json"))
+    points = {x["name"]: x["at"] for x in made}
+    # A release that has failed on another server has one, too.
+    assert all(x["point"].startswith(f"before-{name}-") for name, x in books.items())
+    assert all(points[x["point"]] <= x["before"] for x in books.values())
+
+
 @pytest.mark.parametrize("role", ["web", "db"])
 def test_code_is_only_where_it_runs(server: Callable[[str], Host], role: str) -> None:
     assert not server(role).file("/srv/guestbook").exists
