@@ -183,6 +183,7 @@ def test_a_server_that_keeps_nothing_of_the_app_has_nothing_to_take_back(
     app |= {"databases": [], "paths": []}
     given = {"owner": "shop", "stage": stage, "moment": NOW}
     assert not module.back(given, False)["changed"]
+    assert backup_state.read("restore-shop") is None
 
 
 def test_an_undo_that_was_cut_short_on_another_server_goes_on(
