@@ -32,9 +32,9 @@ CONFIRMED = {"upgrade_confirm": "ledger"}
 def playbook(command: Callable[..., list[str]]) -> Callable[..., tuple[int, str]]:
     """Run a playbook on the server; returns its exit status, and its output in one line."""
 
-    def run(name: str, **variables: object) -> tuple[int, str]:
+    def run(name: str, *options: str, **variables: object) -> tuple[int, str]:
         done = subprocess.run(
-            command(name, **variables),
+            [*command(name, **variables), *options],
             capture_output=True,
             text=True,
             check=False,
@@ -88,9 +88,35 @@ def archived(host: Host, eventually: Callable[..., None]) -> Callable[[], str]:
     return archive
 
 
+def psql(host: Host, *statements: str) -> str:
+    """Run statements as the superuser in the app's database; returns the values."""
+    command = "cd /; PGOPTIONS='-c search_path=public' runuser -u postgres -- psql -XqAtd ledger"
+    return host.check_output(command + " -c %s" * len(statements), *statements)
+
+
+# Besides the app's table: a tablespace, a large object, and indexes that are sorted as Debian has
+# it, by a collation of PostgreSQL's own and by one that somebody has made.
+MORE = (
+    "CREATE TABLESPACE aside LOCATION '/srv/aside'",
+    "CREATE TABLE words (word text) TABLESPACE aside",
+    "INSERT INTO words SELECT 'ä' || n FROM generate_series(1, 1000) n",
+    "CREATE COLLATION phonebook (provider = icu, locale = 'de-u-co-phonebk')",
+    'CREATE INDEX words_own ON words (word COLLATE "de-x-icu")',
+    "CREATE INDEX words_made ON words (word COLLATE phonebook)",
+    "SELECT lo_from_bytea(424242, 'large')",
+)
+SORTED_ANEW = (
+    "SELECT pg_relation_filenode('words_own') <> 'words_own'::regclass::oid"
+    " AND collversion = pg_collation_actual_version(oid) FROM pg_collation"
+    " WHERE collname = 'phonebook'"
+)
+
+
 def test_debian_is_upgraded_by_the_commands_of_the_guide(
     host: Host, url: Callable[[], str]
 ) -> None:
+    host.check_output("install -d -o postgres -g postgres -m 700 /srv/aside")
+    psql(host, *MORE)
     with Load(url(), 20) as load:
         load.go_on(40)
     assert set(load.acknowledged) <= rows(host)
@@ -132,20 +158,16 @@ def test_nothing_is_touched_without_the_apps_name_and_a_backup(
 def test_what_pg_upgrade_refuses_is_said_while_all_are_served(
     host: Host, playbook: Callable[..., tuple[int, str]]
 ) -> None:
-    psql = "cd /; runuser -u postgres -- psql -Xqd postgres -c"
-    host.check_output(f"{psql} 'ALTER SYSTEM SET max_prepared_transactions = 1'")
-    host.check_output("systemctl restart postgresql@15-main")
-    host.check_output(f"{psql} 'BEGIN' -c 'SELECT txid_current()' -c \"PREPARE TRANSACTION 'x'\"")
+    # 17 keeps such values in another way.
+    psql(host, "CREATE TABLE refused (rights aclitem)")
     try:
         status, said = playbook("upgrade_postgres", **CONFIRMED)
-        assert status
-        assert "Nothing was touched" in said
-        assert "prepared transactions" in said
-        assert "Maintenance is on" not in said
     finally:
-        host.check_output(f"{psql} \"ROLLBACK PREPARED 'x'\"")
-        host.check_output(f"{psql} 'ALTER SYSTEM RESET max_prepared_transactions'")
-        host.check_output("systemctl restart postgresql@15-main")
+        psql(host, "DROP TABLE refused")
+    assert status
+    assert "Nothing was touched" in said
+    assert "public.refused.rights" in said
+    assert "Maintenance is on" not in said
     assert clusters(host) == {"15/main": ("5432", "online")}
 
 
@@ -204,6 +226,8 @@ def test_the_upgrade_loses_no_row_and_goes_on_where_it_was_cut_short(
         "/usr/lib/postgresql/17/bin/pg_controldata /var/lib/postgresql/17/main"
     )
     assert not re.search(r"checksum version:\s+0$", controls, re.M)
+    assert psql(host, SORTED_ANEW, "SELECT count(*) FROM words") == "t\n1000"
+    assert psql(host, "SELECT lo_get(424242)") == r"\x6c61726765"
 
 
 def test_backups_go_on_in_a_place_of_the_new_version(
@@ -221,7 +245,8 @@ def test_site_finds_the_new_version_and_brings_the_app_to_the_new_python(
     assert requests.get(url(), timeout=30).ok
     interpreter = "readlink -f /proc/$(supervisorctl pid ledger:ledger_0)/exe"
     assert host.check_output(interpreter) == "/usr/bin/python3.13"
-    status, said = playbook("site")
+    # That the rest is left alone is tested where a site is made.
+    status, said = playbook("site", "--tags=postgres,backup")
     assert status == 0
     assert " changed=0 " in said
 
@@ -257,10 +282,14 @@ def test_there_is_a_way_back_and_forth_again(
     with Load(url(), 20) as load:
         load.go_on(40)
     assert load.failures == []
+    # Its tablespace has no room for another one's: postgresql_upgrade_checks.refuse_tablespaces().
+    host.check_output(f"pg_dropcluster {kept.replace('/', ' ')}")
     status, said = playbook("upgrade_postgres", **CONFIRMED)
     assert status == 0, said
     assert clusters(host)["17/main"] == ("5432", "online")
     assert set(load.acknowledged) <= rows(host)
     status, said = playbook("upgrade_postgres", upgrade_drop=True, upgrade_confirm="ledger")
     assert status == 0, said
-    assert clusters(host).keys() == {"17/main", kept}
+    assert clusters(host).keys() == {"17/main"}
+    assert host.check_output("ls /srv/aside | cut -d _ -f 2") == "17"
+    assert psql(host, "SELECT count(*) FROM words") == "1000"
