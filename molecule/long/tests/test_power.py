@@ -17,7 +17,7 @@ CHOICE = random.Random(SEED)
 MOMENTS = [round(CHOICE.uniform(1, 25), 1) for _ in range(8)]
 BACKUPS = [round(CHOICE.uniform(3, 14), 1) for _ in range(3)]
 COPIES = [round(CHOICE.uniform(0.2, 5), 1) for _ in range(2)]
-RESTORES = [round(CHOICE.uniform(5, 50), 1) for _ in range(4)]
+RESTORES = [round(CHOICE.uniform(4, 30), 1) for _ in range(4)]
 PROBLEMS = """
 import sys
 sys.path.insert(0, "/usr/local/lib/carafe/backup")
@@ -180,7 +180,7 @@ def test_the_power_fails_during_a_restore(
     with Load(url(), 20) as site:
         site.go_on(80)
     before = set(rows())
-    host.check_output("echo %s >%s", seconds, PHOTO)
+    host.check_output(f"echo {seconds} >{PHOTO}")
     run("backup", backup_type="incr")
     moment = host.check_output("runuser -u postgres -- psql -XAtc 'SELECT clock_timestamp()'")
     with Load(url(), 20) as site:
