@@ -149,11 +149,11 @@ def test_a_database_is_archived_stored_and_restored_by_s3(in_s3, called, job, pr
 def test_all_is_copied_out_of_it_by_sftp_and_comes_back_by_a_folder(host, in_s3, job, called):
     left = job("copy")
     assert left["result"] == "ok", left
-    wanted = ("shop", "", None, "copy")
+    wanted = ("shop", "", "copy")
     assert "backup fetch /mnt/copy" in called(f"backup_restore.plan{wanted}")["refused"]
     said = host.check_output("python3 -I /usr/local/lib/carafe/backup fetch /srv/fetched")
     assert "are in /srv/fetched" in said
-    found = called("backup_restore.plan('shop', '', None, '/srv/fetched')")
+    found = called("backup_restore.plan('shop', '', '/srv/fetched')")
     assert found["backups"]
     assert found["snapshots"]
 
@@ -163,4 +163,4 @@ def test_s3_is_good_for_the_copy_too(host, in_s3, job, called):
     left = job("copy")
     assert left["result"] == "ok", left
     assert left["details"]["parts"]["the database"]["bytes"] > 0
-    assert called("backup_restore.plan('shop', '', None, 'copy')")["backups"]
+    assert called("backup_restore.plan('shop', '', 'copy')")["backups"]
