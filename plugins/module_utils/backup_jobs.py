@@ -241,7 +241,8 @@ def points() -> list[dict[str, Any]]:
 
 def switch(setup: dict[str, Any], seconds: int = 90) -> str:
     """Have all WAL up to now in the repository; return the last segment's name."""
-    name = psql(setup, "SELECT pg_walfile_name(pg_switch_wal())")
+    # Where nothing was written since the last one, it is the begin of a segment, which is none yet.
+    name = psql(setup, "SELECT pg_walfile_name(pg_switch_wal() - 1)")
     until = time.monotonic() + seconds
     while True:
         last = psql(setup, "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver")

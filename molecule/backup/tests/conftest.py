@@ -54,6 +54,8 @@ def job(host: Host) -> Job:
 
     def run(unit: str) -> dict[str, Any]:
         began = float(host.check_output("date +%s"))
+        # A few of these within seconds are too many for systemd.
+        host.run("systemctl reset-failed carafe-backup-%s", unit)
         host.run("systemctl start carafe-backup-%s", unit)
         what = f"database-{unit}" if unit in ("full", "diff", "incr") else unit
         left = state(host, what.replace("restore@", "restore-"))
