@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -320,3 +321,18 @@ def test_a_slot_that_has_just_been_spawned_is_stopped_and_not_killed(
         supervisord.stop(slot.rpc, slot.process)
     assert slot.info()["statename"] == "STOPPED"
     assert "SIGKILL" not in (app.folder / "supervisord.log").read_text()
+
+
+def test_a_process_that_is_stopping_is_started_once_it_has_ended(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by who goes on after a program that was killed when it had begun to stop it."""
+    monkeypatch.setattr(supervisord, "SOCKET", str(app.folder / "s.sock"))
+    rpc, before = supervisord.connect(), int(app.pids()[1])
+    # Until it goes on, it does not end.
+    os.kill(before, signal.SIGSTOP)
+    rpc.stopProcess("shop:shop_1", False)
+    assert rpc.getProcessInfo("shop:shop_1")["statename"] == "STOPPING"
+    threading.Timer(1, os.kill, (before, signal.SIGCONT)).start()
+    supervisord.start(rpc, "shop:shop_1")
+    assert rpc.getProcessInfo("shop:shop_1")["pid"] not in (0, before)

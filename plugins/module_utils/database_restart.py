@@ -15,7 +15,6 @@ import os
 import pwd
 import signal
 import time
-import xmlrpc.client  # nosec B411 # of supervisord, by its own socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -183,6 +182,4 @@ def go_on(masters: list[int], others: list[str]) -> None:
             os.kill(master, signal.SIGCONT)
     rpc = supervisord.connect()
     for process in others:
-        # Somebody else may have started it.
-        with contextlib.suppress(xmlrpc.client.Fault):
-            rpc.startProcess(process, False)
+        supervisord.start(rpc, process)

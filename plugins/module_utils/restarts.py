@@ -16,6 +16,7 @@ import subprocess
 import time
 import xmlrpc.client  # nosec B411 # of supervisord, by its own socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,14 @@ def restart_programs(rpc: Any, known: dict[str, str], only_list: bool) -> Iterat
         if only_list:
             yield f"{process} would be restarted: {why}"
             continue
-        supervisord.stop(rpc, process)
-        rpc.startProcess(process, False)
+        with database_restart.at_the_end(partial(start, process)):
+            supervisord.stop(rpc, process)
         yield f"{process} restarted: {why}"
+
+
+def start(process: str) -> None:
+    # What this program has is its own, and not its child's.
+    supervisord.start(supervisord.connect(), process)
 
 
 def upgrade_nginx(path: str, only_list: bool) -> str:

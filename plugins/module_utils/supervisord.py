@@ -151,6 +151,17 @@ def stop(rpc: Any, *names: str) -> None:
             time.sleep(0.05)
 
 
+def start(rpc: Any, name: str) -> None:
+    """Start a process, once it has ended where it is about to. Somebody else may have done so.
+
+    supervisord takes a start for one that is stopping, and does nothing then.
+    """
+    with contextlib.suppress(xmlrpc.client.Fault):
+        while rpc.getProcessInfo(name)["statename"] == "STOPPING":
+            time.sleep(0.05)
+        rpc.startProcess(name, False)
+
+
 def is_program(rpc: Any, name: str) -> bool:
     """Tell whether a process was the program, whenever it may have got its first TERM."""
     info = rpc.getProcessInfo(name)
