@@ -324,3 +324,20 @@ def test_what_a_recovery_has_begun_is_forgotten_once_the_app_serves(
     backup_recover.save({"files-blog": "begun"})
     both.activate(SimpleNamespace(params={"owner": "blog"}, check_mode=check))
     assert backup_recover.noted() == left
+
+
+@pytest.mark.parametrize("state", ["running", "waiting"])
+def test_a_first_copy_that_waits_for_a_first_backup_is_not_begun_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str
+) -> None:
+    monkeypatch.setattr(backup_server, "UNITS", tmp_path)
+    monkeypatch.setattr(backup_state, "read", lambda _: None)
+    setup = {"database": True, "copy": {"repository": "/mnt/copy"}}
+    queue: list[str] = []
+    said = SimpleNamespace(stdout="")
+    monkeypatch.setattr(backup_module, "ask", lambda *_: said)
+    for what, unit in backup_module.first(setup, "shop", True):
+        queue.append(f"{len(queue) + 7} {unit} start {state if what == 'copy' else 'running'}\n")
+    assert len(queue) == 2
+    said.stdout = "".join(queue)
+    assert backup_module.first(setup, "shop", False) == []

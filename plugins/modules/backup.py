@@ -364,7 +364,7 @@ def make_stanza(setup: dict) -> None:
 
 
 def first(setup: dict, owner: str, is_new: bool) -> list[tuple[str, str]]:
-    """Return what has never been stored there, with its unit, unless that is at work already."""
+    """Return what has never been stored there, with its unit, unless that is to begin already."""
     units = [("database-full", "carafe-backup-full.service")] * bool(setup["database"])
     if (backup_server.UNITS / f"carafe-backup-files-{owner}.service").exists():
         units.append((f"files-{owner}", f"carafe-backup-files-{owner}.service"))
@@ -372,11 +372,12 @@ def first(setup: dict, owner: str, is_new: bool) -> list[tuple[str, str]]:
         last = backup_state.read("copy") or {}
         if last.get("details", {}).get("place") != copy["repository"]:
             units.append(("copy", "carafe-backup-copy.service"))
+    # The copy waits for the others, and is no unit at work until then.
+    begun = ask("systemctl", "list-jobs", "--plain", "--no-legend").stdout.split()
     return [
         (what, unit)
         for what, unit in units
-        if (is_new or what == "copy" or backup_state.read(what) is None)
-        and ask("systemctl", "is-active", unit).stdout.strip() != "activating"
+        if (is_new or what == "copy" or backup_state.read(what) is None) and unit not in begun
     ]
 
 
