@@ -144,7 +144,7 @@ def copy(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Any:
         finally:
             ledger.save()
 
-    run.fake = fake  # type: ignore[attr-defined]
+    run.fake = fake
     return run
 
 
@@ -299,7 +299,7 @@ def test_what_is_written_anew_is_kept_as_it_was(copy: Any, tmp_path: Path) -> No
     lists = {"backup/s/backup.info": b"1", "backup/s/backup.info.copy": b"1"}
     target = tmp_path / "second/pgbackrest/backup/s"
     mine = backup_copy.Places.__new__(backup_copy.Places)
-    mine.work, mine.rclone = tmp_path / "work", places  # type: ignore[method-assign]
+    mine.work, mine.rclone = tmp_path / "work", places
     mine.target = type(
         "Side", (), {"at": lambda _, *x: "/".join(("target:", *x)), "setup": {"repository": "x"}}
     )()
@@ -342,12 +342,12 @@ def test_a_list_that_lacks_a_backup_before_its_time_does_not_replace_the_one_tha
     monkeypatch.setattr(backup_copy, "readable", lambda *_: None)
     ledger = backup_copy.Ledger("/mnt/copy")
     seen.units = {"s/old": NOW - DAY, "s/new": NOW}
-    backup_copy.one(Fakes(), part, ledger, NOW)  # type: ignore[arg-type]
+    backup_copy.one(Fakes(), part, ledger, NOW)
     seen.units, seen.heads = {"s/new": NOW}, {"backup/s/backup.info": b"one"}
     with pytest.raises(Failure, match=r"has lost s/old.*have the copy follow: rm .*copying\.json"):
-        backup_copy.one(Fakes(), part, ledger, NOW)  # type: ignore[arg-type]
+        backup_copy.one(Fakes(), part, ledger, NOW)
     assert written == [b"both"]
-    backup_copy.one(Fakes(), part, ledger, NOW + 15 * DAY)  # type: ignore[arg-type]
+    backup_copy.one(Fakes(), part, ledger, NOW + 15 * DAY)
     assert written == [b"both", b"one"]
 
 
