@@ -26,18 +26,18 @@ SERVER = """
 import ctypes, http.server, os, pathlib, signal, socket, sys, threading, time
 ctypes.CDLL(str(pathlib.Path("library")))
 status = int(pathlib.Path("status").read_text())
-# So many answers are well, whatever the rest is.
-well = int(pathlib.Path("well").read_text())
+# One that is fickle is well until another one has begun.
+fickle, latest = pathlib.Path("fickle").exists(), pathlib.Path("latest")
+latest.write_text(str(os.getpid()))
 print("serving", status, flush=True)
 os.write(1, pathlib.Path("printed").read_bytes())
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        global well
-        well -= 1
         time.sleep(0.02)
+        well = fickle and latest.read_text() == str(os.getpid())
         body = str(os.getpid()).encode()
-        self.send_response(200 if well >= 0 else status)
+        self.send_response(200 if well else status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -85,14 +85,14 @@ class App:
         (folder / "server.py").write_text(
             SERVER.replace('Path("status")', f'Path("{folder}/status")')
             .replace('Path("printed")', f'Path("{folder}/printed")')
-            .replace('Path("well")', f'Path("{folder}/well")')
+            .replace('Path("fickle")', f'Path("{folder}/fickle")')
+            .replace('Path("latest")', f'Path("{folder}/latest")')
             .replace('Path("library")', f'Path("{self.library}")')
             # Before any thread, so that none of them takes the signal.
             .replace("\nstatus =", "\nsignal.pthread_sigmask(signal.SIG_BLOCK, [15])\nstatus =", 1)
         )
         (folder / "status").write_text("200")
         (folder / "printed").touch()
-        (folder / "well").write_text("0")
         (folder / "environment").write_text("A=1\n")
         settings = {
             "program": "shop",
@@ -198,7 +198,7 @@ def app(supervised: App) -> App:
     """Return an app whose slots are current and well, whatever the test before has left."""
     (supervised.folder / "status").write_text("200")
     (supervised.folder / "printed").write_text("")
-    (supervised.folder / "well").write_text("0")
+    (supervised.folder / "fickle").unlink(missing_ok=True)
     supervised.wait_for_health(60)
     done = supervised.roll()
     assert done.returncode == 0, done.stderr
@@ -273,8 +273,7 @@ def test_a_slot_that_is_not_well_leaves_the_next_one_serving(app: App) -> None:
 def test_a_slot_that_does_not_stay_well_is_found_after_the_roll(app: App) -> None:
     app.change()
     (app.folder / "status").write_text("503")
-    # Enough for what its start is asked.
-    (app.folder / "well").write_text("3")
+    (app.folder / "fickle").touch()
     done = app.roll()
     assert done.returncode == 1
     assert "slot 0 did not stay healthy (not healthy within 5 s: / answered 503)" in done.stderr
