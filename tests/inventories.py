@@ -7,7 +7,7 @@ many times as long, and test_preflight_run.py has that, too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,7 +78,7 @@ class Looked:
         LOADER.set_basedir(play._included_path or book._basedir)
         tasks = (task for block in play.tasks for task in block.block)
         (task,) = (task for task in tasks if task.action == "carafe.stack.preflight")
-        targets = hosts.get_hosts("db:app:web")
+        targets = hosts.get_hosts("all")
         for host in targets:
             variables.set_host_facts(host.name, dict(facts))
             variables.set_nonpersistent_facts(host.name, {task.args["facts"]: {}})
@@ -101,11 +101,11 @@ class Looked:
         return templar.template(trust_as_template(f"{{{{ {expression} }}}}"))
 
 
-def of_one_server(folder: Path, **variables: Any) -> Looked:
+def of_one_server(folder: Path, of: Iterable[str] = (), **variables: Any) -> Looked:
     """Return what the playbooks make of an inventory of one server, with nothing to complain of."""
     inventory = folder / "inventory/prod"
     (inventory / "group_vars/prod").mkdir(parents=True)
-    groups = {name: {"hosts": {"server": None}} for name in ("prod", "db", "app", "web")}
+    groups = {name: {"hosts": {"server": None}} for name in ("prod", *of)}
     (inventory / "hosts.yml").write_text(json.dumps(groups))
     app = {"app_name": "shop", "app_domains": ["shop.test"], "certificates_acme_email": "a@b.c"}
     everything = SECRETS | app | {"app_path": str(ROOT / "sample_app")} | variables

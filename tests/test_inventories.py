@@ -12,6 +12,7 @@ from ansible.parsing.vault import VaultLib, VaultSecret
 from ansible_collections.carafe.stack.plugins.plugin_utils import inventories
 from ansible_collections.carafe.stack.plugins.plugin_utils.sources import Sources
 from conftest import ROOT
+from inventories import of_one_server
 
 WANTED = ("db", "app", "web")
 
@@ -95,6 +96,23 @@ def test_of_json_too_no_key_may_be_there_twice(project: Path) -> None:
     assert inventories.unreadable(path) == says
     path.write_text('{"web": {"vars": {"a": "x\\"\\t: {", "b": "\\/"}}}')
     assert inventories.unreadable(path) == ""
+
+
+@pytest.mark.parametrize(
+    ("groups", "found"),
+    [
+        ({"all": ["a"], "prod": ["a"]}, ["a"]),
+        # Somebody has begun to say what it is for.
+        ({"all": ["a"], "db": []}, []),
+        ({"all": ["a"], "web": ["a"]}, []),
+        ({"all": ["a", "b"], "prod": ["a"]}, []),
+        ({"all": []}, []),
+    ],
+)
+def test_a_server_that_is_alone_needs_no_group(
+    groups: dict[str, list[str]], found: list[str]
+) -> None:
+    assert inventories.only(groups) == found
 
 
 def test_no_inventory_or_one_with_no_server(project: Path) -> None:
@@ -241,3 +259,30 @@ def test_the_command_fails(
 
 def test_nobody_has_to_name_one_to_look_at_a_playbook(ansible_environment: dict[str, str]) -> None:
     assert run(ansible_environment, "--syntax-check")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "playbook", sorted((ROOT / "playbooks").glob("*.yml")), ids=lambda x: x.stem
+)
+def test_every_play_finds_the_server_that_is_alone(
+    playbook: Path, tmp_path: Path, ansible_environment: dict[str, str]
+) -> None:
+    (tmp_path / "hosts.yml").write_text("prod: {hosts: {alone: }}\n")
+    command = ["ansible-playbook", str(playbook), "-i", str(tmp_path / "hosts.yml"), "--list-hosts"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=ansible_environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hosts (0)" not in done.stdout
+    assert "hosts (1)" in done.stdout
+
+
+def test_a_server_that_is_alone_has_what_one_in_all_groups_has(tmp_path: Path) -> None:
+    alone = of_one_server(tmp_path / "alone", stack_database="postgresql")
+    told = of_one_server(tmp_path / "told", inventories.PARTS, stack_database="postgresql")
+    for what in (
+        *("stack_db", "stack_app", "stack_web", "stack_is_one_server", "stack_host_roles"),
+        *("firewall_default_allow", "fail2ban_nginx_ports", "stack_upstreams", "backup_release"),
+    ):
+        assert alone.value(what) == told.value(what)
+    assert alone.value("stack_app") == ["server"]

@@ -8,6 +8,9 @@ short_description: Pattern of the servers that a play is for, once the inventory
 description:
   - Returns a pattern for the C(hosts) of a play, made of the names of groups.
   - >-
+    The server of an inventory with a single one and none of the groups V(db), V(app) and V(web) is
+    in all of them.
+  - >-
     Fails where no server is in any of the groups, where by itself Ansible would do nothing and
     succeed, and says which inventory was probably meant. Fails as well where a file of hosts or
     of variables cannot be read, or names one thing twice, and where a file of secrets, or
@@ -50,11 +53,13 @@ class LookupModule(LookupBase):
 
     def run(self, terms: list[str], variables: dict[str, Any] | None = None, **_: Any) -> list[str]:
         variables = variables or {}
+        groups = variables.get("groups") or {}
+        if inventories.only(groups):
+            terms = ["all"]
         pattern = [":".join(terms)]
         # Nothing is run by these, and nobody has to name an inventory for them.
         if any(context.CLIARGS.get(x) for x in ("syntax", "listtasks", "listtags")):
             return pattern
-        groups = variables.get("groups") or {}
         given = variables.get("ansible_inventory_sources") or []
         current = Path.cwd()
         if why := inventories.complaint(given, groups, terms, current):

@@ -69,7 +69,7 @@ def source(loader: Any, templar: Any, path: Path, app: str) -> dict[str, Any]:
     """Return where the backups of the other environment are, and what opens them."""
     inventory = InventoryManager(loader, [str(path)])
     groups = inventory.get_groups_dict()
-    hosts = [*groups.get("db", []), *groups.get("app", [])]
+    hosts = [*groups.get("db", []), *groups.get("app", [])] or inventories.only(groups)
     if not hosts:
         raise AnsibleError(f"{path} has no server in the groups db and app.")
     said = VariableManager(loader, inventory).get_vars(

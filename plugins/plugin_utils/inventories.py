@@ -24,6 +24,8 @@ VAULT = b"$ANSIBLE_VAULT"
 REFERENCE = re.compile(r"\bvault_\w+")
 JSON_TABS = re.compile(r'("(?:\\.|[^"\\])*")|\t')
 CLOSE = 0.6  # difflib's own measure of what is alike
+# What a server can be for.
+PARTS = ("db", "app", "web")
 
 
 def known(folder: Path) -> list[str]:
@@ -121,6 +123,12 @@ def twins(node: yaml.Node) -> Iterator[tuple[yaml.Node, yaml.Node]]:
                     yield key, there[key.value]
                 there[key.value] = key
             yield from twins(value)
+
+
+def only(groups: Mapping[str, Any]) -> list[str]:
+    """Return the server of an inventory that has one, and no groups that say what it is for."""
+    servers = list(groups.get("all") or [])
+    return servers if len(servers) == 1 and not groups.keys() & {*PARTS} else []
 
 
 def complaint(
