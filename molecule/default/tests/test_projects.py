@@ -36,8 +36,8 @@ app_workers: [{name: jobs, command: sleep infinity}]
 app_schedules: [{name: tick, command: echo tick, when: yearly}]
 """
 # What the server has, a line for each. Of the other apps, of logs and of what a service keeps for
-# itself only what is named after this one; of processes who has any, but for who asks. Packages
-# and Carafe's own programs are the server's.
+# itself only what is named after this one; of processes who has any, but for who asks; of timers
+# not whether it is their moment. Packages and Carafe's own programs are the server's.
 SEE = r"""
 cd /
 find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./tmp -o -path ./var/tmp \
@@ -49,7 +49,8 @@ find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./tmp -o -pa
 find var run ! -path 'var/lib/postgresql/*' -name '*shop*' | sed 's/^/named /'
 sed 's/^/user /' /etc/passwd /etc/group
 systemctl list-unit-files --no-legend | grep -v ' transient ' | sed 's/^/unit /'
-systemctl list-units --all --plain --no-legend '*shop*' '*.timer' | sed 's/^/runs /'
+systemctl list-units --all --plain --no-legend '*shop*' '*.timer' |
+    sed '/\.timer /s/ running / waiting /' | sed 's/^/runs /'
 supervisorctl status | awk '{ print "program", $1, $2 }'
 cd /var/lib/postgresql
 for query in 'SELECT datname, datacl FROM pg_database' 'SELECT rolname, rolconfig FROM pg_roles' \
