@@ -14,6 +14,8 @@ import testinfra
 from conftest import CONTAINERS, REPOSITORY, Visitors, address
 from testinfra.host import Host
 
+BOOT = "cat /proc/sys/kernel/random/boot_id"
+
 
 def test_row_goes_to_the_database_and_back(url: str) -> None:
     visit = subprocess.run(
@@ -75,6 +77,21 @@ def test_no_request_is_lost_while_supervisord_starts_again(
     back = address(server("app-1"))
     log = "tail -n 20 /var/log/nginx/access.log"
     eventually(lambda: f" {back}:8443 " in server("web").check_output(log))
+    assert [visitor.failures for visitor in visitors] == [{"GET": [], "POST": []}] * 4
+
+
+def test_no_request_is_lost_while_the_app_servers_boot_one_after_the_other(
+    server: Callable[[str], Host],
+    visitors: list[Visitors],
+    playbook: Callable[..., tuple[int, str]],
+    release: str,
+) -> None:
+    boots = {x: server(x).check_output(BOOT) for x in ("app-1", "app-2", "web")}
+    only = f"--limit=split-{release}-app-*"
+    status, output = playbook("roll_servers", only, roll_reboot="always", roll_upgrade=False)
+    assert status == 0, output
+    again = {x for x, boot in boots.items() if server(x).check_output(BOOT) != boot}
+    assert again == {"app-1", "app-2"}
     assert [visitor.failures for visitor in visitors] == [{"GET": [], "POST": []}] * 4
 
 
