@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from ansible_collections.carafe.stack.plugins.module_utils import programs
-from ansible_collections.carafe.stack.plugins.modules import firewall, sshd
+from ansible_collections.carafe.stack.plugins.module_utils import (
+    backup_server,
+    hardening,
+    programs,
+)
+from ansible_collections.carafe.stack.plugins.modules import (
+    alerts,
+    firewall,
+    gunicorn_slots,
+    metrics,
+    sshd,
+)
 from conftest import ROOT
 
 MODULE = """
@@ -128,9 +138,34 @@ def test_a_program_is_made_however_its_module_travels(
     assert said == "write carafe.programs a b\n"
 
 
-@pytest.mark.parametrize("module", [firewall, sshd], ids=["firewall", "sshd"])
-def test_a_program_has_all_that_it_imports(folder: Path, module: ModuleType) -> None:
-    programs.install("tried", module.PROGRAM)
-    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import carafe.{module.PROGRAM[0]}"
+MADE_OF = {
+    **{x.__name__.rpartition(".")[2]: x.PROGRAM for x in (alerts, firewall, metrics, sshd)},
+    "gunicorn_slots": gunicorn_slots.PROGRAM,
+    "backup": programs.names(*backup_server.LIBRARY),
+    "restart-upgraded": hardening.RESTARTS,
+}
+
+
+def imported(name: str) -> set[str]:
+    """Return what one of the module_utils imports of the others, wherever it does so."""
+    nodes = ast.walk(ast.parse((ROOT / f"plugins/module_utils/{name}.py").read_text()))
+    here = [x for x in nodes if isinstance(x, ast.ImportFrom) and x.level == 1]
+    return {x.module for x in here if x.module} | {
+        one.name for x in here if not x.module for one in x.names
+    }
+
+
+@pytest.mark.parametrize("name", MADE_OF)
+def test_a_program_has_all_that_it_imports_and_nothing_else(folder: Path, name: str) -> None:
+    main = MADE_OF[name][0]
+    needed, due = {main}, [main]
+    while due:
+        more = imported(due.pop()) - needed
+        needed |= more
+        due += more
+    assert set(MADE_OF[name]) == needed
+    assert len(MADE_OF[name]) == len(needed)
+    programs.install("tried", MADE_OF[name])
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import carafe.{main}"
     # Isolated, as on a server that has no Ansible.
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)

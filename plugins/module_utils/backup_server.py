@@ -433,5 +433,4 @@ def app(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def install(check: bool) -> list[str]:
-    names = [module.__name__.rpartition(".")[2] for module in LIBRARY]
-    return programs.install("backup", names, check)
+    return programs.install("backup", programs.names(*LIBRARY), check)

@@ -45,11 +45,10 @@ UNITS = (
     "systemd-timesyncd.service",
 )
 # The program restart-upgraded is made of them, which therefore travel with this one.
-PARTS = (
+RESTARTS = programs.names(
     *(restarts, database_restart, slots, supervisord, processes, unix_http),
     *(commands, files, words),
 )
-RESTARTS = [x.__name__.rpartition(".")[2] for x in PARTS]
 JOURNALD = "systemd-journald.service"
 JOURNAL = Path("/etc/systemd/journald.conf.d/50-carafe.conf")
 # The role's own, and after it what the inventories say.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 
 from .files import remove, write
 
@@ -21,6 +22,11 @@ from carafe.{main} import main
 
 sys.exit(main())
 '''
+
+
+def names(*modules: ModuleType) -> list[str]:
+    """Return what a program is made of, as install() takes it."""
+    return [x.__name__.rpartition(".")[2] for x in modules]
 
 
 def source(name: str) -> str:

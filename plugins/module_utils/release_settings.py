@@ -410,10 +410,10 @@ def place(app: dict[str, Any], check: bool) -> list[str]:
     changed += written
     # Named, so that its text is sent along.
     for program in (terminal, database_questions):
-        name = program.__name__.rpartition(".")[2]
+        (name,) = programs.names(program)
         changed += programs.install(name.replace("_", "-"), [name], check)
     if app["schedules"]:
-        parts = [x.__name__.rpartition(".")[2] for x in (schedule_runs, files, words)]
+        parts = programs.names(schedule_runs, files, words)
         changed += programs.install("schedules", parts, check)
     link = Path(app["root"], "current")
     if not link.is_symlink() or str(link.readlink()) != "serving/code":

@@ -64,53 +64,11 @@ import json
 
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options
 
-# Sent along with this module, since the program is made of them.
-from ..module_utils import (
-    adopted,
-    alerts,
-    backup_state,
-    certificates,
-    claims,
-    commands,
-    database_restart,
-    files,
-    found,
-    levels,
-    postgresql_pinned,
-    postgresql_server,
-    processes,
-    programs,
-    release_state,
-    restarts,
-    schedule_runs,
-    services,
-    slots,
-    status,
-    status_app,
-    status_database,
-    status_server,
-    supervisord,
-    unix_http,
-    words,
-)
+from ..module_utils import alerts, claims, files, programs, services, status_program
 from ..module_utils.commands import Failure
 
-PARTS = (
-    *(alerts, adopted, backup_state, certificates, claims, commands, database_restart, files),
-    *(found, levels, postgresql_pinned, postgresql_server, processes, release_state, restarts),
-    *(
-        schedule_runs,
-        services,
-        slots,
-        status,
-        status_app,
-        status_database,
-        status_server,
-        supervisord,
-    ),
-    *(unix_http, words),
-)
-PROGRAM = [x.__name__.rpartition(".")[2] for x in PARTS]
+# Of this module's own text, so that they travel with it.
+PROGRAM = programs.names(alerts, *status_program.PARTS)
 
 
 def claim(wanted: dict) -> dict | None:

@@ -164,7 +164,7 @@ ARGUMENTS = {
     **options(**{name.removeprefix("firewall_"): value for name, value in DEFAULTS.items()}),
 }
 # Of this module's own text, so that they travel with it.
-PROGRAM = [x.__name__.rpartition(".")[2] for x in (firewall, takeback, claims, commands, files)]
+PROGRAM = programs.names(firewall, takeback, claims, commands, files)
 
 
 def present(params: dict, check: bool) -> dict:

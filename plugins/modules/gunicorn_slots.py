@@ -88,8 +88,7 @@ from ansible_collections.carafe.stack.plugins.module_utils.file_set import File,
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice
 
 # Sent along with this module, since the program is made of them.
-PARTS = (slots, processes, supervisord, unix_http, files, words)
-PROGRAM = [x.__name__.rpartition(".")[2] for x in PARTS]
+PROGRAM = programs.names(slots, processes, supervisord, unix_http, files, words)
 
 
 def install(params: dict, check: bool) -> dict:

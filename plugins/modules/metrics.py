@@ -77,46 +77,22 @@ from pathlib import Path
 
 from ansible_collections.carafe.stack.plugins.module_utils.module import Module, choice, options
 
-# Sent along with this module, since the program is made of them.
 from ..module_utils import (
-    adopted,
     alerts,
-    backup_state,
-    certificates,
     claims,
     commands,
-    database_restart,
     exporters,
     files,
-    found,
-    levels,
     metrics,
-    postgresql_pinned,
-    postgresql_server,
     processes,
     programs,
-    release_state,
-    restarts,
-    schedule_runs,
     services,
-    slots,
-    status,
-    status_app,
-    status_database,
-    status_server,
-    supervisord,
-    unix_http,
-    words,
+    status_program,
 )
 from ..module_utils.commands import Refused, show
 
-PARTS = (
-    *(metrics, adopted, alerts, backup_state, certificates, claims, commands, database_restart),
-    *(exporters, files, found, levels, postgresql_pinned, postgresql_server, processes),
-    *(release_state, restarts, schedule_runs, services, slots, status, status_app),
-    *(status_database, status_server, supervisord, unix_http, words),
-)
-PROGRAM = [x.__name__.rpartition(".")[2] for x in PARTS]
+# Of this module's own text, so that they travel with it.
+PROGRAM = programs.names(metrics, alerts, exporters, *status_program.PARTS)
 CLAIMS = Path("/etc/carafe/metrics.d")
 UNITS = Path("/etc/systemd/system")
 TIMER = "metrics.timer"

@@ -160,9 +160,7 @@ ARGUMENTS = {
     "permit_root_login": choice("auto", "never", "keys", default="auto"),
 }
 # Of this module's own text, so that they travel with it.
-PROGRAM = [
-    x.__name__.rpartition(".")[2] for x in (sshd, takeback, claims, commands, files, ssh_peer)
-]
+PROGRAM = programs.names(sshd, takeback, claims, commands, files, ssh_peer)
 
 
 def present(params: dict, check: bool) -> dict:
