@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -289,6 +290,91 @@ def test_the_ledger_is_of_one_place(copy: Any) -> None:
     copy()
     known = backup_copy.Ledger("/elsewhere")
     assert (known.gone, known.units, known.sending) == ({}, {}, [])
+
+
+# What rclone says of it.
+
+
+@pytest.fixture
+def rclone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Two places, and what rclone says of them, to be set: exit status, words, and complaints."""
+    side = {"repository": "/mnt/backup", "is_mount": False, "s3": {"ca": ""}}
+    places = backup_copy.Places(side | {"copy": side | {"repository": "/mnt/copy"}}, tmp_path)
+    places.says = []
+
+    def run(*_: Any, **__: Any) -> Any:
+        status, said, complaint = places.says.pop(0)
+        return SimpleNamespace(returncode=status, stdout=said, stderr=complaint)
+
+    monkeypatch.setattr(places, "rclone", run)
+    return places
+
+
+GONE = "ERROR : 20261122-020000F: error listing: directory not found"
+ONE = '[\n{"Path":"a","Size":1},'
+BOTH = '[\n{"Path":"a","Size":1},\n{"Path":"b","Size":2}\n]\n'
+
+
+def test_a_folder_that_goes_while_a_place_is_listed_leaves_it_no_empty_one(rclone: Any) -> None:
+    rclone.says = [(3, ONE, GONE), (0, BOTH, "")]
+    assert rclone.list(rclone.source, "pgbackrest") == {"a": 1, "b": 2}
+    rclone.says = [(3, ONE, GONE)] * backup_copy.TRIES
+    with pytest.raises(Failure, match=r"/mnt/backup cannot be listed: .*directory not found"):
+        rclone.list(rclone.source, "pgbackrest")
+
+
+def test_a_folder_that_is_not_there_is_an_empty_one(rclone: Any) -> None:
+    rclone.says = [(3, "[\n", "ERROR : : error listing: directory not found")]
+    assert rclone.list(rclone.target, "pgbackrest") == {}
+
+
+def test_a_place_out_of_reach_is_not_one_that_lacks_a_file(rclone: Any) -> None:
+    rclone.says = [(1, "", "Failed to create file system: connection refused")]
+    with pytest.raises(Failure, match=r"/mnt/backup cannot be read: .*can be reached from here"):
+        backup_copy.lists(rclone, "s")
+    rclone.says = [(3, "", GONE)]
+    with pytest.raises(Failure, match=r"/mnt/backup has no archive/s/archive\.info"):
+        backup_copy.lists(rclone, "s")
+
+
+def test_what_a_disk_does_not_give_any_more_is_not_the_same(rclone: Any) -> None:
+    complaint = "ERROR : a: failed to download: read /mnt/copy/a: input/output error"
+    rclone.says = [(1, "! a\n= b\n", complaint), (0, BOTH, "")]
+    with pytest.raises(Failure, match=r"a cannot be compared with its copy: .*input/output"):
+        rclone.compare("files/shop", ["a", "b"])
+    # What has gone from the repository since is none of it.
+    rclone.says = [(1, "! c\n* b\n", complaint), (0, BOTH, "")]
+    assert rclone.compare("files/shop", ["c", "b"]) == ["b"]
+
+
+@pytest.mark.parametrize("brought", [False, True])
+def test_a_fetch_needs_room_for_what_it_has_not_brought_yet(
+    copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought: bool
+) -> None:
+    copy()
+    second = tmp_path / "second"
+    (second / "pgbackrest").mkdir()
+    setup = {"copy": {"repository": str(second), "is_mount": False, "s3": {"ca": ""}}}
+    monkeypatch.setattr(backup_repository, "setup", lambda: setup)
+    there = tmp_path / "fetched"
+    fake = Fake(second, there)
+    monkeypatch.setattr(backup_copy.Places, "rclone", lambda _, *x, **more: fake(*x, **more))
+    if brought:
+        shutil.copytree(second / "files", there / "files")
+        next(x for x in there.rglob("*") if x.is_file()).write_text("cut short")
+    monkeypatch.setattr(backup_copy.shutil, "disk_usage", lambda _: SimpleNamespace(free=20))
+    if not brought:
+        with pytest.raises(Failure, match=r"needs \d+ B, and .*fetched has 20 B free"):
+            backup_copy.fetch(str(there))
+        return
+    assert backup_copy.fetch(str(there)).endswith(f"are in {there}")
+    assert names(there) == names(second)
+
+
+@pytest.mark.parametrize("folder", ["here", "/", "s3://bucket", "/mnt/../copy"])
+def test_a_fetch_goes_to_a_folder(folder: str) -> None:
+    with pytest.raises(Failure, match="is no folder"):
+        backup_copy.fetch(folder)
 
 
 # What leads to a database's backups.

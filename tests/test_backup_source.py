@@ -170,6 +170,11 @@ def test_a_folder_that_is_not_here_is_named() -> None:
             'psql:/x/mask.sql:3: ERROR:  42P01: relation "nowhere" does not exist\nLOCATION:  x',
             'people.sql fails in line 3, SQLSTATE 42P01: relation "nowhere" does not exist. ',
         ),
+        (
+            'psql:/x/mask.sql:1: NOTICE:  00000: table "old" does not exist, skipping\n'
+            "psql:/x/mask.sql:9: ERROR:  42703: column Y does not exist",
+            "people.sql fails in line 9, SQLSTATE 42703: column Y does not exist. ",
+        ),
         # It has a row of somebody's in it.
         (
             'psql:/x/mask.sql:7: ERROR:  22P02: invalid input syntax for type integer: "Ada"',

@@ -54,6 +54,7 @@ OPTIONS = (
     *("--transfers=2", "--checkers=4", "--use-mmap", "--buffer-size=4M"),
     *("--s3-upload-concurrency=2",),
 )
+ABSENT = "directory not found"
 # What rclone says, and whose fault it is.
 MEANINGS = (
     (r"no space left|quota", "See whether it is full (df -h), and make room there"),
@@ -161,22 +162,27 @@ class Places:
 
     def list(self, side: Side, *names: str) -> dict[str, int]:
         """Return the files of a folder with their sizes; none where it is not there."""
-        words = ("-R", "--files-only", "--no-modtime", "--no-mimetype")
-        done = self.rclone("lsjson", *words, side.at(*names), base=names[0])
-        if done.returncode and "directory not found" not in done.stderr:
-            raise Failure(f"{side.setup['repository']} cannot be listed: {explained(done.stderr)}")
-        try:
-            found = json.loads(done.stdout)
-        except ValueError:
-            found = []
-        return {x["Path"]: x["Size"] for x in found}
+        words = ("lsjson", "-R", "--files-only", "--no-modtime", "--no-mimetype", side.at(*names))
+        for _ in range(TRIES):
+            done = self.rclone(*words, base=names[0])
+            if not done.returncode:
+                return {x["Path"]: x["Size"] for x in json.loads(done.stdout)}
+            if ABSENT not in done.stderr:
+                break
+            # It is not there, unless it is one below it that has gone meanwhile.
+            if not done.stdout.strip("[]\n"):
+                return {}
+        raise Failure(f"{side.setup['repository']} cannot be listed: {explained(done.stderr)}")
 
     def read(self, side: Side, base: str, paths: Iterable[str]) -> dict[str, bytes]:
         """Return what small files hold, as far as they are there."""
         paths = [*paths]
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
             Path(folder).chmod(0o777)
-            self.rclone("copy", side.at(base), folder, paths=paths, base=base)
+            done = self.rclone("copy", side.at(base), folder, paths=paths, base=base)
+            if done.returncode and ABSENT not in done.stderr:
+                place = side.setup["repository"]
+                raise Failure(f"{place} cannot be read: {explained(done.stderr)}")
             there = {x: Path(folder, x) for x in paths}
             return {x: path.read_bytes() for x, path in there.items() if path.is_file()}
 
@@ -223,6 +229,9 @@ class Places:
         if not found:
             raise Failure(f"The copy cannot be compared: {explained(done.stderr)}")
         # One that is gone from the repository since is missing, and no other.
+        unread = {x for x, how in found.items() if how == "!"}
+        if unread and (left := sorted(unread & self.list(self.source, base).keys())):
+            raise Failure(f"{left[0]} cannot be compared with its copy: {explained(done.stderr)}")
         return sorted(x for x, how in found.items() if how == "*")
 
     def remove(self, base: str, paths: Iterable[str]) -> None:
@@ -535,31 +544,36 @@ def run() -> tuple[str, dict[str, Any]]:
 
 def fetch(folder: str) -> str:
     """Bring the copy into a folder, out of which pgBackRest can read it."""
-    setup = backup_repository.setup()
-    copy = backup_repository.of_copy(setup)
+    try:
+        is_folder = backup_repository.parse(folder).kind == "folder"
+    except ValueError:
+        is_folder = False
+    if not is_folder:
+        raise Failure(f"{folder} is no folder. Name one that has room for all of the copy.")
+    copy = backup_repository.of_copy(backup_repository.setup())
     target = copy | {"repository": folder, "is_mount": False}
     with tempfile.TemporaryDirectory() as work:
         Path(work).chmod(0o755)
         places = Places(copy | {"copy": {**target}}, Path(work))
-        if places.target.place.kind != "folder":
-            raise Failure(f"{folder} is no folder. Name one that has room for all of the copy.")
         every = {x: places.list(places.source, x) for x in ("pgbackrest", "files")}
-        needed = sum(sum(x.values()) for x in every.values())
         Path(folder).mkdir(mode=0o755, parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        if free < needed:
-            raise Failure(f"The copy is {size(needed)}, and {folder} has room for {size(free)}.")
+        due = {}
         for base, sizes in every.items():
+            there = places.list(places.target, base)
+            due[base] = [x for x, count in sizes.items() if there.get(x) != count]
+        needed = sum(every[base][x] for base, paths in due.items() for x in paths)
+        if (free := shutil.disk_usage(folder).free) < needed:
+            raise Failure(f"The copy needs {size(needed)}, and {folder} has {size(free)} free.")
+        for base, paths in due.items():
             below = Path(folder, base)
             below.mkdir(mode=0o750, exist_ok=True)
-            if base == "pgbackrest" and sizes:
+            if base == "pgbackrest" and every[base]:
                 shutil.chown(below, "postgres", "postgres")
+            said = places.send(base, paths) if paths else ""
             there = places.list(places.target, base)
-            due = [x for x, count in sizes.items() if there.get(x) != count]
-            said = places.send(base, due) if due else ""
-            there = places.list(places.target, base)
-            if left := [x for x in due if there.get(x) != sizes[x]]:
+            if left := [x for x in paths if there.get(x) != every[base][x]]:
                 raise Failure(f"{left[0]} does not arrive: {explained(said)}")
             for path in below.rglob("*") if base == "pgbackrest" else ():
                 shutil.chown(path, "postgres", "postgres")
-    return f"{sum(map(len, every.values()))} files, {size(needed)}, are in {folder}"
+    count, total = sum(map(len, every.values())), sum(sum(x.values()) for x in every.values())
+    return f"{count} files, {size(total)}, are in {folder}"

@@ -26,7 +26,10 @@ from .words import one_line
 FOLDER = Path("/run/carafe-backup-source")
 # Host, machine, PostgreSQL's version and cluster: see backup_server.stanza.
 STANZA = re.compile(r".+-[0-9a-f]{8}-(\d+)-.+")
-SAID = re.compile(r"psql:\S*:(\d+): (?:ERROR: +(\w{5}): )?(.*)")
+# A mask may have been told something before, such as that a table is not there to be dropped.
+SAID = re.compile(
+    r"psql:\S*:(\d+): (?!(?:DEBUG|LOG|INFO|NOTICE|WARNING):)(?:ERROR: +(\w{5}): )?(.*)"
+)
 # A statement is wrong whatever the rows are. What else PostgreSQL says may have a row in it.
 WITHOUT_ROWS = "42"
 
