@@ -160,6 +160,7 @@ def checksums(session: Session) -> Iterator[Row]:
     if mode != "on":
         yield Row("checksums", GREEN, "off; docs/how-to/backups.md has how they are turned on")
     elif count:
+        where = where or "what all databases share"  # pg_authid for instance
         says = one_line(f"{count} pages were found that the disk has changed, in {where}")
         yield Row("checksums", RED, says, "ansible-playbook carafe.stack.restore")
     else:
