@@ -72,13 +72,14 @@ def source(loader: Any, templar: Any, path: Path, app: str) -> dict[str, Any]:
     hosts = [*groups.get("db", []), *groups.get("app", [])] or inventories.only(groups)
     if not hosts:
         raise AnsibleError(f"{path} has no server in the groups db and app.")
-    said = VariableManager(loader, inventory).get_vars(
-        host=inventory.get_host(hosts[0]), include_hostvars=False
-    )
     role, stack = options.read_role(loader, "backup"), options.read_stack(loader)
-    values = {**role.defaults, **stack.defaults, **said}
-    render = templar.copy_with_new_env(available_variables=values).template
     try:
+        # Its vault is opened here, and each value of it further down.
+        said = VariableManager(loader, inventory).get_vars(
+            host=inventory.get_host(hosts[0]), include_hostvars=False
+        )
+        values = {**role.defaults, **stack.defaults, **said}
+        render = templar.copy_with_new_env(available_variables=values).template
         other = render(values.get("app_name"))
         found = {x: render(values[f"backup_{x}"]) for x in TAKEN}
     except AnsibleError as error:
