@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -347,28 +348,40 @@ def test_what_a_disk_does_not_give_any_more_is_not_the_same(rclone: Any) -> None
     assert rclone.compare("files/shop", ["c", "b"]) == ["b"]
 
 
+@pytest.fixture
+def fetched(copy: Any, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is copied, and a folder that it is fetched to, which is not there yet."""
+    copy()
+    place, there = second.parents[1], tmp_path / "fetched"
+    setup = {"copy": {"repository": str(place), "is_mount": False, "s3": {"ca": ""}}}
+    monkeypatch.setattr(backup_repository, "setup", lambda: setup)
+    fake = Fake(place, there)
+    monkeypatch.setattr(backup_copy.Places, "rclone", lambda _, *x, **more: fake(*x, **more))
+    return there
+
+
 @pytest.mark.parametrize("brought", [False, True])
 def test_a_fetch_needs_room_for_what_it_has_not_brought_yet(
-    copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought: bool
+    fetched: Path, second: Path, monkeypatch: pytest.MonkeyPatch, brought: bool
 ) -> None:
-    copy()
-    second = tmp_path / "second"
-    (second / "pgbackrest").mkdir()
-    setup = {"copy": {"repository": str(second), "is_mount": False, "s3": {"ca": ""}}}
-    monkeypatch.setattr(backup_repository, "setup", lambda: setup)
-    there = tmp_path / "fetched"
-    fake = Fake(second, there)
-    monkeypatch.setattr(backup_copy.Places, "rclone", lambda _, *x, **more: fake(*x, **more))
-    if brought:
-        shutil.copytree(second / "files", there / "files")
-        next(x for x in there.rglob("*") if x.is_file()).write_text("cut short")
     monkeypatch.setattr(backup_copy.shutil, "disk_usage", lambda _: SimpleNamespace(free=20))
     if not brought:
         with pytest.raises(Failure, match=r"needs \d+ B, and .*fetched has 20 B free"):
-            backup_copy.fetch(str(there))
+            backup_copy.fetch(str(fetched))
         return
-    assert backup_copy.fetch(str(there)).endswith(f"are in {there}")
-    assert names(there) == names(second)
+    shutil.copytree(second, fetched / "files/shop")
+    next(x for x in fetched.rglob("*") if x.is_file()).write_text("cut short")
+    assert backup_copy.fetch(str(fetched)).endswith(f"are in {fetched}")
+    assert names(fetched / "files/shop") == names(second)
+
+
+def test_postgresql_reads_what_was_fetched_whatever_the_umask_is(fetched: Path) -> None:
+    umask = os.umask(0o077)
+    try:
+        backup_copy.fetch(str(fetched))
+    finally:
+        os.umask(umask)
+    assert fetched.stat().st_mode & 0o777 == 0o755
 
 
 @pytest.mark.parametrize("folder", ["here", "/", "s3://bucket", "/mnt/../copy"])

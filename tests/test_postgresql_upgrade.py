@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.carafe.stack.plugins.module_utils import (
@@ -255,3 +257,38 @@ def test_a_refusal_is_not_buried_by_warnings_of_sorting(tmp_path: Path) -> None:
         "vector",
         'FATAL:  could not access file "pg_cron": No such file',
     ]
+
+
+def test_postgresql_gets_to_where_it_is_asked_whatever_the_umask_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of which is there before, nor after."""
+    locales = ("UTF8", "C", "C", "c", None)
+    session = SimpleNamespace(
+        version=150000, rows=lambda query: [locales if "pg_database" in query else ("",)]
+    )
+    upgrade = postgresql_upgrade.Upgrade.__new__(postgresql_upgrade.Upgrade)
+    upgrade.former, upgrade.version, upgrade.name = "15", "17", "main"
+    upgrade.new = SimpleNamespace(data=tmp_path / "postgresql/17/main")
+    upgrade.old = SimpleNamespace(
+        wait=lambda: session, config=tmp_path, place=lambda: {"port": 5432}
+    )
+    seen = []
+
+    def as_postgres(*command: object, folder: Path = Path("/")) -> str:
+        if "initdb" in str(command[0]):
+            scratch = Path(str(command[2]))
+            (scratch / "postgresql.conf").touch()
+            seen.extend(x.stat().st_mode & 0o777 for x in (scratch, *scratch.parents[:2]))
+        return ""
+
+    monkeypatch.setattr(upgrade, "as_postgres", as_postgres)
+    monkeypatch.setattr(upgrade, "has_checksums", lambda _: False)
+    monkeypatch.setattr(postgresql_upgrade.shutil, "chown", lambda *_: None)
+    umask = os.umask(0o077)
+    try:
+        upgrade.ask_pg_upgrade()
+    finally:
+        os.umask(umask)
+    assert seen == [0o700, 0o755, 0o755]
+    assert list(tmp_path.iterdir()) == []

@@ -556,7 +556,10 @@ def fetch(folder: str) -> str:
         Path(work).chmod(0o755)
         places = Places(copy | {"copy": {**target}}, Path(work))
         every = {x: places.list(places.source, x) for x in ("pgbackrest", "files")}
-        Path(folder).mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not Path(folder).exists():
+            Path(folder).mkdir(parents=True)
+            # Whatever the umask is: PostgreSQL's user reads what is below it.
+            Path(folder).chmod(0o755)
         due = {}
         for base, sizes in every.items():
             there = places.list(places.target, base)

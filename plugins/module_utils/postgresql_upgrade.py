@@ -195,6 +195,9 @@ class Upgrade:
         if self.has_checksums(self.old):
             options.append("--data-checksums")
         scratch.mkdir(mode=0o700, parents=True)
+        # Whatever the umask is: PostgreSQL's user goes through them.
+        for folder in (x for x in scratch.parents if x.is_relative_to(made)):
+            folder.chmod(0o755)
         shutil.chown(scratch, "postgres", "postgres")
         try:
             self.as_postgres(
