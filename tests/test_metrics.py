@@ -458,9 +458,11 @@ def test_the_role_installs_what_is_wanted_and_gives_it_a_sandbox(
 OF_METRICS = ("postgres_default_roles", "postgres_default_hba", "firewall_default_allow")
 
 
-def test_without_an_address_nothing_of_it_is_anywhere(tmp_path: Path) -> None:
-    looked = of_one_server(tmp_path, stack_database="postgresql")
-    assert "metrics" not in looked.value("stack_host_roles")
+@pytest.mark.parametrize("more", [{}, {"stack_metrics": True}], ids=["never", "any more"])
+def test_without_an_address_nothing_of_it_is_anywhere(tmp_path: Path, more: dict) -> None:
+    """But for the role itself in the run that has the server forget it."""
+    looked = of_one_server(tmp_path, stack_database="postgresql", **more)
+    assert ("metrics" in looked.value("stack_host_roles")) == bool(more)
     assert looked.value("nginx_status_port") == 0
     for name in OF_METRICS:
         assert "prometheus" not in str(looked.value(name)).lower(), name
@@ -489,7 +491,3 @@ def test_what_a_server_does_not_have_is_not_asked(tmp_path: Path) -> None:
     assert looked.value("metrics_postgres") == ""
     # From nowhere else, and an empty list of sources would be everybody.
     assert "9100" not in str(looked.value("firewall_default_allow"))
-
-
-def test_it_is_forgotten_by_a_run_after_the_address_is_gone(tmp_path: Path) -> None:
-    assert "metrics" in of_one_server(tmp_path, stack_metrics=True).value("stack_host_roles")
