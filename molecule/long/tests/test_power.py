@@ -28,6 +28,12 @@ BACK = 30  # seconds until a server serves again whose power has failed
 PHOTO = "/srv/ledger/shared/uploads/photo"
 
 
+def end(words: list[str]) -> None:
+    """Run a command that is to end well."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture
 def red(host: Host) -> Callable[[], str]:
     """Get what is wrong with the backups."""
@@ -38,13 +44,7 @@ def red(host: Host) -> Callable[[], str]:
 def run(command: Callable[..., list[str]]) -> Callable[..., None]:
     """Run a playbook that is to end well."""
 
-    def end(playbook: str, **variables: object) -> None:
-        done = subprocess.run(
-            command(playbook, **variables), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    return end
+    return lambda playbook, **variables: end(command(playbook, **variables))
 
 
 @pytest.fixture
@@ -129,37 +129,27 @@ def test_the_power_fails_during_a_deployment(
     assert set(rows()) >= before
 
 
-@pytest.mark.parametrize("seconds", BACKUPS)
-def test_the_power_fails_during_a_backup(
+@pytest.mark.parametrize(
+    ("work", "seconds"),
+    [*(("backup", x) for x in BACKUPS), *(("copy", x) for x in COPIES)],
+)
+def test_the_power_fails_during_a_backup_or_its_copy(
     load: Load,
     command: Callable[..., list[str]],
-    fail: Callable[[list[str], float], None],
-    run: Callable[..., None],
-    red: Callable[[], str],
-    eventually: Callable[..., None],
-    seconds: float,
-) -> None:
-    load.go_on(20)
-    fail(command("backup", backup_type="full"), seconds)
-    run("backup", backup_type="full")
-    eventually(lambda: red() == "")
-
-
-@pytest.mark.parametrize("seconds", COPIES)
-def test_the_power_fails_during_a_copy(
-    load: Load,
     docker_name: str,
-    host: Host,
     fail: Callable[[list[str], float], None],
-    run: Callable[..., None],
     red: Callable[[], str],
     eventually: Callable[..., None],
+    work: str,
     seconds: float,
 ) -> None:
     load.go_on(20)
-    run("backup", backup_type="full")
-    fail(["docker", "exec", docker_name, "systemctl", "start", "carafe-backup-copy"], seconds)
-    host.check_output("systemctl start carafe-backup-copy")
+    words = command("backup", backup_type="full")
+    if work == "copy":
+        end(words)
+        words = ["docker", "exec", docker_name, "systemctl", "start", "carafe-backup-copy"]
+    fail(words, seconds)
+    end(words)
     eventually(lambda: red() == "")
 
 
