@@ -1048,19 +1048,18 @@ def test_the_moment_before_a_release_is_its_point(app: App) -> None:
     assert moment(app, "b")["moment"] == "before-b-x"
 
 
-@pytest.mark.parametrize("migrate", ["", "sleep 0.2"], ids=["nothing to migrate", "no backups"])
+@pytest.mark.parametrize("by", ["migrate", "load", "after_switch"])
 def test_the_moment_before_a_release_without_a_point_is_before_it_changed_anything(
-    app: App, migrate: str
+    app: App, by: str
 ) -> None:
-    began = time.time()
-    note = f"date +%s.%N >{app.root}/switched"
-    commands = {"migrate": migrate and f"{migrate}; {note}"}
-    app.deploy("a-1", commands=commands, hooks={"after_switch": [note]} if not migrate else {})
+    """Whatever changes something: without backups its migration, the app itself, or being there."""
+    began, changes = time.time(), f"sleep 0.2; date +%s.%N >{app.root}/changed"
+    commands = {"migrate": "", "load": "true"} | ({by: changes} if by != "after_switch" else {})
+    hooks = {by: [changes]} if by == "after_switch" else {}
+    app.deploy("a-1", commands=commands, hooks=hooks, user_migrates=by == "load")
     told = moment(app, "a")
     at = backup_target.parse(told["moment"], [], time.time()).at
-    changed = float((app.root / "switched").read_text())
-    assert began < at < changed
-    assert changed - at > (0.2 if migrate else 0)
+    assert began < at < float((app.root / "changed").read_text()) - 0.2
     assert "The last moment before a-1 was" in told["says"]
 
 
@@ -1075,6 +1074,14 @@ def test_a_rollback_leaves_the_moment_before_a_release_as_it_is(app: App) -> Non
     app.rollback("b")
     app.deploy("a", commands=dict(commands))
     assert moment(app, "a")["moment"] > before["moment"]
+
+
+def test_a_release_that_migrates_no_more_does_not_go_back_to_its_former_point(app: App) -> None:
+    app.deploy("a", restore_point="before-a-x")
+    app.deploy("b")
+    began = time.time()
+    app.deploy("a", commands={"migrate": ""})
+    assert backup_target.parse(moment(app, "a")["moment"], [], began).at > began
 
 
 def test_nothing_is_said_of_a_release_that_the_books_do_not_have(app: App) -> None:

@@ -676,14 +676,21 @@ def load(app: Release) -> None:
     command = app.app["commands"]["load"]
     if app.app["user_migrates"]:
         # That may be what migrates.
+        note_before(app)
         app.patiently(command, limit="step")
     else:
         app.inside("user", command)
 
 
+def note_before(app: Release) -> None:
+    """Note the last moment before a release changes anything; a point of a former try is none."""
+    if "before" not in app.releases.get(app.id, {}):
+        app.note(app.id, before=time.time(), point=None)
+
+
 def migrate(app: Release) -> None:
     """Migrate the database, and note where it is then."""
-    app.note(app.id, before=time.time())
+    note_before(app)
     app.hooks("before_migrate")
     if app.app["commands"]["migrate"]:
         # By tasks where the database has a server of its own.
@@ -792,8 +799,7 @@ def switch(app: Release) -> None:
     for release in (app.serving, app.before(app.serving)):
         if release and release != app.id:
             carry_static(app, release)
-    if "before" not in app.releases.get(app.id, {}):
-        app.note(app.id, before=time.time())
+    note_before(app)
     app.point(app.id)
     app.hooks("after_switch")
     link_command(app)
