@@ -293,7 +293,8 @@ def test_a_switch_that_has_begun_is_not_given_up(
 def test_what_is_given_up_leaves_no_login(
     app: dict[str, Any], beside: backup_restore.Restore, cluster: Cluster, shared: Path
 ) -> None:
-    cluster.roles = {"shop", "shop-restoring"}
+    cluster.roles = {"shop", "shop-restoring", "analyst"}
+    beside.save(stand_ins=["analyst"])
     assert backup_restore.cancel("shop")
     assert cluster.roles == {"shop"}
     assert cluster.databases == {"shop": True}

@@ -336,16 +336,25 @@ def test_what_is_dumped_has_been_masked_by_who_owns_it(
     assert begun.target.at == (1763800000.5 if kind == "latest" else 1.0)
 
 
-def test_rights_of_who_is_not_here_are_loaded_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_rights_of_who_is_not_here_are_loaded_and_go(
+    begun: backup_restore.Restore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a restore that was cut short while they were here."""
+    asked, there = [], ["shop", "shop-owner"]
 
     def psql(_: Any, query: str) -> str:
         asked.append(query)
-        return "shop\nshop-owner\n"
+        return "\n".join(there)
 
     monkeypatch.setattr(backup_restore, "psql", psql)
-    assert backup_restore.stand_ins(OWN, ["analyst", "shop"]) == '"analyst"'
+    named = ["analyst", "shop"]
+    assert backup_restore.stand_ins(OWN, begun, named) == '"analyst"'
     assert asked[1:] == ['CREATE ROLE "analyst" NOLOGIN;']
+    there.append("analyst")
+    again = backup_restore.Restore("shop")
+    assert backup_restore.stand_ins(OWN, again, []) == ""
+    assert backup_restore.stand_ins(OWN, again, named) == '"analyst"'
+    assert asked[3::2] == ["", ""]
 
 
 @pytest.mark.parametrize(("reached", "whole"), [("0/5FFFFF8", True), ("0/4000100", False)])

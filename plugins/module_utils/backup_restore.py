@@ -387,7 +387,7 @@ def load(setup: dict[str, Any], restore: Restore) -> None:
             more = f"CREATE EXTENSION IF NOT EXISTS {name(extension)} WITH SCHEMA {name(schema)};"
             psql(setup, made + more, new)
         let_in(setup, login, password, owner)
-        strangers = stand_ins(setup, seen["named"])
+        strangers = stand_ins(setup, restore, seen["named"])
         try:
             listing = contents(programs, folder / f"{one}.dump", set(seen["extensions"].values()))
             (folder / "list").write_text(listing)
@@ -415,6 +415,8 @@ def load(setup: dict[str, Any], restore: Restore) -> None:
             psql(setup, f"DROP ROLE IF EXISTS {name(login)};")
             if strangers:
                 psql(setup, f"DROP OWNED BY {strangers}; DROP ROLE {strangers};", new)
+                others = [x for x in restore.progress["stand_ins"] if x not in seen["named"]]
+                restore.save(stand_ins=others)
         rows = json.loads(psql(setup, ROWS, new))
         if rows != seen["rows"]:
             wrong = sorted(
@@ -430,15 +432,18 @@ def load(setup: dict[str, Any], restore: Restore) -> None:
     files.remove(folder)
 
 
-def stand_ins(setup: Mapping[str, Any], named: Iterable[str]) -> str:
+def stand_ins(setup: Mapping[str, Any], restore: Restore, named: Iterable[str]) -> str:
     """Have roles that cannot log in for those that this server has not; return them as SQL has it.
 
     A dump gives rights to roles of another environment, or of another time.
     """
     there = psql(setup, "SELECT rolname FROM pg_roles").splitlines()
-    missing = [name(x) for x in named if x not in there]
-    psql(setup, "".join(f"CREATE ROLE {x} NOLOGIN;" for x in missing))
-    return ", ".join(missing)
+    begun = restore.progress.get("stand_ins", [])
+    missing = [x for x in named if x not in there or x in begun]
+    # Before they are made, so that a restore that was cut short knows them again.
+    restore.save(stand_ins=sorted({*begun, *missing}))
+    psql(setup, "".join(f"CREATE ROLE {name(x)} NOLOGIN;" for x in missing if x not in there))
+    return ", ".join(map(name, missing))
 
 
 def difference(setup: Mapping[str, Any], database: str, rows: Mapping[str, int]) -> list[str]:
@@ -691,7 +696,8 @@ def cancel(app: str) -> list[str]:
             one = name(restore.beside(database["name"]))
             psql(setup, f"DROP DATABASE IF EXISTS {one} WITH (FORCE);")
         if restore.progress["databases"]:
-            psql(setup, f"DROP ROLE IF EXISTS {name(login_of(app))};")
+            for role in (login_of(app), *restore.progress.get("stand_ins", [])):
+                psql(setup, f"DROP ROLE IF EXISTS {name(role)};")
         for path in map(Path, restore.progress["paths"]):
             files.remove(place_beside(path))
         restore.path.unlink()
