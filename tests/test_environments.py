@@ -121,9 +121,13 @@ def test_the_wrong_direction_is_refused(
     assert "Nothing was touched" in str(failed.value)
 
 
-def test_the_right_direction_is_taken(project: Path) -> None:
-    path = environments.folder_of(project, "prod")
-    environments.check(path, ["prod"], [str(project / "inventory/staging")])
+@pytest.mark.parametrize("allowed", [["prod"], "prod", "demo,prod"])
+def test_the_right_direction_is_taken(project: Path, allowed: list[str] | str) -> None:
+    path, own = environments.folder_of(project, "prod"), [str(project / "inventory/staging")]
+    environments.check(path, allowed, own)
+    # Not by a part of its name.
+    with pytest.raises(AnsibleError, match="does not take the data of pro"):
+        environments.check(path.with_name("pro"), allowed, own)
 
 
 def test_masks_come_in_their_order(project: Path) -> None:
@@ -131,6 +135,7 @@ def test_masks_come_in_their_order(project: Path) -> None:
         (project / name).write_text(f"-- {name}")
     found = environments.masks(project, ["b.sql", "a.sql"])
     assert found == [{"name": "b.sql", "sql": "-- b.sql"}, {"name": "a.sql", "sql": "-- a.sql"}]
+    assert environments.masks(project, "a.sql") == found[1:]
 
 
 @pytest.mark.parametrize(

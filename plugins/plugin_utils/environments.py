@@ -8,6 +8,7 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.inventory.manager import InventoryManager
+from ansible.module_utils.common.validation import check_type_list
 from ansible.vars.manager import VariableManager
 
 from . import inventories, options
@@ -29,15 +30,18 @@ def folder_of(project: Path, name: str) -> Path:
     return path
 
 
-def check(path: Path, allowed: Iterable[str], own: Iterable[str]) -> None:
-    """Refuse to copy an environment to itself, or to one that does not say that it takes it."""
+def check(path: Path, allowed: list[str] | str, own: Iterable[str]) -> None:
+    """Refuse to copy an environment to itself, or to one that does not say that it takes it.
+
+    A list may be one word, as Ansible takes it.
+    """
     mine = [Path(x).resolve() for x in own]
     if any(path.resolve() in (x, *x.parents) for x in mine):
         raise AnsibleError(
             f"copy_from is {path.name}, and that is where the copy would go. Nothing was touched."
             " Name another one, or the inventory that it is to go to: -i inventory/staging"
         )
-    if path.name not in allowed:
+    if path.name not in check_type_list(allowed):
         raise AnsibleError(
             f"This environment does not take the data of {path.name}. Nothing was touched. If it is"
             f" to, add it to its group_vars: backup_copies_from: [{path.name}]. Never do so where"
@@ -45,7 +49,7 @@ def check(path: Path, allowed: Iterable[str], own: Iterable[str]) -> None:
         )
 
 
-def masks(project: Path, names: Iterable[str]) -> list[dict[str, str]]:
+def masks(project: Path, names: list[str] | str) -> list[dict[str, str]]:
     """Return what is in the masks; refuse to go without any."""
     if not names:
         raise AnsibleError(
@@ -54,7 +58,7 @@ def masks(project: Path, names: Iterable[str]) -> list[dict[str, str]]:
             " is to be masked, one that has no more than a comment which says so."
         )
     found = []
-    for name in names:
+    for name in check_type_list(names):
         try:
             found.append({"name": name, "sql": (project / name).read_text(encoding="utf-8")})
         except (OSError, ValueError) as error:
