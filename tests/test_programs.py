@@ -139,8 +139,11 @@ def test_a_program_is_made_however_its_module_travels(
 
 
 MADE_OF = {
-    **{x.__name__.rpartition(".")[2]: x.PROGRAM for x in (alerts, firewall, metrics, sshd)},
-    "gunicorn_slots": gunicorn_slots.PROGRAM,
+    "alerts": alerts.PROGRAM,
+    "firewall": firewall.PROGRAM,
+    "gunicorn-slots": gunicorn_slots.PROGRAM,
+    "metrics": metrics.PROGRAM,
+    "sshd": sshd.PROGRAM,
     "backup": programs.names(*backup_server.LIBRARY),
     "restart-upgraded": hardening.RESTARTS,
 }
