@@ -8,7 +8,7 @@ Each kind of job has a file of its own, ``/var/lib/carafe/backup/<what>.json``, 
 ``details``            what else there is to know, by the kind of job
 ``last_ok``            when one last ended well, kept over those that fail
 
-``<what>`` is database-full, database-diff, database-incr, files-<app>, drill, copy or restore-<app>.
+``<what>`` is database-full, database-diff, database-incr, files-<app>, drill, copy, restore-<app>.
 ``/etc/carafe/backup/expected.json`` has what is to happen on this server, and how often.
 
 Used by modules, and by programs that run without Ansible.
