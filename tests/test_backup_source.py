@@ -267,6 +267,12 @@ def test_without_its_files_only_the_database_is_due() -> None:
     assert backup_restore.wanted("shop", source=source)[2] == ["/srv/shop/shared"]
 
 
+def test_a_place_of_its_own_backups_is_none_of_another_one_s() -> None:
+    source = {**given(), "setup": OWN}
+    with pytest.raises(Failure, match=r"restore_place is of .* of prod are read .* without it"):
+        backup_restore.begin("shop", "latest", place="copy", source=source)
+
+
 class Scratch(backup_scratch.Scratch):
     """A cluster beside, as far as it is told what to do, in its order."""
 

@@ -148,6 +148,11 @@ def wanted(
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
     """Return the setup by which the past is read, and which databases and folders of it are due."""
     told, own = app_of(app), backup_repository.setup()
+    if source and place:
+        raise Failure(
+            f"restore_place is of this server's own backups, and those of {source['environment']}"
+            " are read out of its backup_repository. Run the same command without it."
+        )
     setup = source["setup"] if source else backup_repository.reading(own, place)
     databases = told["databases"] if setup["database"] else []
     return setup, databases, told["paths"] if not source or source["files"] else []
