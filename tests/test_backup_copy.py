@@ -463,6 +463,12 @@ def test_what_rclone_says_comes_with_what_to_do(said: str, then: str) -> None:
     assert then in backup_copy.explained(said)
 
 
+@pytest.mark.parametrize("level", ["", "ERROR : ", "NOTICE: "])
+def test_what_rclone_says_comes_without_when(level: str) -> None:
+    said = backup_copy.explained(f"2026/11/27 19:15:54 {level}Failed to create file system")
+    assert said == "Failed to create file system"
+
+
 # Where it is, and how a restore finds it.
 
 SETUP = {

@@ -55,6 +55,7 @@ OPTIONS = (
     *("--s3-upload-concurrency=2",),
 )
 ABSENT = "directory not found"
+WHEN = re.compile(r"^[\d/]+ [\d:]+ (?:[A-Z]+ *: )?")
 # What rclone says, and whose fault it is.
 MEANINGS = (
     (r"no space left|quota", "See whether it is full (df -h), and make room there"),
@@ -240,7 +241,7 @@ class Places:
 
 def explained(text: str) -> str:
     """Return what rclone says, and what to do about it."""
-    lines = [re.sub(r"^[\d/]+ [\d:]+ \w+ *: ", "", x) for x in text.splitlines() if x.strip()]
+    lines = [WHEN.sub("", x) for x in text.splitlines() if x.strip()]
     said = one_line("; ".join(dict.fromkeys(lines[:3])) or "it does not say why", 400)
     then = next((then for words, then in MEANINGS if re.search(words, text, re.IGNORECASE)), "")
     return f"{said}. {then}" if then else said
