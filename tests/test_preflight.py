@@ -1517,6 +1517,23 @@ def test_a_database_and_a_role_that_were_there_before() -> None:
     assert of_clusters(older, **mine, postgres_owner="guestbook") == []
 
 
+@pytest.mark.parametrize(
+    ("gets", "is_told"),
+    [
+        ({"member_of": ["pg_monitor"], "connection_limit": 3}, False),
+        ({"member_of": ["pg_monitor", "guestbook-owner"]}, True),
+        ({"member_of": ["pg_monitor"], "password": "x" * 20}, True),
+        ({"member_of": []}, True),
+        ({}, True),
+    ],
+)
+def test_a_role_that_was_there_may_be_let_to_watch(gets: dict[str, Any], is_told: bool) -> None:
+    """That of the metrics stays where they are switched off, and may come back."""
+    there = cluster(roles=["prometheus"])
+    found = of_clusters(there, postgres_roles=[{"name": "prometheus", **gets}])
+    assert ["'prometheus'" in x.what for x in found] == [True] * is_told
+
+
 BY_HAND: dict[str, dict[str, Any]] = {
     "nginx": {
         **{"by_hand": True, "is_debians": True, "main": True, "sites": ["blog"]},

@@ -26,6 +26,8 @@ CLUSTER = r"[0-9]+/[A-Za-z0-9_][A-Za-z0-9_.-]*"
 PORT = 5432
 SOCKETS = ("/var/run/postgresql", "/run/postgresql")
 CLOSED = ("/boot/", "/etc/", "/home/", "/root/", "/usr/")
+# PostgreSQL's own roles that read what it counts, and no table.
+WATCHING = ("pg_monitor", "pg_read_all_settings", "pg_read_all_stats", "pg_stat_scan_tables")
 DATABASE_NAME_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1
 
 
@@ -232,7 +234,9 @@ def check_contents(server: Server) -> Iterator[Problem]:
     if owner in claims and claims[owner]["roles"] is None:
         return
     claimed = {x for claim in claims.values() for x in claim["roles"] or []}
-    wanted = {str(x.get("name")) for x in entries(server, "postgres_roles")} - claimed
+    wanted = {
+        str(x.get("name")) for x in entries(server, "postgres_roles") if not only_watches(x)
+    } - claimed
     for name in sorted(wanted & {*(cluster.get("roles") or [])}):
         yield Problem(
             told(server, name, "postgres_roles"),
@@ -240,6 +244,12 @@ def check_contents(server: Server) -> Iterator[Problem]:
             "choose another name; or write stack_adopt: true, and the role gets the settings,"
             " memberships and password that are listed here",
         )
+
+
+def only_watches(role: Mapping[str, Any]) -> bool:
+    """Tell whether a role, whoever made it, gets nothing but PostgreSQL's own ones to read by."""
+    given = [str(x) for x in role.get("member_of") or []]
+    return bool(given) and all(x in WATCHING for x in given) and not role.get("password")
 
 
 def told(server: Server, name: Any, variable: str) -> str:
