@@ -78,7 +78,7 @@ class Looked:
         LOADER.set_basedir(play._included_path or book._basedir)
         tasks = (task for block in play.tasks for task in block.block)
         (task,) = (task for task in tasks if task.action == "carafe.stack.preflight")
-        targets = hosts.get_hosts("all")
+        targets = hosts.get_hosts("db:app:web") or hosts.get_hosts("all")
         for host in targets:
             variables.set_host_facts(host.name, dict(facts))
             variables.set_nonpersistent_facts(host.name, {task.args["facts"]: {}})
