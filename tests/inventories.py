@@ -38,6 +38,7 @@ SECRETS = {
     "vault_password_of_ann": "hush-hush",
     "vault_password_of_bob": "hush-hush",
     "vault_database_migrate_password": "hush-hush",
+    "vault_patroni_replication_password": "hush-hush",
     "vault_backup_key": "0123456789abcdef0123456789abcdef",
     "vault_backup_s3_secret": "hush-hush",
     "vault_backup_ssh_key": "hush-hush",

@@ -50,6 +50,9 @@ from ansible.plugins.lookup import LookupBase
 from ..plugin_utils import absences, inventories
 from ..plugin_utils.sources import Sources
 
+# Groups that most inventories do not have.
+OPTIONAL = ("etcd",)
+
 
 class LookupModule(LookupBase):
     """Ansible asks it once for each play."""
@@ -59,6 +62,8 @@ class LookupModule(LookupBase):
         groups = variables.get("groups") or {}
         if inventories.only(groups):
             terms = ["all"]
+        # Of these Ansible would warn each user who does without.
+        terms = [x for x in terms if x in groups or x not in OPTIONAL]
         # Nothing is run by these, and nobody has to name an inventory for them.
         if any(context.CLIARGS.get(x) for x in ("syntax", "listtasks", "listtags")):
             return [":".join(terms)]

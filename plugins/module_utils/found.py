@@ -276,6 +276,9 @@ def settings_of(folder: Path) -> dict[str, str]:
     """Return what a cluster's own files say of where it is; conf.d comes last."""
     found = {}
     paths = [folder / "postgresql.conf"]
+    # Patroni has its own in that place, which begins with what was there.
+    if is_patronis(folder):
+        paths.insert(0, folder / "postgresql.base.conf")
     if "conf.d" in setting("include_dir", text(paths[0])):
         paths += sorted(folder.glob("conf.d/*.conf"))
         found["include_dir"] = "conf.d"
@@ -285,6 +288,13 @@ def settings_of(folder: Path) -> dict[str, str]:
             if value := setting(name, said):
                 found[name] = value
     return found
+
+
+def is_patronis(folder: Path) -> bool:
+    """Tell whether Patroni writes the settings of a cluster."""
+    return (folder / "postgresql.base.conf").exists() and setting(
+        "include", text(folder / "postgresql.conf")
+    ).endswith("postgresql.base.conf")
 
 
 def setting(name: str, said: str) -> str:
@@ -313,6 +323,7 @@ def clusters() -> Iterator[dict[str, Any]]:
             "data": str(data),
             "reads_conf_d": "include_dir" in said,
             "hba_file": said.get("hba_file", str(folder / "pg_hba.conf")),
+            "patroni": is_patronis(folder),
         }
 
 

@@ -138,6 +138,13 @@ options:
   dump_user:
     description: User who may read the dumps of V(dump), as who Ansible comes to the server.
     type: str
+  managed_by:
+    description:
+      - Who starts and stops the cluster. With V(patroni) nothing is started or restarted here, and
+        roles and databases are made where it leads only; the others get them from there.
+    type: str
+    choices: [systemd, patroni]
+    default: systemd
   allow_restart:
     description: Whether to restart the server for settings that need it, or only to warn.
     type: bool
@@ -322,6 +329,7 @@ ARGUMENTS = {
         max_connections=100,
         allow_restart=True,
     ),
+    "managed_by": choice("systemd", "patroni", default="systemd"),
     **options(settings={}, listen_addresses=[], client_addresses=[], unit_files={}),
     **{"hba": entries(RULE), "default_hba": entries(RULE)},
     **postgresql_contents.ARGUMENTS,
@@ -524,6 +532,17 @@ def start(server: Server, check: bool) -> tuple[list[str], Session | None]:
         raise
 
 
+def managed(server: Server, check: bool) -> tuple[list[str], Session | None]:
+    """Return a session with a server that Patroni has started; it is nothing that changes here."""
+    session = session_now(server)
+    if session is None and not check:
+        raise Failure(
+            "PostgreSQL does not run, which is for Patroni to see to. See systemctl status patroni,"
+            " and run the playbook again."
+        )
+    return [], session
+
+
 def restart(server: Server, pending: dict[str, str]) -> Session:
     """Restart the server for settings that wait for it, or go back to the ones that it ran with."""
     try:
@@ -589,7 +608,8 @@ def activate(module: Module) -> dict:
         module.fail_json(msg=str(failure), **report(changes))
     for sentence in beaten:
         module.warn(sentence)
-    if due:
+    # Of Patroni's, the role patroni says so.
+    if due and given["managed_by"] == "systemd":
         module.warn(
             f"A restart of PostgreSQL is due for {', '.join(due)}. It was not done, because"
             " postgres_allow_restart is false. Do it when it suits: systemctl restart"
@@ -609,6 +629,10 @@ def bring_about(given: dict, changes: list[str], check: bool) -> tuple[list[str]
             raise Failure("PostgreSQL lets nobody in. See why: systemctl status 'postgresql@*'")
     else:
         server = Server(given["version"], given["cluster"])
+        is_managed = given["managed_by"] == "patroni"
+        # Which server will lead, and have them made, is not known by then.
+        if check and is_managed and not server.is_installed():
+            return [], []
         if check and not server.is_installed():
             changes += [*SENTENCES.values(), *postgresql_contents.on_a_bare_server(*contents)]
             return [], []
@@ -616,14 +640,17 @@ def bring_about(given: dict, changes: list[str], check: bool) -> tuple[list[str]
             changes += postgresql_contents.on_a_bare_server(*contents)
             return [], []
         need_psycopg2()
-        started, session = start(server, check)
+        started, session = managed(server, check) if is_managed else start(server, check)
         changes += started
         if session is None:  # only in a dry run, of a server that is down
             return [], []
         is_new = SENTENCES["start"] in started
-        applied, due, session = apply(server, session, is_new, given["allow_restart"], check)
+        may_restart = given["allow_restart"] and not is_managed
+        applied, due, session = apply(server, session, is_new, may_restart, check)
         changes += applied
-        beaten = [] if check else server.beaten(session)
+        beaten = [] if check or is_managed else server.beaten(session)
+    if session.is_standby():  # what it has is from the one that leads
+        return due, beaten
     session.check, session.changes = check, changes
     postgresql_contents.ensure(session, *contents)
     return due, beaten
@@ -635,7 +662,8 @@ def dump(module: Module) -> dict:
     server, names = Server(given["version"], given["cluster"]), []
     if owned := postgresql_removal.owned(given["owner"]).databases:
         session = postgresql_removal.session(server, given["owner"])
-        names = postgresql_removal.existing(session, owned) if session else []
+        leads = session and not session.is_standby()
+        names = postgresql_removal.existing(session, owned) if leads else []
     dumps = postgresql_removal.dump(server, given["owner"], names, given["dump_user"], module)
     return {"dumps": dumps, **report([f"dump the database {name}" for name in names])}
 
@@ -657,7 +685,8 @@ def remove(module: Module) -> dict:
             session = postgresql_removal.session(server, owner)
             if session:
                 session.check, session.changes = check, changes
-                postgresql_removal.drop(session, owned)
+                if not session.is_standby():
+                    postgresql_removal.drop(session, owned)
             diff = compose(module, server, everybody, changes, given) if session else []
             if not check:
                 postgresql_removal.forget(owner)
