@@ -98,10 +98,12 @@ def test_they_listen_where_they_are_told_to_alone(host: Host) -> None:
     assert found == {f"127.0.0.1:{port}" for port in PORTS.values()}
 
 
-def test_a_word_of_debian_s_file_opens_nothing(host: Host) -> None:
+def test_a_word_of_debian_s_file_opens_nothing(host: Host, eventually: Callable) -> None:
     path = "/etc/default/prometheus-node-exporter"
     host.check_output("echo 'ARGS=--web.listen-address=0.0.0.0:9999' >>%s", path)
     host.check_output("systemctl restart %s", unit("node"))
+    # To systemd it is up once it is forked, which is before it listens or has its sandbox.
+    eventually(lambda: re.search(r":(9100|9999)\s", host.check_output("ss -Hltn")))
     assert ":9999" not in host.check_output("ss -Hltn")
 
 
@@ -121,6 +123,7 @@ def test_its_exposure_is_low(host: Host, service: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_sandbox_holds(host: Host, kind: str) -> None:
+    assert answer(host, kind)
     pid = host.check_output(f"systemctl show --value --property=MainPID {unit(kind)}")
     enter = f"nsenter --target {pid} --mount"
     for path in ("/usr", "/etc", "/var/lib/carafe/metrics", "/var/lib/prometheus"):
