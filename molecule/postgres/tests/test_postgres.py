@@ -300,7 +300,7 @@ def test_a_killed_server_is_back(host, postmaster, eventually):
 def test_a_backend_that_crashes_takes_no_data_with_it(admin, host, postmaster, eventually):
     before = postmaster()
     admin("CREATE TABLE IF NOT EXISTS public.kept AS SELECT 1 AS one")
-    checkpointer = "pgrep -f 'postgres: .*[c]heckpointer'"
+    checkpointer = f"pgrep --parent {before} --full checkpointer"
     killed = host.check_output(checkpointer)
     host.check_output(f"kill -9 {killed}")
     # It answers as before until it has noticed.
