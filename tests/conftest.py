@@ -26,6 +26,7 @@ FACTS = {
     "distribution": "Debian",
     "distribution_major_version": "13",
     "distribution_release": "trixie",
+    "default_ipv4": {"interface": "eth0"},
 }
 init_plugin_loader([])
 

@@ -23,6 +23,7 @@ from conftest import Role
 from inventories import of_one_server
 
 ENTRY: dict[str, Any] = {"ports": ["80"], "protocol": "tcp", "sources": [], "comment": ""}
+VRRP = ENTRY | {"ports": [], "protocol": "vrrp", "sources": ["10.0.0.12", "fd00::12"]}
 V4 = ssh_peer.Peer("deploy", "203.0.113.7", "192.0.2.1", 22)
 V6 = ssh_peer.Peer("deploy", "2001:db8::7", "2001:db8::1", 2222)
 LOCAL = ssh_peer.Peer("deploy", "127.0.0.1", "127.0.0.1", 22)
@@ -93,6 +94,8 @@ def confirm(owner: str) -> None:
         ({"allow": [ENTRY | {"ports": ["90-80"]}]}, "firewall_allow has '90-80'"),
         ({"allow": [ENTRY | {"ports": ["80 } accept; #"]}]}, "firewall_allow has '80 } accept"),
         ({"allow": [ENTRY | {"ports": []}]}, "an entry without ports"),
+        ({"allow": [VRRP | {"sources": []}]}, "Name its sources, and no ports"),
+        ({"allow": [VRRP | {"ports": ["80"]}]}, "Name its sources, and no ports"),
         ({"allow": [ENTRY | {"sources": ["example.com"]}]}, "firewall_allow has 'example.com'"),
         # Whoever writes that may mean the address, or the network.
         ({"allow": [ENTRY | {"sources": ["192.0.2.7/24"]}]}, "has host bits set"),
@@ -423,3 +426,13 @@ def test_ports_of_all_sites_are_open_and_closed_by_bans(wired) -> None:
     ports = [int(x) for x in looked.value("firewall_default_allow")[0]["ports"]]
     assert sorted(ports) == [80, 8080, 8443, 9443]
     assert sorted(looked.value("fail2ban_nginx_ports")) == sorted(ports)
+
+
+def test_a_protocol_without_ports_is_let_in_from_its_sources() -> None:
+    rules, pairs, _ = firewall_rules.entry(VRRP)
+    assert rules == [
+        "ip saddr { 10.0.0.12/32 } meta l4proto 112 accept",
+        "ip6 saddr { fd00::12/128 } meta l4proto 112 accept",
+    ]
+    # It is no way in for ssh.
+    assert pairs == []

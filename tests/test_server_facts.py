@@ -37,6 +37,8 @@ def test_they_are_those_of_setup(apps: Path) -> None:
     facts = server_facts.look()
     assert time.time() - facts.pop("ansible_clock") < 60
     assert facts.pop("ansible_found")["users"]["root"]["uid"] == 0
+    # Of its words for a network, the one that is needed.
+    assert facts.pop("ansible_default_ipv4").keys() <= {"interface"}
     assert facts == {**wanted, "ansible_local": {}}
 
 
@@ -58,3 +60,29 @@ def test_a_container_goes_by_its_share(
     monkeypatch.setattr(server_facts, "PROC", tmp_path)
     facts = server_facts.look()
     assert (facts["ansible_memtotal_mb"], facts["ansible_processor_vcpus"]) == (1024, 2)
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (
+            [
+                "eth1 0000A8C0 00000000 0001 0 0 0 00FFFFFF",
+                "ens3 00000000 0101A8C0 0003 0 0 0 00000000",
+            ],
+            {"interface": "ens3"},
+        ),
+        (["eth1 0000A8C0 00000000 0001 0 0 0 00FFFFFF"], {}),
+        (None, {}),
+    ],
+    ids=["one", "none", "no such file"],
+)
+def test_the_default_route_is_the_one_to_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str] | None, found: dict[str, str]
+) -> None:
+    monkeypatch.setattr(server_facts, "PROC", tmp_path)
+    (tmp_path / "net").mkdir()
+    if lines is not None:
+        head = "Iface Destination Gateway Flags RefCnt Use Metric Mask"
+        (tmp_path / "net/route").write_text("\n".join([head, *lines]))
+    assert server_facts.default_route() == found

@@ -24,7 +24,7 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
 from ansible_collections.carafe.stack.plugins.plugin_utils.urls import credential_in
 
 RANGES = {"stack_https_port": PORT}
-# What only a stack of several servers needs, and one with a standby.
+# What only a stack of several servers needs, and one whose databases follow each other.
 OF_SEVERAL = ("database_password", "database_migrate_password")
 OF_STANDBYS = ("database_replication_password",)
 KEPT_SECRET = re.compile(
@@ -581,7 +581,8 @@ def check_passwords(server: Server) -> Iterator[Problem]:
     if not server.peers or not server.values.get("stack_db"):
         return
     needs = () if server.values.get("stack_is_one_server") else OF_SEVERAL
-    needs += OF_STANDBYS if server.values.get("stack_standby") else ()
+    follow = server.values.get("stack_standby") or server.values.get("stack_etcd")
+    needs += OF_STANDBYS if follow else ()
     for name in needs:
         if not server.failed(name) and not server.values.get(name):
             server.missing.add(name)

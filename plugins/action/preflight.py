@@ -154,8 +154,9 @@ class ActionModule(ActionBase):
                 server.peers[host] = templar.template(address)
         checks = stack.checks
         needless = set() if server.peers else {"private_address"}
-        needless |= set() if several else set(checks.OF_SEVERAL)
-        needless |= set() if standbys else set(checks.OF_STANDBYS)
+        needless |= set() if several and server.values.get("stack_db") else set(checks.OF_SEVERAL)
+        follow = standbys or server.values.get("stack_etcd")
+        needless |= set() if follow else set(checks.OF_STANDBYS)
         take(stack, {k: v for k, v in stack.options.items() if k not in needless})
         roles = [
             self.roles[x] for x in server.values.get("stack_host_roles") or [] if x in self.roles

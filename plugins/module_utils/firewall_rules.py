@@ -15,6 +15,8 @@ from .commands import Refused
 from .ssh_peer import Peer
 
 FAMILIES = {4: "ip", 6: "ip6"}
+# Without ports, by their numbers: nft knows no others' names.
+PROTOCOLS = {"vrrp": 112}
 COMMENT = 120  # bytes; nft takes 127
 # What the server has once, and what it is where no owner says otherwise.
 DEFAULTS: dict[str, Any] = {
@@ -111,8 +113,14 @@ def port_set(pairs: Ports) -> str:
 def entry(wanted: dict[str, Any]) -> tuple[list[str], Ports, list]:
     """Return the rules of one entry of firewall_allow, and its ports and networks."""
     where = "firewall_allow"
-    if not wanted["ports"]:
+    number = PROTOCOLS.get(wanted["protocol"])
+    if not number and not wanted["ports"]:
         raise Refused(f"{where} has an entry without ports: {json.dumps(wanted)}.")
+    if number and (wanted["ports"] or not wanted["sources"]):
+        raise Refused(
+            f"{where} has an entry for {wanted['protocol']}, which knows no ports, and by which who"
+            f" sends it takes addresses. Name its sources, and no ports: {json.dumps(wanted)}."
+        )
     comment = wanted["comment"]
     if len(comment.encode()) > COMMENT or re.search(r'["\x00-\x1f\x7f]', comment):
         raise Refused(
@@ -122,10 +130,10 @@ def entry(wanted: dict[str, Any]) -> tuple[list[str], Ports, list]:
     pairs = ports(wanted["ports"], where)
     found = networks(wanted["sources"], where)
     end = f' comment "{comment}"' if comment else ""
-    rules = [
-        f"{source}{wanted['protocol']} dport {{ {port_set(pairs)} }} accept{end}"
-        for source in sources(found, everybody=True)
-    ]
+    kind = f"{wanted['protocol']} dport {{ {port_set(pairs)} }}"
+    if number:
+        kind = f"meta l4proto {number}"
+    rules = [f"{source}{kind} accept{end}" for source in sources(found, everybody=True)]
     return rules, pairs, found
 
 

@@ -455,6 +455,13 @@ def mounts() -> list[str]:
     return sorted({x[1] for x in lines if len(x) > 2 and "/" in x[0] and x[1] != "/"})
 
 
+def keepalived() -> str:
+    """Return where somebody has configured keepalived by hand, '' where nobody has."""
+    path = ROOT / "etc/keepalived/keepalived.conf"
+    said = text(path)
+    return str(path) if said.strip() and "Ansible managed" not in said else ""
+
+
 def look() -> dict[str, Any]:
     return {
         "mounts": mounts(),
@@ -466,4 +473,5 @@ def look() -> dict[str, Any]:
         "nginx": nginx(),
         "supervisor": supervisor(),
         "postgresql": postgresql(),
+        "keepalived": keepalived(),
     }

@@ -38,7 +38,10 @@ FULL, ALMOST_FULL = 95, 85
 DAYS_SOON, DAYS_NOW = 14, 3
 HISTORY = DAY / 4
 # Those that a stack of Carafe's is made of, where they are on the server.
-SERVICES = ("nginx", "supervisor", "ssh", "fail2ban", "nftables", "unattended-upgrades")
+SERVICES = (
+    *("nginx", "supervisor", "ssh", "fail2ban", "nftables", "unattended-upgrades"),
+    "keepalived",
+)
 # A share of the memory that is to be had still.
 SCARCE, SHORT = 0.10, 0.04
 RESTORE = "ansible-playbook carafe.stack.restore"

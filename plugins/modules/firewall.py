@@ -44,11 +44,11 @@ options:
         description: Ports, each a number or a range such as V(8000-8010).
         type: list
         elements: str
-        required: true
+        default: []
       protocol:
-        description: Protocol of the ports.
+        description: Protocol of the ports. C(vrrp) has none, and needs sources.
         type: str
-        choices: [tcp, udp]
+        choices: [tcp, udp, vrrp]
         default: tcp
       sources:
         description: Addresses and networks that may connect. Empty means anybody.
@@ -153,9 +153,8 @@ from ..module_utils.commands import Refused
 from ..module_utils.firewall_rules import DEFAULTS, claim, compose, once
 
 ALLOW = {
-    "ports": {"type": "list", "elements": "str", "required": True},
-    "protocol": choice("tcp", "udp", default="tcp"),
-    **options(sources=[], comment=""),
+    "protocol": choice("tcp", "udp", "vrrp", default="tcp"),
+    **options(ports=[], sources=[], comment=""),
 }
 ARGUMENTS = {
     "state": choice("planned", "present", "absent", "confirmed", default="present"),

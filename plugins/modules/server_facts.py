@@ -29,7 +29,8 @@ EXAMPLES = r"""
 RETURN = r"""
 ansible_facts:
   description: >-
-    The distribution's name, major version and release, the memory in MiB, the processors, under
+    The distribution's name, major version and release, the memory in MiB, the processors, the
+    interface of the default route, under
     C(ansible_local) what each app has in C(/etc/carafe), by its name, under C(ansible_found)
     what others have on the server, and under C(ansible_clock) what time it has, in seconds since
     1970.
@@ -41,6 +42,7 @@ ansible_facts:
     ansible_distribution_release: trixie
     ansible_memtotal_mb: 2048
     ansible_processor_vcpus: 2
+    ansible_default_ipv4: {interface: eth0}
     ansible_local: {shop: {environment: prod, memory_mb: 512, connections: 42}}
     ansible_found:
       listeners: [{host: 0.0.0.0, port: 80, name: apache2, pid: 612, unit: apache2.service}]
@@ -69,6 +71,16 @@ def kept(path: Path) -> object:
         return f"{path} cannot be read: {error}"
 
 
+def default_route() -> dict[str, str]:
+    """Return the interface by which the server reaches the rest of the world, if it has one."""
+    try:
+        lines = [line.split() for line in (PROC / "net/route").read_text().splitlines()]
+    except OSError:
+        return {}
+    # Its destination and its mask are zero.
+    return next(({"interface": x[0]} for x in lines if x[1] == x[7] == "00000000"), {})
+
+
 def look() -> dict:
     try:
         release = platform.freedesktop_os_release()
@@ -85,6 +97,7 @@ def look() -> dict:
         "ansible_processor_vcpus": len(re.findall(r"^processor\s*:", cpus, re.M)) or os.cpu_count(),
         "ansible_local": {x.stem: kept(x) for x in sorted(APPS.glob("*.fact"))},
         "ansible_found": found.look(),
+        "ansible_default_ipv4": default_route(),
         "ansible_clock": time.time(),
     }
 
