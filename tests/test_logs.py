@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -192,6 +193,73 @@ def test_servers_are_merged_and_lines_below_their_first() -> None:
         "                              | \\x1b[2Jmore",
         "2026-11-27 09:46:15 one a/0 | z",
     ]
+
+
+# --- what is in the journal -------------------------------------------------------------------
+
+
+@pytest.fixture
+def journal(server: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What etcd and Patroni have written, as journalctl has it from some moment on."""
+    records: list[dict[str, Any]] = []
+
+    def ask(*words: str) -> SimpleNamespace:
+        (since,) = [float(x.partition("@")[2]) for x in words if x.startswith("--since=")]
+        asked = [x.partition("=")[2] for x in words if x.startswith("--unit=")]
+        found = [x for x in records if int(x["__REALTIME_TIMESTAMP"]) / 10**6 >= since]
+        lines = [json.dumps(x) for x in found if x["_SYSTEMD_UNIT"] in asked]
+        return SimpleNamespace(stdout="\n".join(lines), returncode=0)
+
+    monkeypatch.setattr(logs, "ask", ask)
+    for path, _ in logs.UNITS.values():
+        (server / path).parent.mkdir(parents=True, exist_ok=True)
+        (server / path).touch()
+    return records
+
+
+def record(seconds: float, message: object, comm: str = "patroni") -> dict[str, Any]:
+    unit = "etcd.service" if comm == "etcd" else "patroni.service"
+    stamp = str(round((AT + seconds) * 10**6))
+    said = {"__REALTIME_TIMESTAMP": stamp, "_COMM": comm, "_SYSTEMD_UNIT": unit}
+    return said | {"MESSAGE": message}
+
+
+def test_what_agrees_on_who_leads_is_merged_with_the_rest(journal: list[dict[str, Any]]) -> None:
+    journal += [
+        record(2.5, '{"level":"warn","msg":"slow"}', "etcd"),
+        record(2.6, '{"level":"warn","msg":"slow again"}', "etcd"),
+        record(3.5, "2026-11-27 09:46:16,500 INFO: no action. I am (one), the leader"),
+        record(3.6, "2026-11-27 09:46:16,600 ERROR: failed"),
+        record(3.7, "Traceback (most recent call last):"),
+        record(3.8, "2026-11-27 09:46:16.800 UTC [9] LOG:  ready", "postgres"),
+        record(3.9, [255, 0]),
+    ]
+    found = [
+        (x["source"], x["text"]) for x in asked(sources=["etcd", "patroni", "database"])["entries"]
+    ]
+    assert [x for x, _ in found] == ["etcd", "etcd", "patroni", "postgresql", "postgresql"]
+    assert found[2][1].endswith("ERROR: failed\nTraceback (most recent call last):")
+    assert sources(sources=["etcd"]) == ["etcd", "etcd"]
+    assert sources(sources=["database"], grep="ready") == ["postgresql"]
+    assert "patroni" in sources()
+
+
+def test_the_journal_is_followed_from_where_it_was_read_to(journal: list[dict[str, Any]]) -> None:
+    journal.append(record(1, "2026-11-27 09:46:14,000 INFO: promoted"))
+    cursor = asked()["cursor"]
+    assert asked(cursor=cursor)["entries"] == []
+    # In the same second.
+    journal.append(record(1.000001, "2026-11-27 09:46:14,000 INFO: leads"))
+    found = asked(cursor=cursor)
+    assert [x["text"][-5:] for x in found["entries"]] == ["leads"]
+    assert asked(cursor=found["cursor"])["entries"] == []
+
+
+def test_a_server_without_a_cluster_asks_no_journal(
+    server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "ask", None)
+    assert "patroni" not in sources()
 
 
 # --- docs/how-to/logs.md ----------------------------------------------------------------------

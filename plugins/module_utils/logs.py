@@ -1,13 +1,15 @@
 """The logs of an app and of what serves it, merged by time: slots, workers, nginx, PostgreSQL.
 
-They are files. An entry is a line with a time in it, and the lines after it that have none, such as
-those of a traceback. Where somebody prints without a time, the last one that was seen stands.
+They are files, and what etcd and Patroni write to the journal. An entry is a line with a time in
+it, and the lines after it that have none, such as those of a traceback. Where somebody prints
+without a time, the last one that was seen stands.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 import re
 import stat
@@ -22,7 +24,15 @@ from .commands import Failure, ask
 from .release_state import State
 
 ROOT = Path("/")
-SOURCES = ("app", "worker", "nginx", "database", "supervisor")
+# By what each is there, and what it writes.
+UNITS = {
+    "etcd.service": ("etc/default/etcd", ("etcd",)),
+    "patroni.service": ("etc/patroni/config.yml", ("patroni", "database")),
+}
+JOURNAL = "journal"  # as a cursor has it, with the last microsecond that was read
+LINES = 20_000  # of the journal that are read at most
+# Of Patroni, every few seconds.
+IDLE = re.compile(r" INFO: no action[.]")
 LIMIT = 4_000_000  # bytes of a file that are read at most
 LONGEST = 4_000  # characters of an entry
 PAUSE = 0.3  # seconds between two looks at what is followed
@@ -142,6 +152,53 @@ def entries(text: str, source: str, last: float) -> Iterator[Entry]:
         yield entry
 
 
+def units(sources: Sequence[str]) -> list[str]:
+    """Return the units whose journal has what is asked for."""
+    return [
+        unit
+        for unit, (path, kinds) in UNITS.items()
+        if (ROOT / path).exists() and (not sources or {*kinds} & {*sources})
+    ]
+
+
+def journal(sources: Sequence[str], since: float, last: int = 0) -> tuple[list[Entry], int]:
+    """Return what etcd, Patroni and its PostgreSQL have written, and the microsecond of the end."""
+    asked = units(sources)
+    if not asked:
+        return [], last
+    begin = f"{last // 10**6}.{last % 10**6:06}" if last else f"{since:.6f}"
+    done = ask(
+        *("journalctl", "--output=json", "--output-fields=MESSAGE,_COMM,_SYSTEMD_UNIT"),
+        *("--no-pager", "--quiet", f"--lines={LINES}", f"--since=@{begin}"),
+        *(f"--unit={x}" for x in asked),
+    )
+    found: list[Entry] = []
+    at = last
+    for line in done.stdout.splitlines():
+        record = json.loads(line)
+        text, stamp = record.get("MESSAGE"), int(record["__REALTIME_TIMESTAMP"])
+        kind, source = writer(record)
+        # Of what is no text, it has the bytes.
+        if stamp <= last or not isinstance(text, str) or (sources and kind not in sources):
+            continue
+        at = max(at, stamp)
+        if kind == "patroni" and IDLE.search(text):
+            continue
+        if found and found[-1]["source"] == source and moment(text) is None and text[:1] != "{":
+            found[-1]["text"] = f"{found[-1]['text']}\n{text}"[:LONGEST]
+        else:
+            found.append({"at": stamp / 10**6, "source": source, "text": text[:LONGEST]})
+    return found, at
+
+
+def writer(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Return of which kind an entry of the journal is, and what is told of where it is from."""
+    if record.get("_SYSTEMD_UNIT") == "etcd.service":
+        return "etcd", "etcd"
+    # Patroni's PostgreSQL has no log of its own.
+    return ("database", "postgresql") if record.get("_COMM") == "postgres" else ("patroni",) * 2
+
+
 def before(file: File, since: float) -> str:
     """Return the log that was rotated last, where what is asked for goes back to it."""
     path = file.path.with_name(f"{file.path.name}.1")
@@ -152,7 +209,10 @@ def before(file: File, since: float) -> str:
 
 
 def look(
-    files: Sequence[File], since: float, keep: Callable[[Entry], bool]
+    files: Sequence[File],
+    sources: Sequence[str],
+    since: float,
+    keep: Callable[[Entry], bool],
 ) -> tuple[list[Entry], Cursor]:
     """Return what the logs have since then, by time, and how far they were read."""
     found: list[Entry] = []
@@ -162,12 +222,17 @@ def look(
         with contextlib.suppress(OSError):
             written = file.path.stat().st_mtime
             found += [x for x in entries(before(file, since) + text, file.source, written)]
-    chosen = [x for x in found if x["at"] >= since and keep(x)]
+    more, end = journal(sources, since)
+    cursor[JOURNAL] = [end or int(time.time() * 10**6)]
+    chosen = [x for x in found + more if x["at"] >= since and keep(x)]
     return sorted(chosen, key=lambda x: x["at"]), cursor
 
 
 def follow(
-    files: Sequence[File], cursor: Mapping[str, list[int]], keep: Callable[[Entry], bool]
+    files: Sequence[File],
+    sources: Sequence[str],
+    cursor: Mapping[str, list[int]],
+    keep: Callable[[Entry], bool],
 ) -> tuple[list[Entry], Cursor]:
     """Return what has come since a cursor."""
     found: list[Entry] = []
@@ -180,6 +245,9 @@ def follow(
             same = about.st_ino == inode and about.st_size >= offset
             text, further[str(file.path)] = read(file.path, offset if same else 0)
             found += [x for x in entries(text, file.source, time.time()) if keep(x)]
+    more, end = journal(sources, 0, *cursor.get(JOURNAL, [0]))
+    further[JOURNAL] = [end]
+    found += [x for x in more if keep(x)]
     return sorted(found, key=lambda x: x["at"]), further
 
 
@@ -229,11 +297,12 @@ def run(wanted: Mapping[str, Any]) -> dict[str, Any]:
     files = listed(wanted["app"], wanted["sources"])
     cursor = wanted["cursor"]
     if not cursor:
-        found, cursor = look(files, since, keep)
+        found, cursor = look(files, wanted["sources"], since, keep)
         return {"changed": False, "entries": found[-wanted["lines"] :], "cursor": cursor}
     deadline = time.monotonic() + wanted["wait"]
     while True:
-        found, cursor = follow(listed(wanted["app"], wanted["sources"]), cursor, keep)
+        files = listed(wanted["app"], wanted["sources"])
+        found, cursor = follow(files, wanted["sources"], cursor, keep)
         if found or time.monotonic() >= deadline:
             return {"changed": False, "entries": found, "cursor": cursor}
         time.sleep(PAUSE)

@@ -10,6 +10,8 @@ description:
   - >-
     Returns what the slots, the background workers, nginx, PostgreSQL and supervisord of a server
     have written, by time. A line without a time belongs to the one before it.
+  - Of a database that fails over it has what etcd and Patroni have written to the journal, without
+    Patroni's word, every few seconds, that there is nothing to do.
   - It changes nothing. M(carafe.stack.logs_shown) shows what all servers have, and follows it.
 options:
   app:
@@ -21,7 +23,9 @@ options:
     type: path
     default: /srv
   sources:
-    description: Which of V(app), V(worker), V(nginx), V(database) and V(supervisor), all for none.
+    description:
+      - Which of V(app), V(worker), V(nginx), V(database) and V(supervisor), all for none.
+      - Of a database that fails over also V(etcd) and V(patroni).
     type: list
     elements: str
     default: []
