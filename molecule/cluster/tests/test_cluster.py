@@ -6,6 +6,11 @@ from collections.abc import Callable
 import pytest
 from conftest import REPOSITORY, Cluster, Server, alone, logged, lost, without_power
 
+READY = (
+    "curl -so /dev/null -w '%{http_code}' -H 'Host: localhost'"
+    " --unix-socket /run/guestbook.sock http://localhost/readyz"
+)
+
 
 def test_one_leads_one_is_in_step_and_nothing_else_starts_postgresql(
     cluster: Cluster, eventually: Callable[..., None]
@@ -33,6 +38,13 @@ def test_a_stranger_gets_no_answer_from_etcd(cluster: Cluster) -> None:
     asked = cluster.servers[1].host.run(f"curl -sk https://{address}:2379/health")
     # 3.5 asks for the certificate after the handshake.
     assert "true" not in asked.stdout
+
+
+def test_the_app_finds_the_one_that_leads(cluster: Cluster) -> None:
+    """On Debian 12, where there is one: wherever it runs, it writes on another server, too."""
+    apps = [x.host for x in cluster.servers if x.host.file("/srv/guestbook").exists]
+    status = [x.check_output(READY) for x in apps]
+    assert status == ["200"] * (2 if "-12-" in cluster.servers[0].name else 0)
 
 
 @pytest.mark.usefixtures("event")
@@ -114,3 +126,11 @@ def test_etcd_has_no_majority_and_who_leads_goes_on(
 def test_the_power_of_all_is_lost(cluster: Cluster) -> None:
     with without_power(*cluster.servers):
         pass
+
+
+def test_the_app_is_ready_after_all_of_that(
+    cluster: Cluster, eventually: Callable[..., None]
+) -> None:
+    for server in cluster.servers:
+        if server.host.file("/srv/guestbook").exists:
+            eventually(lambda host=server.host: host.run(READY).stdout == "200")
