@@ -7,7 +7,7 @@ many times as long, and test_preflight_run.py has that, too.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,7 @@ from ansible.utils.context_objects import CLIArgs
 from ansible.utils.vars import load_extra_vars, load_options_vars
 from ansible.vars.hostvars import HostVars
 from ansible.vars.manager import VariableManager
+from ansible_collections.carafe.stack.plugins.plugin_utils import absences
 from ansible_collections.carafe.stack.plugins.plugin_utils.authority import Authority
 from conftest import FACTS, ROLES, ROOT, Role
 
@@ -55,9 +56,10 @@ class Looked:
         playbook: Path = PREFLIGHT,
         limit: str | None = None,
         facts: Mapping[str, Any] = FACTS,
+        tags: Sequence[str] = ("all",),
     ) -> None:
         arguments = {"args": [str(playbook)], "inventory": [str(inventory)], "subset": limit}
-        arguments |= {"extra_vars": extra, "tags": ["all"], "skip_tags": [], "check": False}
+        arguments |= {"extra_vars": extra, "tags": [*tags], "skip_tags": [], "check": False}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(context, "CLIARGS", CLIArgs(arguments))
             # These are parsed once in a process.
@@ -78,11 +80,15 @@ class Looked:
         LOADER.set_basedir(play._included_path or book._basedir)
         tasks = (task for block in play.tasks for task in block.block)
         (task,) = (task for task in tasks if task.action == "carafe.stack.preflight")
+        # As lookup('carafe.stack.servers') makes it of those that are away.
         targets = hosts.get_hosts("db:app:web") or hosts.get_hosts("all")
+        away = absences.away(hosts.get_groups_dict(), HostVars(hosts, variables, LOADER))
+        targets = [x for x in targets if x.name not in away]
         for host in targets:
             variables.set_host_facts(host.name, dict(facts))
             variables.set_nonpersistent_facts(host.name, {task.args["facts"]: {}})
         self.variables = variables.get_vars(play, targets[0], task)
+        self.variables["ansible_play_hosts_all"] = [x.name for x in targets]
         action = action_loader.get(
             task.action,
             task=task,

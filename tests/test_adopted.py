@@ -116,7 +116,7 @@ def test_what_ours_does_not_say_goes_on(server: Path) -> None:
     (server / "nginx/nginx.conf").write_text(MANAGED)
     assert found.default_ports() == [80]
     assert found.goes_on("nginx", server / "nginx/nginx.conf") == {}
-    after = {"sites": ["blog", "default"], "by_hand": False, "upstreams": ["back"]}
+    after = {"sites": ["blog", "default"], "by_hand": False, "upstreams": ["back"], "pools": {}}
     assert found.nginx() == after
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.carafe.stack.plugins.module_utils import nginx, services
+from ansible_collections.carafe.stack.plugins.module_utils import found, nginx, services
 from ansible_collections.carafe.stack.plugins.modules import nginx_info
 from conftest import ROOT, Role, load_yaml
 
@@ -420,6 +420,19 @@ def rendered(site: dict[str, Any], **settings: Any) -> str:
     entry = ROLE.value("__nginx_sites", nginx_sites=[SITE | site])[0]
     path = "etc/nginx/sites-enabled/site.conf.j2"
     return ROLE.render(path, __nginx_site=entry, __nginx_found=found, nginx_owner="shop")
+
+
+def test_whom_a_site_sends_requests_to_is_found_in_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstreams = ["10.0.0.11:8443", "10.0.0.12:8443 backup"]
+    sites = tmp_path / "etc/nginx/sites-enabled"
+    sites.mkdir(parents=True)
+    (sites / "../nginx.conf").write_text("# Ansible managed\n")
+    (sites / "shop.conf").write_text(rendered({"upstreams": upstreams, "max_conns": 9}))
+    (sites / "theirs.conf").write_text("upstream theirs { server 127.0.0.1:9; }\n")
+    monkeypatch.setattr(found, "ROOT", tmp_path)
+    assert found.nginx()["pools"] == {SITE["name"]: ["10.0.0.11:8443", "10.0.0.12:8443"]}
 
 
 def hidden(text: str) -> re.Pattern[str]:

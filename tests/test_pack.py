@@ -571,9 +571,10 @@ def test_a_pyproject_that_installs_nothing_is_refused(
 
 def test_nothing_half_written_is_left_in_the_cache(app: Path, tmp_path: Path) -> None:
     packed = pack(app)
-    assert [x.name for x in (tmp_path / "cache/archives").iterdir()] == [
-        Path(packed["archive"]).name
-    ]
+    assert {x.name for x in (tmp_path / "cache/archives").iterdir()} == {
+        Path(packed["archive"]).name,
+        f"{packed['code']}.json",
+    }
 
 
 def test_what_no_run_asks_for_leaves_the_cache(app: Path, tmp_path: Path) -> None:
@@ -782,3 +783,63 @@ def test_a_hash_in_an_included_file_is_seen(app: Path, include: str, hashed: boo
     (app / "sub/locked.txt").write_text("-r locked.txt\nclick==8 --hash=sha256:00\n")
     (app / "requirements.txt").write_text(f"flask\n{include}\n")
     assert pack(app)["hashed"] is hashed
+
+
+# What is packed for a server that joins.
+
+
+def pack_anew(folder: Path | None, first: dict[str, str], cache: Path, **more: Any) -> Any:
+    app = APP | {"path": folder and str(folder)} | more
+    app["serving"] = {"label": first["label"], "code": first["code"]}
+    return packing.pack_anew(app, cache)
+
+
+def test_what_serves_is_packed_whatever_the_folder_has_by_now(app: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = pack(app, cache)
+    (app / "wsgi.py").write_text("app = 1\n")
+    assert pack(app, cache)["code"] != first["code"]
+    first.pop("warnings")
+    assert pack_anew(app, first, cache) == first
+
+
+@pytest.mark.parametrize("more", [{"requirements": "other.txt"}, {"override": ["flask==3.1.1"]}])
+def test_what_is_installed_belongs_to_it(app: Path, tmp_path: Path, more: dict[str, Any]) -> None:
+    (app / "other.txt").write_text("flask==3.0.0\n")
+    cache = tmp_path / "cache"
+    first, other = pack(app, cache), pack(app, cache, **more)
+    assert first["code"] != other["code"]
+    found = pack_anew(app, first, cache, **more)
+    assert found["dependencies"] == first["dependencies"]
+
+
+def test_without_the_cache_the_folder_is_taken_as_long_as_it_is_as_it_was(
+    app: Path, tmp_path: Path
+) -> None:
+    first = pack(app, tmp_path / "cache")
+    for noted in (first["code"], ""):
+        found = pack_anew(app, first | {"code": noted}, tmp_path / "another")
+        assert found["code"] == first["code"]
+    (app / "wsgi.py").write_text("app = 1\n")
+    with pytest.raises(packing.Failure) as caught:
+        pack_anew(app, first, tmp_path / "third")
+    said = str(caught.value)
+    assert f"Servers join and leave with {first['label']}, which serves, and that cannot" in said
+    assert "what app_path says by now is " in said
+    assert said.endswith("on all of them: -e app_path=FOLDER.")
+
+
+def test_of_git_the_commit_that_serves_is_packed(repository: Repository, tmp_path: Path) -> None:
+    git = {"source": "git", "repository": repository.url, "exclude": [".git"]}
+    first = pack(None, tmp_path / "cache", **git)
+    repository.commit("three")
+    for version in (None, "trunk"):
+        found = pack_anew(None, first, tmp_path / "another", **git, version=version)
+        assert {k: found[k] for k in ("code", "label")} == {k: first[k] for k in ("code", "label")}
+    repository.git("reset", "--quiet", "--hard", "v1")
+    repository.git("reflog", "expire", "--expire=now", "--all")
+    repository.git("gc", "--quiet", "--prune=now")
+    with pytest.raises(packing.Failure) as caught:
+        pack_anew(None, first, tmp_path / "third", **git)
+    assert "has no branch, tag or commit of that name" in str(caught.value)
+    assert str(caught.value).endswith("on all of them: -e app_version=BRANCH.")

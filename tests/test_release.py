@@ -138,6 +138,7 @@ class App:
             "release": release,
             "asked": "",
             "revision": f"v-{release}",
+            "code": f"code of {release}",
             "run": RUN_1,
             "break_lock": False,
             "user": user,
@@ -294,7 +295,8 @@ def test_release_that_passes_serves_and_is_written_down(app: App) -> None:
     assert [line.split()[0] for line in took] == ["begin", *GATE, "workers", "finish", "in", "no"]
     assert app.serving == "a"
     assert (app.root / "current/head").exists()
-    assert app.known["a"].items() >= {"revision": "v-a", "by": "ann@desk", "head": "0001"}.items()
+    told = {"revision": "v-a", "code": "code of a", "by": "ann@desk", "head": "0001"}
+    assert app.known["a"].items() >= told.items()
     assert "deployment of a  ok" in app.audit[-1]
     assert not app.locked
     assert app.step("begin", "a")["live"]

@@ -288,6 +288,7 @@ def test_nginx_has_the_sites_and_settings_of_those_who_stay(sites: Path) -> None
     assert nothing == {"changed": False, "absent": []}
 
 
+REMOVAL = load_yaml(ROOT / "playbooks/vars/remove.yml")
 SWITCHES = (
     *("stack_has_database", "stack_has_internal_tls", "stack_has_backup"),
     *("stack_cache", "stack_alerts", "stack_metrics"),
@@ -295,9 +296,8 @@ SWITCHES = (
 
 
 def order(**variables: Any) -> list[str]:
-    play = next(x for x in load_yaml(ROOT / "playbooks/remove.yml") if "vars" in x)
     known = dict.fromkeys(SWITCHES, True)
-    templar = Templar(DataLoader(), {**WIRING, **known, **play["vars"], **variables})
+    templar = Templar(DataLoader(), {**WIRING, **known, **REMOVAL, **variables})
     return templar.template(templar.available_variables["remove_roles"])
 
 
@@ -324,10 +324,6 @@ def test_each_role_lets_go_and_says_of_what(role: str) -> None:
     assert f"__{role}_removed" in [task.get("register") for task in tasks]
 
 
-def play() -> dict[str, Any]:
-    return next(x for x in load_yaml(ROOT / "playbooks/remove.yml") if "vars" in x)
-
-
 @pytest.mark.parametrize(
     ("local", "roles", "environment"),
     [
@@ -339,11 +335,11 @@ def play() -> dict[str, Any]:
 def test_what_has_the_app_s_name_alone_goes_only_where_carafe_has_put_the_app(
     local: dict, roles: set[str], environment: str
 ) -> None:
-    tasks = {x["name"]: x for x in play()["tasks"]}
+    tasks = {x["name"]: x for x in load_yaml(ROOT / "playbooks/tasks/remove.yml")}
     known = {"app_name": "shop", "app_environment_name": "prod", "stack_cache": True}
     facts = {"ansible_facts": {"ansible_local": local}}
     more = dict.fromkeys(SWITCHES, True)
-    templar = Templar(DataLoader(), {**WIRING, **play()["vars"], **known, **facts, **more})
+    templar = Templar(DataLoader(), {**WIRING, **REMOVAL, **known, **facts, **more})
     loop = next(x["loop"] for x in tasks.values() if "loop" in x)
     found = set(templar.template(trust_as_template(loop)))
     assert roles <= found
@@ -358,7 +354,7 @@ def test_another_environment_s_database_is_told_from_ours(noted: dict, environme
     """Where no app is, there is no fact of one: the first run of its stack has left a note."""
     known = {"app_name": "shop", "app_environment_name": "prod"}
     facts = {"ansible_facts": {"ansible_local": {}, "found": {"environments": noted}}}
-    templar = Templar(DataLoader(), {**WIRING, **play()["vars"], **known, **facts})
+    templar = Templar(DataLoader(), {**WIRING, **REMOVAL, **known, **facts})
     assert templar.template(templar.available_variables["remove_environment"]) == environment
 
 
@@ -370,7 +366,7 @@ def test_what_all_roles_have_kept_and_removed_is_said_once() -> None:
         "__postgres_kept": {"skipped": True},
     }
     known = {"app_name": "shop", "stack_has_database": True, "stack_has_internal_tls": True}
-    variables = {**WIRING, **play()["vars"], **known, "stack_cache": True, **registered}
+    variables = {**WIRING, **REMOVAL, **known, "stack_cache": True, **registered}
     templar = Templar(DataLoader(), variables)
     found = templar.template(templar.available_variables["remove_changes"])
     assert found == ["stop x", "pack y", "remove z"]

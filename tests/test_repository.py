@@ -39,7 +39,8 @@ def test_the_preflight_comes_before_all_else() -> None:
 
 def test_site_yml_holds_nothing_but_named_playbooks() -> None:
     for play in load_yaml(ROOT / "playbooks/site.yml"):
-        assert set(play) <= {"name", "ansible.builtin.import_playbook", "tags"}
+        assert set(play) <= {"name", "ansible.builtin.import_playbook", "tags", "vars"}
+        assert play.get("vars", {}).keys() <= {"preflight_for"}
 
 
 @pytest.mark.parametrize(("target", "recipe"), TARGETS, ids=[name for name, _ in TARGETS])

@@ -51,7 +51,7 @@ def test_every_default_in_the_spec_is_the_one_in_force(role: Role) -> None:
 
 
 # These run where the rest of an app is not known, and use none of it.
-LESS = {"app": {"moment", "releases", "schedules", "variables"}}
+LESS = {"app": {"moment", "releases", "schedules", "serving", "variables"}}
 
 
 def test_entry_points_take_the_same_options(role: Role) -> None:

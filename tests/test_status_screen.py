@@ -116,8 +116,9 @@ def test_a_server_that_cannot_be_reached_is_on_the_screen(
     ansible_environment: dict[str, str], tmp_path: Path, playbook: str
 ) -> None:
     """The whole way: Ansible loads the callback by itself, from a clone and from a collection."""
-    hosts = {"gone": {"ansible_host": "127.0.0.1", "ansible_port": 1}}
-    groups = {x: {"hosts": {"gone": {}}} for x in ("db", "app", "web")}
+    nowhere = {"ansible_host": "127.0.0.1", "ansible_port": 1}
+    hosts = {"gone": nowhere, "away": {**nowhere, "stack_state": "absent"}}
+    groups = {x: {"hosts": dict.fromkeys(hosts)} for x in ("db", "app", "web")}
     inventory = {"all": {"hosts": hosts}, **groups}
     (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
     words = ["-e", f"status_file={tmp_path}/status.json", "-e", "status_format=json"]
@@ -132,6 +133,8 @@ def test_a_server_that_cannot_be_reached_is_on_the_screen(
     assert done.returncode == 2, done.stdout + done.stderr
     last = done.stdout.strip().splitlines()[-1]
     assert last == (tmp_path / "status.json").read_text().strip()
+    (away,) = json.loads(last)["hosts"]["away"]
+    assert (away["level"], away["what"]) == ("yellow", "server")
     row, drift = json.loads(last)["hosts"]["gone"]
     assert (row["level"], row["what"]) == ("red", "connection")
     assert (drift["what"], drift["says"]) == ("drift", "nobody has looked from here")

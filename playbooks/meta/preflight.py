@@ -31,6 +31,8 @@ KEPT_SECRET = re.compile(
 )
 ADDRESS = re.compile(r"([0-9]+[.]){3}[0-9]+$|\[")
 RELEASES = {"12": "bookworm", "13": "trixie"}
+# What hosts.yml says of a server that is away.
+ABSENT = "stack_state: absent"
 FACTS = re.compile(r"'(memtotal_mb|processor_vcpus|distribution\w*)'")
 RESERVED_CONNECTIONS = 3  # superuser_reserved_connections
 CLOCK = 300  # seconds that two clocks may be apart
@@ -67,6 +69,8 @@ def check_contact(server: Server) -> Iterator[Problem]:
     command = "try it by hand: " + shlex.join(ssh)
     if server.contact.get("unreachable"):
         what = f"leads nowhere: {server.name} cannot be reached at {server.address}"
+        if has_stand_in(server):
+            command += f"; where it stays down, say so beside its ansible_host: {ABSENT}"
     elif "sudo" in said or "become" in said:
         what = f"cannot become root on {server.name}"
         command = (
@@ -81,6 +85,13 @@ def check_contact(server: Server) -> Iterator[Problem]:
     else:
         what = f"did not say what {server.name} is"
     yield Problem("ansible_host", f"{what} ({said})", command)
+
+
+def has_stand_in(server: Server) -> bool:
+    """Tell whether the stack goes on without this server."""
+    of_kinds = [server.values.get(x) or [] for x in ("stack_app", "stack_web")]
+    is_database = server.name in (server.values.get("stack_db") or [])
+    return not is_database and all(len(x) > 1 for x in of_kinds if server.name in x)
 
 
 def check_distribution(server: Server) -> Iterator[Problem]:
@@ -479,6 +490,88 @@ def check_addresses(server: Server) -> Iterator[Problem]:
             )
 
 
+def absent_of(server: Server) -> list[str]:
+    """Return whom the stack of this server does without."""
+    stack = server.values.get("stack_servers") or []
+    return [x for x in server.values.get("stack_absent") or [] if x in stack]
+
+
+def check_absent(server: Server) -> Iterator[Problem]:
+    """What a server alone has, no other one has instead of it."""
+    absent = absent_of(server)
+    if data := [x for x in server.values.get("stack_db") or [] if x in absent]:
+        yield Problem(
+            "stack_state",
+            f"is absent for {' and '.join(data)}, where the database is, and no other server has"
+            " it",
+            "take that out; a database that is lost comes back on another server, see"
+            " docs/how-to/backups.md",
+        )
+    stack = server.values.get("stack_servers") or []
+    for group in ("app", "web"):
+        members = (server.raw.get("groups") or {}).get(group) or []
+        gone = [x for x in members if x in stack]
+        if gone and not server.values.get(f"stack_{group}", True):
+            yield Problem(
+                "stack_state",
+                f"is absent for {' and '.join(gone)}, and no other {group} server is there",
+                f"take that out for one that is up, or put another one into the group {group}",
+            )
+
+
+def is_release(server: Server) -> bool:
+    """Tell whether this run brings another release to the app servers."""
+    asked = {*(server.raw.get("ansible_run_tags") or ["all"])}
+    skipped = {*(server.raw.get("ansible_skip_tags") or [])}
+    tagged = asked & {"all", "tagged", "app", "deploy"} and not skipped & {"app", "deploy"}
+    return bool(server.raw.get("preflight_for") and tagged)
+
+
+def check_step(servers: Sequence[Server]) -> Iterator[Problem]:
+    """All app servers that get requests run one release: none is left behind by mistake."""
+    names = {x.name for x in servers}
+    for server in servers:
+        if not is_release(server):
+            continue
+        app, web = (server.values.get(x) or [] for x in ("stack_app", "stack_web"))
+        absent = absent_of(server)
+        if (left := [x for x in app if x not in names]) and server.name in app:
+            yield Problem(
+                "stack_state",
+                f"is not absent for {' and '.join(left)}, which --limit leaves out: with the"
+                " release of before it would go on to get requests",
+                "run this again without --limit; where it is down, say so beside its ansible_host:"
+                f" {ABSENT}",
+            )
+        elif absent and (unseen := [x for x in web if x not in names]):
+            yield Problem(
+                "stack_state",
+                f"is absent for {' and '.join(absent)}, and --limit leaves out"
+                f" {' and '.join(unseen)}, whose nginx may send it requests all the same",
+                "run this again without --limit",
+            )
+        elif server.raw["preflight_for"] != "site" and (
+            leaving := server.values.get("stack_leaving")
+        ):
+            yield Problem(
+                "stack_state",
+                f"is absent, or the inventory has it no more, for the server at {leaving[0]}, to"
+                " which nginx sends requests all the same: it would answer with the release of"
+                " before",
+                "let nginx know by site.yml, and then run this again",
+            )
+
+
+def note_absent(server: Server) -> Iterator[str]:
+    """Say whom the run leaves out."""
+    leaving = server.raw.get("remove_server")
+    for name in [x for x in absent_of(server) if x != leaving]:
+        yield (
+            f"{name} is left out, since it is absent. Once it is back, take that out of the"
+            " inventory, and run site.yml before anything else is released"
+        )
+
+
 def check_passwords(server: Server) -> Iterator[Problem]:
     """With several servers, the database is reached over the network, and asks for a password."""
     if not server.peers or not server.values.get("stack_db"):
@@ -551,8 +644,8 @@ CHECKS = (
     check_adoption,
 )
 # What is no problem, and may surprise.
-NOTES = (note_addresses, note_clock)
+NOTES = (note_addresses, note_clock, note_absent)
 # These add to what is missing, so that they come before the words about what failed.
-FIRST = (check_addresses, check_passwords)
+FIRST = (check_addresses, check_absent, check_passwords)
 LAST = (check_failures,)
-TOGETHER = (check_connections,)
+TOGETHER = (check_connections, check_step)

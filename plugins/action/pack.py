@@ -9,7 +9,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 from ..module_utils.commands import Failure
-from ..plugin_utils.pack import pack
+from ..plugin_utils.pack import pack, pack_anew
 
 
 class ActionModule(ActionBase):
@@ -34,12 +34,14 @@ class ActionModule(ActionBase):
                 "requirements": {"type": "str", "default": ""},
                 "override": {"type": "list", "elements": "str", "default": []},
                 "installer": {"type": "str", "choices": ["uv", "pip"], "default": "uv"},
+                "serving": {"type": "dict", "default": {}},
                 "again": {"type": "str", "default": ""},
             }
         )
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "carafe")
         try:
-            return {"changed": False, **pack(app, cache)}
+            found = pack_anew(app, cache) if app["serving"] else pack(app, cache)
+            return {"changed": False, **found}
         except Failure as error:
             command = f"run again: {app['again']}" if app["again"] else "run this again."
             nothing = f"Nothing was changed on a server. Mend that, and {command}"

@@ -15,12 +15,20 @@ from ansible.utils.vars import load_extra_vars
 from ansible.vars.plugins import get_vars_from_inventory_sources
 
 from ..module_utils.words import escaped
-from ..plugin_utils import inventories, options
+from ..plugin_utils import absences, inventories, options
 from ..plugin_utils.problems import Problem, Server
 from ..plugin_utils.sources import Sources, report
 
 CONTACT = ("ansible_host", "ansible_port", "ansible_user")
+# What the command has where it is to release something.
+CODE = ("app_version", "app_path", "app_repository", "app_package", "app_source")
 STACK = ("stack_db", "stack_app", "stack_web")
+# How the servers relate to each other: each task of what follows asks for these, most of them
+# several times. In the order in which one is made of others.
+RELATIONS = (
+    *("stack_has_database", *STACK, "stack_servers", "stack_is_one_server", "stack_serves"),
+    *("stack_leaving", "stack_host_roles"),
+)
 
 
 class ActionModule(ActionBase):
@@ -40,6 +48,9 @@ class ActionModule(ActionBase):
         self.play_vars = self._task.get_play().get_vars()
         self.extra_vars = load_extra_vars(self._loader)
         self.hostvars = variables["hostvars"]
+        self.absent = absences.away(variables["groups"], self.hostvars)
+        self.absent += [x for x in [variables.get(absences.LEAVING)] if x]
+        self.tags = {x: variables.get(x) for x in ("ansible_run_tags", "ansible_skip_tags")}
         sources = Sources(
             Path.cwd(),
             variables.get("ansible_inventory_sources") or [],
@@ -73,7 +84,13 @@ class ActionModule(ActionBase):
             encrypt = shlex.join([sources.tool("ansible-vault"), "encrypt", path])
             notes.append(f"{path} is not encrypted, so whoever has it has its secrets: {encrypt}")
         told = {"warnings": list(dict.fromkeys(map(escaped, notes)))} if notes else {}
-        return {"changed": False, "again": escaped(sources.again()), **told}
+        said = any(x in self.extra_vars for x in CODE)
+        return {
+            **{"changed": False, "again": escaped(sources.again()), "release_is_said": said},
+            "relations": {x.name: {y: x.values[y] for y in RELATIONS} for x in servers},
+            "absent": self.absent,
+            **told,
+        }
 
     def notes(self, server: Server) -> list[Callable[[Server], Iterator[str]]]:
         """Return what tells of a server what is no problem: the stack's own, and its roles'."""
@@ -83,7 +100,8 @@ class ActionModule(ActionBase):
 
     def raw(self, host: str) -> dict[str, Any]:
         known = self.hostvars.raw_get(host)
-        return {**known, **self.play_vars, **self.extra_vars, "hostvars": self.hostvars}
+        theirs = {**known, **self.play_vars, **self.extra_vars}
+        return {**theirs, **self.tags, "hostvars": self.hostvars}
 
     def groups(self, host: str) -> list[str]:
         """Return the groups of a server, those first whose variables win."""
@@ -123,10 +141,12 @@ class ActionModule(ActionBase):
             for name in names:
                 options.merge(server, name, known)
 
-        for name in (*CONTACT, *STACK, "stack_host_roles"):
+        # For each server anew it would be asked of all of them.
+        server.values["stack_absent"] = values["stack_absent"] = self.absent
+        for name in (*CONTACT, *RELATIONS):
             render(name)
         hosts = list(dict.fromkeys(x for key in STACK for x in server.values.get(key) or []))
-        if len(hosts) > 1:
+        if len(server.values.get("stack_servers") or []) > 1:
             for host in hosts:
                 address = self.hostvars.raw_get(host).get("private_address")
                 server.peers[host] = templar.template(address)

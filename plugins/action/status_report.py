@@ -11,7 +11,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 from ..module_utils import files
-from ..plugin_utils import drift, status_screen
+from ..plugin_utils import absences, drift, status_screen
 
 
 class ActionModule(ActionBase):
@@ -39,6 +39,7 @@ class ActionModule(ActionBase):
         ]
         for server in servers:
             server.rows.append(drift.row(known.get(server.host), now))
+        servers += [status_screen.absent(x) for x in absences.away(variables["groups"], hostvars)]
         text = status_screen.to_json(servers)
         if options["file"]:
             try:

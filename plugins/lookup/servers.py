@@ -6,7 +6,9 @@ DOCUMENTATION = """
 name: servers
 short_description: Pattern of the servers that a play is for, once the inventory can be read
 description:
-  - Returns a pattern for the C(hosts) of a play, made of the names of groups.
+  - >-
+    Returns a pattern for the C(hosts) of a play, made of the names of groups, without the servers
+    that are away, as C(stack_state) says.
   - >-
     The server of an inventory with a single one and none of the groups V(db), V(app) and V(web) is
     in all of them.
@@ -14,7 +16,8 @@ description:
     Fails where no server is in any of the groups, where by itself Ansible would do nothing and
     succeed, and says which inventory was probably meant. Fails as well where a file of hosts or
     of variables cannot be read, or names one thing twice, and where a file of secrets, or
-    a single one, cannot be decrypted, and names the file, the variable and the key.
+    a single one, cannot be decrypted, and names the file, the variable and the key. So it does
+    where all servers are away.
   - It asks no server, and costs no task.
 options:
   _terms:
@@ -44,7 +47,7 @@ from ansible import constants, context
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
 
-from ..plugin_utils import inventories
+from ..plugin_utils import absences, inventories
 from ..plugin_utils.sources import Sources
 
 
@@ -56,16 +59,15 @@ class LookupModule(LookupBase):
         groups = variables.get("groups") or {}
         if inventories.only(groups):
             terms = ["all"]
-        pattern = [":".join(terms)]
         # Nothing is run by these, and nobody has to name an inventory for them.
         if any(context.CLIARGS.get(x) for x in ("syntax", "listtasks", "listtags")):
-            return pattern
+            return [":".join(terms)]
         given = variables.get("ansible_inventory_sources") or []
         current = Path.cwd()
         if why := inventories.complaint(given, groups, terms, current):
             raise AnsibleError(why)
-        hosts = {x for name in terms for x in groups.get(name) or []}
-        theirs = [name for name, members in groups.items() if hosts & {*members}]
+        hosts = list(dict.fromkeys(x for name in terms for x in groups.get(name) or []))
+        theirs = [name for name, members in groups.items() if {*hosts} & {*members}]
         sources = Sources(current, given, [], [])
         files = inventories.variable_files(sources.folders(), ["all", *theirs], sorted(hosts))
         open_files = [x for x in files if not inventories.begins(x)]
@@ -79,7 +81,10 @@ class LookupModule(LookupBase):
         for value in inventories.sealed([*sources.inventory_files(), *open_files]):
             if inventories.closed(value, self._loader):
                 raise AnsibleError(inventories.value_complaint(value, sources, key_file()))
-        return pattern
+        pattern, away = absences.pattern(terms, hosts, variables, self._loader)
+        if {*away} >= {*hosts} or context.CLIARGS.get("subset") in away:
+            raise AnsibleError(absences.complaint(away, sources))
+        return [pattern]
 
 
 def key_file() -> str:

@@ -148,6 +148,15 @@ def is_by_hand(path: Path) -> bool:
     return is_changed(path, as_packaged("nginx-common", "nginx", "supervisor"))
 
 
+def pools(texts: Iterable[str]) -> dict[str, list[str]]:
+    """Return whom nginx sends the requests of each of the role's sites."""
+    upstreams = [x for text in texts for x in adopted.top(text) if x.name == "upstream"]
+    return {
+        x.words[1]: [y.words[1] for y in adopted.top(x.inner or "") if y.name == "server"]
+        for x in upstreams
+    }
+
+
 def nginx() -> dict[str, Any]:
     folder = ROOT / "etc/nginx"
     main = text(folder / "nginx.conf")
@@ -155,7 +164,12 @@ def nginx() -> dict[str, Any]:
         return {}
     sites = [x for x in sorted(folder.glob("sites-enabled/[!.]*")) if x.is_file()]
     theirs = [x for x in sites if not SITE.search(text(x))]
-    found: dict[str, Any] = {"sites": [x.name for x in theirs], "by_hand": False}
+    ours = [said for x in sites if SITE.search(said := text(x))]
+    found: dict[str, Any] = {
+        "sites": [x.name for x in theirs],
+        "by_hand": False,
+        "pools": pools(ours),
+    }
     said = [text(x) for x in [*theirs, *folder.glob("conf.d/*.conf")]]
     said += [] if adopted.is_carafes(main) else [x.text for x in adopted.inside(main, "http")]
     # By such a name nginx knows the servers behind one of our sites.

@@ -3,7 +3,8 @@
 All of it is in ``<root>/state``, a folder of root's own:
 
 ``lock.json``      the run that is at work, and the steps that it has begun
-``releases.json``  for each release ``revision``, ``by``, ``began`` and ``deployed`` (seconds since
+``releases.json``  for each release ``revision``, ``code`` (the digest of what was packed),
+                   ``by``, ``began`` and ``deployed`` (seconds since
                    the epoch: when it was first tried, and last deployed with success), ``from``
                    (what served before), ``head`` (of the migrations), ``broken`` (why, or absent)
 ``built/``         a file for each release that was built as a whole, with a copy of its entry

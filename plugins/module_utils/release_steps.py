@@ -477,6 +477,7 @@ def begin(app: Release) -> None:
         app.note(
             app.id,
             revision=app.app["revision"],
+            code=app.app["code"],
             by=app.app["run"]["by"],
             began=app.releases.get(app.id, {}).get("began") or time.time(),
             broken=None,
@@ -555,6 +556,13 @@ def moment(app: Release) -> None:
     app.output["moment"] = entry.get("point") or stamp(entry["before"])
     point = f", the restore point {entry['point']}" if entry.get("point") else ""
     app.output["says"] = f"The last moment before {name} was {shown(entry['before'])}{point}."
+
+
+def serving(app: Release) -> None:
+    """Tell what serves well, by the books; nothing where none does."""
+    entry = app.releases.get(app.serving, {}) if app.proven(app.serving) else {}
+    told = {"label": entry.get("revision") or "", "code": entry.get("code") or ""}
+    app.output["serving"] = {"release": app.serving, **told} if entry else {}
 
 
 # The steps of the gate.

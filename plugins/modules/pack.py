@@ -69,6 +69,13 @@ options:
     type: str
     choices: [uv, pip]
     default: uv
+  serving:
+    description:
+      - A release that serves, with its C(label) and its C(code), as M(carafe.stack.release) tells
+        them at the step C(serving). Its code is packed once more, whatever O(path) and O(version)
+        have by now. It fails where it cannot be had any more.
+    type: dict
+    default: {}
 author: [Carafe (@carafe)]
 """
 
@@ -92,6 +99,10 @@ size:
   returned: success
 revision:
   description: SHA-256 of all that is in it, in hexadecimal.
+  type: str
+  returned: success
+code:
+  description: SHA-256 of all that a release is made of by this, in hexadecimal.
   type: str
   returned: success
 dependencies:

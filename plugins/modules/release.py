@@ -31,8 +31,8 @@ options:
       - V(finish) ends a release that serves well, after V(workers) unless that was taken before.
       - V(revert) and V(report_failure) undo what this run has done; the latter returns why, as
         RV(says).
-      - V(list) only reads, and so do V(runs), of the schedules, and V(moment), of which moment of
-        the data was the last before a release.
+      - V(list) only reads, and so do V(runs), of the schedules, V(serving), of what serves, and
+        V(moment), of which moment of the data was the last before a release.
       - V(remove) keeps releases from beginning until C(/etc/carafe/<app>.removing) goes, unless one
         is at work.
     type: str
@@ -50,6 +50,7 @@ options:
       - list
       - runs
       - moment
+      - serving
       - remove
   app:
     description: What the role app knows of the app and of this run.
@@ -73,7 +74,7 @@ options:
 author: [Carafe (@carafe)]
 attributes:
   check_mode:
-    description: Only V(begin), V(choose), V(workers), V(list) and V(runs) do anything, and they
+    description: Only V(begin), V(choose), V(workers) and what only reads do anything, and they
       change nothing.
     support: full
   diff_mode:
@@ -114,6 +115,12 @@ says:
     release.
   type: str
   returned: V(report_failure) and V(moment)
+serving:
+  description: >-
+    What serves well, as C(release), C(label) and C(code), which M(carafe.stack.pack) takes; nothing
+    where none does.
+  type: dict
+  returned: V(serving)
 moment:
   description: A restore point or a time, empty where the books do not have the release.
   type: str
@@ -140,10 +147,10 @@ from ansible_collections.carafe.stack.plugins.module_utils.words import escaped
 
 STEPS = (
     *("begin", "choose", "prepare", "gate", "hook", "workers", "finish"),
-    *("revert", "report_failure", "list", "runs", "moment", "remove"),
+    *("revert", "report_failure", "list", "runs", "moment", "serving", "remove"),
 )
 # What a dry run may call. The others have nothing to look at without what they would have made.
-READ = ("begin", "choose", "workers", "list", "runs", "moment", "remove")
+READ = ("begin", "choose", "workers", "list", "runs", "moment", "serving", "remove")
 
 
 def run(app: release_steps.Release, params: dict) -> None:
@@ -183,7 +190,7 @@ def changed(app: release_steps.Release, step: str) -> bool:
         return not output["live"] or bool(output["place"])
     if step == "workers":
         return bool(output["workers"] or output.get("schedules"))
-    return step not in ("list", "runs", "moment")
+    return step not in ("list", "runs", "moment", "serving")
 
 
 def main() -> None:

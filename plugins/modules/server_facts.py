@@ -13,7 +13,7 @@ description:
   - >-
     Tells as well what the server has that Carafe did not bring, so that nothing of somebody else's
     is taken for the app's: users, groups, folders, units, ports, and what was configured by hand of
-    nginx, supervisord and PostgreSQL.
+    nginx, supervisord and PostgreSQL; and whom the nginx of the role sends requests to.
 author: [Carafe (@carafe)]
 attributes:
   check_mode:

@@ -6,7 +6,8 @@ short_description: Put together what was seen of all servers, on one screen
 description:
   - >-
     Makes one screen, or one line of JSON, of what M(carafe.stack.status) has seen of each server of
-    the play. A server that cannot be reached, or looked at, is on it in red.
+    the play. A server that cannot be reached, or looked at, is on it in red; one that is away, as
+    C(stack_state) says, in yellow.
   - >-
     In the playbook C(carafe.stack.status) a callback shows it at the end, below Ansible's own
     lines, and ends the run with 0 where all is green, 1 for yellow and 2 for red.

@@ -50,6 +50,13 @@ PYTHONS = [f"3.{x}" for x in range(8, 20)]  # that a server may have
 VERSIONED = re.compile(r"===?|~=|@")
 KEPT = 30 * 86400  # seconds for which an archive that no run has asked for stays in the cache
 
+# Where code comes from, and how a command says which.
+PLACES = {"git": "app_repository", "package": "app_package", "local": "app_path"}
+SAID = {
+    "git": "-e app_version=BRANCH",
+    "package": "-e app_version=VERSION",
+    "local": "-e app_path=FOLDER",
+}
 NAMED = 10  # of what is left out, that a warning names
 # What is left out or sent all the same, and what to do about it, by why.
 SECRET, COMMITTED, OUTSIDE, NO_FILE = "secret", "committed", "outside", "no file"
@@ -350,20 +357,41 @@ def archive_of(found: Files) -> bytes:
     return buffer.getvalue()
 
 
-def keep(cache: Path, revision: str, found: Files) -> Path:
-    """Return the archive of the files in the cache; remove those that no run has asked for."""
+def keep(cache: Path, result: dict[str, Any], found: Files) -> dict[str, Any]:
+    """Keep the archive of the files in the cache, and what is known of it; return the latter.
+
+    Those that no run has asked for are removed.
+    """
     archives = cache / "archives"
     archives.mkdir(mode=0o700, parents=True, exist_ok=True)
-    archive = archives / f"{revision}.tar.gz"
+    archive = archives / f"{result['revision']}.tar.gz"
     if not archive.exists():
         write(archive, archive_of(found), 0o600)
-    os.utime(archive)
+    write(archives / f"{result['code']}.json", json.dumps(result), 0o600)
+    result = asked_for(archives, result)
     for path in archives.iterdir():
         # Another run may remove the same one.
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime < time.time() - KEPT:
                 path.unlink()
-    return archive
+    return result
+
+
+def kept(cache: Path, code: str) -> dict[str, Any]:
+    """Return what is known of an archive that is in the cache as a whole; nothing of another."""
+    archives = cache / "archives"
+    try:
+        return asked_for(archives, json.loads((archives / f"{code}.json").read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def asked_for(archives: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Let an archive stay for a while; return what is known of it, and where it is."""
+    archive = archives / f"{result['revision']}.tar.gz"
+    for path in (archive, archives / f"{result['code']}.json"):
+        os.utime(path)
+    return {**result, "archive": str(archive), "size": archive.stat().st_size}
 
 
 def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
@@ -454,8 +482,7 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
         "package": " ".join(packages).replace("==", " "),
         "local": revision[:10],
     }
-    archive = keep(cache, revision, found)
-    return {
+    made = {
         "revision": revision,
         "requirements": requirements,
         "hashed": hashed,
@@ -466,11 +493,34 @@ def pack(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
         "lock_version": "".join(BY_POETRY.findall(text)) if lock == "poetry.lock" else "",
         "python_path": python_path,
         "dependencies": hashlib.sha256(text.encode()).hexdigest(),
-        "archive": str(archive),
-        "size": archive.stat().st_size,
-        "label": labels[app["source"]],
-        "warnings": warnings,
     }
+    code = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+    result = {**made, "code": code, "label": labels[app["source"]]}
+    return {**keep(cache, result, found), "warnings": warnings}
+
+
+def pack_anew(app: Mapping[str, Any], cache: Path) -> dict[str, Any]:
+    """Pack once more what a release that serves was made of; ``pack`` has the rest."""
+    label, code = app["serving"]["label"], app["serving"]["code"]
+    if code and (found := kept(cache, code)):
+        return {**found, "label": label}
+    last, why = label.split()[-1] if label else "", ""
+    version = {"version": last} if app["source"] == "git" else {}
+    if app["source"] == "package" and not VERSIONED.search(str(app["package"] or "")):
+        version = {"version": last}
+    try:
+        found = pack({**app, **version}, cache)
+        # An older Carafe has noted no code.
+        if found["code"] == code or (not code and found["label"].split()[-1:] == [last]):
+            return {**found, "label": label}
+        why = f"what {PLACES[app['source']]} says by now is {found['label']}"
+    except Failure as failure:
+        why = str(failure).rstrip(".")
+    raise Failure(
+        f"Servers join and leave with {label or 'the release'}, which serves, and that cannot be"
+        f" packed once more: {why}. Bring it back there; or name what is to be released on all of"
+        f" them: {SAID[app['source']]}."
+    )
 
 
 def private(cache: Path) -> None:

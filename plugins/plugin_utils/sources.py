@@ -120,7 +120,7 @@ class Sources:
 
     def suggest(self, variable: str, groups: Iterable[str]) -> str:
         """Return the file where a variable that is not set should be."""
-        if variable == "private_address" or variable.startswith("ansible_"):
+        if variable in ("private_address", "stack_state") or variable.startswith("ansible_"):
             return self.hosts_file()
         if variable.startswith("vault_"):
             # As playbooks/vault.yml has it.

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..module_utils.levels import GREEN, LEVELS, RED, Row, worst
+from ..module_utils.levels import GREEN, LEVELS, RED, YELLOW, Row, worst
 from ..module_utils.words import escaped, one_line
 
 Line = tuple[str, str]  # a text, and the level that colours it or ''
@@ -34,6 +34,12 @@ def seen(host: str, result: Mapping[str, Any]) -> Seen:
     why = one_line(FAILED.sub("", str(result.get("msg") or "it did not answer")))
     what = "connection" if result.get("unreachable") or not result else "status"
     return Seen(host, [Row(what, RED, why, f"{LOCAL}carafe.stack.preflight" if result else "")])
+
+
+def absent(host: str) -> Seen:
+    """Return what is to be seen of a server that is left out, since it is said to be away."""
+    says = "it is absent, and left out: the inventory has stack_state for it"
+    return Seen(host, [Row("server", YELLOW, says, f"{LOCAL}carafe.stack.site")])
 
 
 def level(servers: list[Seen]) -> str:

@@ -50,22 +50,44 @@ def address(host: Host) -> str:
     return host.check_output("hostname -I").split()[0]
 
 
+# What is named after the app, or knows it.
+LEFT = """
+find / -xdev '(' -path /proc -o -path /sys ')' -prune -o -name '*guestbook*' -print
+grep -l guestbook /etc/passwd /etc/group
+grep -rl guestbook /etc/carafe /etc/nginx /etc/postgresql /etc/supervisor /etc/systemd/system
+systemctl list-units --all --plain --no-legend '*guestbook*'
+systemctl --failed --plain --no-legend
+command -v psql && runuser -u postgres -- psql -XAtc "
+    SELECT datname::text FROM pg_database WHERE datname = 'guestbook'
+    UNION ALL SELECT rolname FROM pg_roles WHERE rolname ~ 'guestbook'"
+"""
+
+
+def left(host: Host) -> set[str]:
+    """What a server has of the app."""
+    return {*host.run("sh -c %s 2>/dev/null", LEFT).stdout.splitlines()} - {"/usr/bin/psql"}
+
+
 class Visitors(threading.Thread):
     """Requests one after another, a POST for each GET, and what went wrong with them."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
         self.url, self.done, self.count = url, threading.Event(), 0
+        # Which releases have answered, one after the other.
+        self.releases: list[str] = []
         self.failures: dict[str, list[object]] = {"GET": [], "POST": []}
 
     def run(self) -> None:
         while not self.done.is_set():
             # A POST is refused by the app for its missing token: an answer all the same.
-            for method, path in (("GET", "/readyz"), ("POST", "/api/posts")):
+            for method, path in (("GET", "/healthz"), ("GET", "/readyz"), ("POST", "/api/posts")):
                 try:
                     answer = requests.request(method, self.url + path, json={}, timeout=30)
                     if answer.status_code >= 500:
                         self.failures[method].append(answer.status_code)
+                    elif path == "/healthz":
+                        self.releases.append(answer.json()["release"])
                 except requests.RequestException as error:
                     self.failures[method].append(error)
                 self.count += 1
@@ -102,12 +124,14 @@ def playbook(inventories: list[str], release: str) -> Callable[..., tuple[int, s
 
     def run(name: str, *options: str, **variables: object) -> tuple[int, str]:
         folder = REPOSITORY / ("" if name == "site" else "playbooks")
+        given = VARIABLES | variables
         done = subprocess.run(
             [
                 *("ansible-playbook", folder / f"{name}.yml", *inventories),
                 f"--limit=split-{release}-*",
                 *options,
-                *("--extra-vars", json.dumps(VARIABLES | variables)),
+                # What is None, an inventory says.
+                *("--extra-vars", json.dumps({k: v for k, v in given.items() if v is not None})),
             ],
             capture_output=True,
             text=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 import testinfra
-from conftest import CONTAINERS, REPOSITORY, Visitors, address
+from conftest import CONTAINERS, REPOSITORY, Visitors, address, left
 from testinfra.host import Host
 
 BOOT = "cat /proc/sys/kernel/random/boot_id"
@@ -265,3 +265,128 @@ def test_release_that_failed_serves_once_the_server_is_well(
         assert len(set(releases)) == 1
         assert releases[0] != before[server][1]
         assert host.file("/srv/guestbook/cache/well").content_string == releases[0]
+
+
+def code_of(host: Host) -> str:
+    """What the release was made of that serves, as the books have it."""
+    books = json.loads(host.file("/srv/guestbook/state/releases.json").content_string)
+    return books[state(host)[1]]["code"]
+
+
+def in_its_place(host: Host) -> set[str]:
+    """What is to be on one app server only, of what is there."""
+    found = host.run("supervisorctl status | grep -o '^guestbook[.]beat'").stdout
+    found += host.run("ls /etc/systemd/system | grep '^guestbook.*timer$'").stdout
+    return {*found.split()}
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Get a folder with other code than any that serves."""
+
+    def copy(name: str) -> str:
+        folder = Path(
+            shutil.copytree(REPOSITORY / "sample_app", tmp_path_factory.mktemp(name) / "code")
+        )
+        (folder / "wsgi.py").write_text((folder / "wsgi.py").read_text() + f"# {folder}\n")
+        return str(folder)
+
+    return copy
+
+
+@pytest.fixture
+def saying(tmp_path: Path) -> Callable[..., str]:
+    """Make the option for an inventory that says something of all servers, or of one."""
+
+    def write(absent: str = "", **variables: object) -> str:
+        hosts = {absent: {"stack_state": "absent"}} if absent else {}
+        path = tmp_path / f"{len([*tmp_path.iterdir()])}.yml"
+        path.write_text(json.dumps({"all": {"hosts": hosts, "vars": variables}}))
+        return f"--inventory={path}"
+
+    return write
+
+
+ONCE = {"guestbook.beat", "guestbook.nightly.timer"}
+
+
+def test_a_server_that_is_down_comes_back_with_the_release_that_serves(
+    playbook: Callable[..., tuple[int, str]],
+    apps: dict[str, Host],
+    server: Callable[[str], Host],
+    visitors: list[Visitors],
+    code: Callable[[str], str],
+    saying: Callable[..., str],
+    start_again: Callable[[], None],
+    eventually: Callable[..., None],
+) -> None:
+    one, two = apps
+    database, web = server("db"), server("web")
+    status, said = playbook("deploy", app_path=code("refused"))
+    assert status == 2
+    assert f"{one} cannot be reached" in " ".join(said.split())
+    assert "say so beside its ansible_host: stack_state: absent" in " ".join(said.split())
+    before = state(apps[two])
+    status, said = playbook("site", saying(absent=one), app_path=code("without"))
+    assert status == 0, said
+    served, released = code_of(apps[two]), state(apps[two])
+    assert before[1] not in released
+    assert in_its_place(apps[two]) == ONCE
+
+    marks = [len(visitor.releases) for visitor in visitors]
+    start_again()
+    back = address(apps[one])
+    assert back not in web.check_output("cat /etc/nginx/sites-enabled/guestbook.conf")
+    assert back not in database.check_output("cat /etc/postgresql/*/main/pg_hba.conf")
+    # Both slots run what served there before.
+    eventually(lambda: len(state(apps[one])) == 4)
+    old = state(apps[one])[1]
+    status, said = playbook("site", saying(app_path=code("joins")), app_path=None)
+    assert status == 0, said
+    assert {code_of(host) for host in apps.values()} == {served}
+    assert state(apps[one])[0] == "free"
+    log = "tail -n 50 /var/log/nginx/access.log"
+    eventually(lambda: f" {back}:8443 " in web.check_output(log))
+    assert (in_its_place(apps[one]), in_its_place(apps[two])) == (ONCE, set())
+    seen = {
+        x for visitor, mark in zip(visitors, marks, strict=True) for x in visitor.releases[mark:]
+    }
+    assert old not in seen
+    assert seen == {released[1], state(apps[one])[1]}
+    assert [visitor.failures for visitor in visitors] == [{"GET": [], "POST": []}] * 4
+
+
+def test_a_server_leaves_and_another_joins_with_no_request_lost(
+    playbook: Callable[..., tuple[int, str]],
+    apps: dict[str, Host],
+    server: Callable[[str], Host],
+    visitors: list[Visitors],
+    code: Callable[[str], str],
+    saying: Callable[..., str],
+) -> None:
+    """The first, which has what is there once."""
+    one, two = apps
+    served, away, other = code_of(apps[two]), address(apps[one]), saying(app_path=code("later"))
+    given = {"remove_server": one, "app_path": None, "app_dump": False}
+    status, said = playbook("remove_server", other, **given)
+    assert status == 2
+    assert f"If it is to, add its name to the command: -e remove_confirm={one}" in " ".join(
+        said.split()
+    )
+    status, said = playbook("remove_server", other, remove_confirm=one, **given)
+    assert status == 0, said
+    assert left(apps[one]) == set()
+    for role, path in (
+        ("web", "/etc/nginx/sites-enabled/*"),
+        ("db", "/etc/postgresql/*/main/pg_hba.conf"),
+    ):
+        assert away not in server(role).check_output(f"cat {path}")
+    assert away not in server("db").check_output("nft list ruleset")
+    assert in_its_place(apps[two]) == ONCE
+    assert code_of(apps[two]) == served
+
+    status, said = playbook("site", other, app_path=None)
+    assert status == 0, said
+    assert code_of(apps[one]) == code_of(apps[two]) == served
+    assert (in_its_place(apps[one]), in_its_place(apps[two])) == (ONCE, set())
+    assert [visitor.failures for visitor in visitors] == [{"GET": [], "POST": []}] * 4

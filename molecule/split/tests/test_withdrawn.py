@@ -4,24 +4,10 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+from conftest import left
 from testinfra.host import Host
 
 ROLES = ("db", "app-1", "app-2", "web")
-# What is named after the app, or knows it.
-LEFT = """
-find / -xdev '(' -path /proc -o -path /sys ')' -prune -o -name '*guestbook*' -print
-grep -l guestbook /etc/passwd /etc/group
-grep -rl guestbook /etc/carafe /etc/nginx /etc/postgresql /etc/supervisor /etc/systemd/system
-systemctl list-units --all --plain --no-legend '*guestbook*'
-systemctl --failed --plain --no-legend
-command -v psql && runuser -u postgres -- psql -XAtc "
-    SELECT datname::text FROM pg_database WHERE datname = 'guestbook'
-    UNION ALL SELECT rolname FROM pg_roles WHERE rolname ~ 'guestbook'"
-"""
-
-
-def left(host: Host) -> set[str]:
-    return {*host.run("sh -c %s 2>/dev/null", LEFT).stdout.splitlines()} - {"/usr/bin/psql"}
 
 
 def test_another_environment_s_app_stays_on_a_server_that_has_its_database_alone(
