@@ -575,11 +575,12 @@ def test_no_page_of_nginx_s_own_asks_for_a_password() -> None:
         __nginx_site=entry,
         __nginx_found=found,
         nginx_challenge_root="/srv/challenges",
+        nginx_challenge_peers=["10.0.0.14"],
     )
-    places = dict(re.findall(r"\n    location (?:= |\^~ )?(/\S+) \{\n(.*?)\n    \}", text, re.S))
+    places = dict(re.findall(r"\n    location (?:= |\^~ )?([/@]\S+) \{\n(.*?)\n    \}", text, re.S))
     off = {path for path, inner in places.items() if "auth_basic off;" in inner}
     own = {"/.maintenance/page", "/.too-large/10m", "/.unavailable"}
-    assert off == {*own, "/.well-known/acme-challenge/"}
+    assert off == {*own, "/.well-known/acme-challenge/", "@challenge-peers"}
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,36 @@ def test_who_leaves_is_known_by_the_address(stack: Stack) -> None:
     assert stack.look(pool=pool, nginx_sites=[site]).value("stack_leaving") == []
 
 
+# Two web servers, one name.
+
+WEBS = GROUPS | {"web": ["front", "back"]}
+
+
+def test_web_servers_order_each_and_ask_each_other(stack: Stack) -> None:
+    looked = stack.look(groups=WEBS, certificates_source="acme")
+    assert looked.said == ""
+    looked.variables["inventory_hostname"] = "front"
+    assert looked.value("nginx_challenge_peers") == ["10.0.0.14"]
+    # Everybody may come by.
+    assert looked.value("nginx_sources") == looked.value("stack_firewall_web[0].sources") == []
+    looked.variables["stack_web_sources"] = ["192.0.2.0/24"]
+    both = ["192.0.2.0/24", "10.0.0.14"]
+    assert looked.value("nginx_sources") == looked.value("stack_firewall_web[0].sources") == both
+
+
+def test_one_that_is_away_is_not_asked(stack: Stack) -> None:
+    looked = stack.look(groups=WEBS, absent="back", certificates_source="acme")
+    looked.variables["inventory_hostname"] = "front"
+    assert looked.value("nginx_challenge_peers") == []
+
+
+def test_behind_proxy_headers_they_could_not_ask(stack: Stack) -> None:
+    given = {"certificates_source": "acme", "nginx_proxy_protocol_from": ["192.0.2.0/24"]}
+    said = stack.look(groups=WEBS, **given).said
+    assert "back and front hear only a load balancer that sends PROXY headers" in said
+    assert stack.look(**given).said == ""
+
+
 def test_the_books_tell_what_serves(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     books = {

@@ -330,19 +330,20 @@ def check_memory_max(server: Server) -> Iterator[Problem]:
 
 
 def check_issue(server: Server) -> Iterator[Problem]:
-    """An ACME directory asks any of the servers that a name points to, and one of them ordered."""
+    """Web servers ask each other for what a directory asks of any of them, in plain http."""
     web = server.values.get("stack_web") or []
     sources = {
         item.get("source") or server.values.get("certificates_source")
         for name in ("certificates_default_wanted", "certificates_wanted")
         for item in entries(server, name)
     }
-    if len(web) > 1 and "acme" in sources:
+    if len(web) > 1 and "acme" in sources and server.values.get("nginx_proxy_protocol_from"):
         yield Problem(
             "certificates_source",
-            f"is acme, and {' and '.join(web)} serve the same names: the directory would ask any of"
-            " them for what only one knows",
-            "take files, with a certificate of your own, or have one server in web",
+            f"is acme, and {' and '.join(web)} hear only a load balancer that sends PROXY headers,"
+            " so that none of them could ask another one for what the directory asks",
+            "take files, with a certificate of your own; or let the balancer speak TLS, and say"
+            " stack_https: false",
         )
 
 

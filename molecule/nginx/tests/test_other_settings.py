@@ -65,6 +65,8 @@ def behind(host, converge):
         nginx_sources=[BALANCER],
         nginx_extra_http="",
         nginx_challenge_root="/srv/challenges",
+        # Nobody, itself, and one that has what this one has not.
+        nginx_challenge_peers=["127.0.0.1:9", "127.0.0.1:80", "127.0.0.1:8090"],
         nginx_htpasswd={"guarded": {"ann": "f0r-eyes-only"}, "app": "ann:$1$0$unknown"},
     )
     assert changed > 0, output
@@ -187,6 +189,34 @@ def test_what_is_too_large_gets_a_page_that_says_the_limit(
 def test_what_signs_certificates_asks_for_no_password(ask):
     answer = ask("guarded.test", "/.well-known/acme-challenge/token")
     assert (answer.status, answer.body) == (200, "signed\n")
+
+
+@pytest.fixture
+def peer(host):
+    """Another server, with a challenge; what it has been asked for is in its log."""
+    folder = "/srv/peer/.well-known/acme-challenge"
+    host.check_output(f"mkdir -p {folder} && echo signed there >{folder}/another")
+    serve = "python3 -m http.server --bind 127.0.0.1 --directory /srv/peer 8090"
+    host.check_output(f"systemd-run --quiet --collect --unit=peer {serve}")
+    host.check_output("timeout 20 sh -c 'until ss -Hltn | grep -q :8090; do sleep 0.1; done'")
+    yield lambda: host.check_output("journalctl --unit=peer --output=cat")
+    host.check_output("systemctl stop peer && rm -r /srv/peer")
+
+
+def test_a_challenge_that_is_another_server_s_is_asked_of_it_and_nothing_else_is(ask, peer):
+    place = "/.well-known/acme-challenge"
+    for site in ("guarded.test", "app.test"):
+        answer = ask(site, f"{place}/another")
+        assert (answer.status, answer.body) == (200, "signed there\n")
+    assert ask("app.test", f"{place}/nobodys").status == 404
+    # Whom another server asks, asks no further.
+    assert ask("app.test", f"{place}/another", "--header", "X-Challenge-Asked: 1").status == 404
+    for path in (f"{place}/../../secret", f"{place}/%2e%2e/%2e%2e/secret", "/secret"):
+        ask("guarded.test", path, "--path-as-is")
+    said = peer()
+    assert "nobodys" in said
+    assert "secret" not in said
+    assert said.count("/another ") == 2
 
 
 def test_a_changed_password_is_shown_to_nobody_and_one_that_is_gone_opens_nothing(ask, behind):
