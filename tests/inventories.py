@@ -38,6 +38,7 @@ SECRETS = {
     "vault_password_of_ann": "hush-hush",
     "vault_password_of_bob": "hush-hush",
     "vault_database_migrate_password": "hush-hush",
+    "vault_database_replication_password": "hush-hush",
     "vault_backup_key": "0123456789abcdef0123456789abcdef",
     "vault_backup_s3_secret": "hush-hush",
     "vault_backup_ssh_key": "hush-hush",
@@ -81,7 +82,8 @@ class Looked:
         tasks = (task for block in play.tasks for task in block.block)
         (task,) = (task for task in tasks if task.action == "carafe.stack.preflight")
         # As lookup('carafe.stack.servers') makes it of those that are away.
-        targets = hosts.get_hosts("db:app:web") or hosts.get_hosts("all")
+        named = [x for x in ("db", "app", "web", "standby") if x in hosts.groups]
+        targets = hosts.get_hosts(":".join(named) or "all")
         away = absences.away(hosts.get_groups_dict(), HostVars(hosts, variables, LOADER))
         targets = [x for x in targets if x.name not in away]
         for host in targets:
@@ -89,6 +91,7 @@ class Looked:
             variables.set_nonpersistent_facts(host.name, {task.args["facts"]: {}})
         self.variables = variables.get_vars(play, targets[0], task)
         self.variables["ansible_play_hosts_all"] = [x.name for x in targets]
+        self.of_host = lambda name: variables.get_vars(play, hosts.get_host(name), task)
         action = action_loader.get(
             task.action,
             task=task,
@@ -100,10 +103,11 @@ class Looked:
         )
         self.said = " ".join(action.run(task_vars=self.variables).get("msg", "").split())
 
-    def value(self, expression: str) -> Any:
-        """Return an expression's value on the first server, as the wiring and the roles have it."""
+    def value(self, expression: str, host: str = "") -> Any:
+        """Return an expression's value as the wiring and the roles have it, on the first server."""
         known = {k: v for x in map(Role, ROLES) for k, v in {**x.defaults, **x.vars}.items()}
-        templar = Templar(LOADER, {**known, **self.variables})
+        variables = self.of_host(host) if host else self.variables
+        templar = Templar(LOADER, {**known, **variables})
         return templar.template(trust_as_template(f"{{{{ {expression} }}}}"))
 
 
@@ -119,3 +123,17 @@ def of_one_server(folder: Path, of: Iterable[str] = (), **variables: Any) -> Loo
     looked = Looked(inventory)
     assert not looked.said
     return looked
+
+
+def of_servers(folder: Path, groups: Mapping[str, list[str]], **variables: Any) -> Looked:
+    """Return what the playbooks make of servers in these groups, which may have problems."""
+    inventory = folder / "inventory/prod"
+    (inventory / "group_vars/prod").mkdir(parents=True)
+    names = list(dict.fromkeys(x for members in groups.values() for x in members))
+    hosts = {x: {"private_address": f"10.0.0.{number}"} for number, x in enumerate(names, 10)}
+    told = {name: {"hosts": dict.fromkeys(members)} for name, members in groups.items()}
+    (inventory / "hosts.yml").write_text(json.dumps({"prod": {"hosts": hosts}, **told}))
+    app = {"app_name": "shop", "app_domains": ["shop.test"], "certificates_acme_email": "a@b.c"}
+    everything = SECRETS | app | {"app_path": str(ROOT / "sample_app")} | variables
+    (inventory / "group_vars/prod/main.yml").write_text(json.dumps(everything))
+    return Looked(inventory)

@@ -159,7 +159,7 @@ def test_one_run_at_a_time_makes_roles(
     stage: str,
     more: dict[str, str],
 ) -> None:
-    session = types.SimpleNamespace(rows=lambda *_: [])
+    session = types.SimpleNamespace(rows=lambda *_: [(False,)])
     monkeypatch.setattr(server_of.Server, "beaten", lambda *_: [])
     monkeypatch.setattr(postgresql, "need_psycopg2", lambda: None)
     monkeypatch.setattr(postgresql, "session_now", lambda *_: session)

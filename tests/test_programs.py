@@ -18,6 +18,7 @@ from ansible_collections.carafe.stack.plugins.modules import (
     firewall,
     gunicorn_slots,
     metrics,
+    postgresql,
     sshd,
 )
 from conftest import ROOT
@@ -143,6 +144,7 @@ MADE_OF = {
     "firewall": firewall.PROGRAM,
     "gunicorn-slots": gunicorn_slots.PROGRAM,
     "metrics": metrics.PROGRAM,
+    "postgres-standbys": postgresql.PROGRAM,
     "sshd": sshd.PROGRAM,
     "backup": programs.names(*backup_server.LIBRARY),
     "restart-upgraded": hardening.RESTARTS,

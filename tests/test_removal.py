@@ -290,7 +290,7 @@ def test_nginx_has_the_sites_and_settings_of_those_who_stay(sites: Path) -> None
 
 REMOVAL = load_yaml(ROOT / "playbooks/vars/remove.yml")
 SWITCHES = (
-    *("stack_has_database", "stack_has_internal_tls", "stack_has_backup"),
+    *("stack_has_database", "stack_has_certificates", "stack_has_backup"),
     *("stack_cache", "stack_alerts", "stack_metrics"),
 )
 
@@ -302,7 +302,7 @@ def order(**variables: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "less", ["", "has_internal_tls", "has_database", "cache", "alerts", "metrics"]
+    "less", ["", "has_certificates", "has_database", "cache", "alerts", "metrics"]
 )
 def test_roles_let_go_from_what_visitors_reach_to_what_it_builds_on(less: str) -> None:
     found = order(**{f"stack_{less}": False})
@@ -365,7 +365,7 @@ def test_what_all_roles_have_kept_and_removed_is_said_once() -> None:
         "__app_removed": {"changes": ["stop x", "remove z"]},
         "__postgres_kept": {"skipped": True},
     }
-    known = {"app_name": "shop", "stack_has_database": True, "stack_has_internal_tls": True}
+    known = {"app_name": "shop", "stack_has_database": True, "stack_has_certificates": True}
     variables = {**WIRING, **REMOVAL, **known, "stack_cache": True, **registered}
     templar = Templar(DataLoader(), variables)
     found = templar.template(templar.available_variables["remove_changes"])

@@ -24,8 +24,9 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
 from ansible_collections.carafe.stack.plugins.plugin_utils.urls import credential_in
 
 RANGES = {"stack_https_port": PORT}
-# What only a stack of several servers needs.
-OF_SEVERAL = ("private_address", "database_password", "database_migrate_password")
+# What only a stack of several servers needs, and one with a standby.
+OF_SEVERAL = ("database_password", "database_migrate_password")
+OF_STANDBYS = ("database_replication_password",)
 KEPT_SECRET = re.compile(
     r"\w+_environment|\w+_secret_key(_fallbacks)?|\w+_password|app_(config|secrets|failure)"
 )
@@ -577,11 +578,52 @@ def check_passwords(server: Server) -> Iterator[Problem]:
     """With several servers, the database is reached over the network, and asks for a password."""
     if not server.peers or not server.values.get("stack_db"):
         return
-    for name in ("database_password", "database_migrate_password"):
+    needs = () if server.values.get("stack_is_one_server") else OF_SEVERAL
+    needs += OF_STANDBYS if server.values.get("stack_standby") else ()
+    for name in needs:
         if not server.failed(name) and not server.values.get(name):
             server.missing.add(name)
             what = "is empty, and with several servers the database asks for it"
             yield Problem(name, what)
+
+
+def check_standbys(server: Server) -> Iterator[Problem]:
+    """A standby is a server of its own, and a copy of one database."""
+    values = server.values
+    standbys, databases = values.get("stack_standby") or [], values.get("stack_db") or []
+    if server.name not in standbys:
+        return
+    others = [x for x in ("db", "app", "web") if server.name in (values.get(f"stack_{x}") or [])]
+    if others:
+        yield Problem(
+            "stack_standby",
+            f"has {server.name}, which is in {' and '.join(others)}, too",
+            "take it out of the group standby, or out of the others",
+        )
+    elif len(databases) != 1:
+        yield Problem(
+            "stack_standby",
+            f"has {server.name}, and the group db has {len(databases)} servers to follow",
+            "have one server in the group db",
+        )
+
+
+def check_releases(servers: Sequence[Server]) -> Iterator[Problem]:
+    """A standby reads what its primary writes, byte by byte: both have one PostgreSQL."""
+    by_name = {x.name: x for x in servers}
+    for standby in servers:
+        for name in standby.values.get("stack_db") or []:
+            primary = by_name.get(name)
+            if standby.name not in (standby.values.get("stack_standby") or []) or not primary:
+                continue
+            has, wants = (x.facts.get("distribution_major_version") for x in (standby, primary))
+            if has and wants and has != wants:
+                yield Problem(
+                    "stack_standby",
+                    f"has {standby.name} with Debian {has}, and {name} has Debian {wants}: what one"
+                    " PostgreSQL writes, another version does not read",
+                    "have the same Debian on both, see docs/how-to/standby.md",
+                )
 
 
 def check_connections(servers: Sequence[Server]) -> Iterator[Problem]:
@@ -632,6 +674,7 @@ CHECKS = (
     check_stack_name,
     check_server_roles,
     check_database,
+    check_standbys,
     check_cache,
     check_metrics,
     check_web_sources,
@@ -649,4 +692,4 @@ NOTES = (note_addresses, note_clock, note_absent)
 # These add to what is missing, so that they come before the words about what failed.
 FIRST = (check_addresses, check_absent, check_passwords)
 LAST = (check_failures,)
-TOGETHER = (check_connections, check_step)
+TOGETHER = (check_connections, check_step, check_releases)

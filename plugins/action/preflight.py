@@ -26,8 +26,8 @@ STACK = ("stack_db", "stack_app", "stack_web")
 # How the servers relate to each other: each task of what follows asks for these, most of them
 # several times. In the order in which one is made of others.
 RELATIONS = (
-    *("stack_has_database", *STACK, "stack_servers", "stack_is_one_server", "stack_serves"),
-    *("stack_leaving", "stack_host_roles"),
+    *("stack_has_database", *STACK, "stack_standby", "stack_servers", "stack_is_one_server"),
+    *("stack_serves", "stack_leaving", "stack_host_roles"),
 )
 
 
@@ -146,19 +146,23 @@ class ActionModule(ActionBase):
         for name in (*CONTACT, *RELATIONS):
             render(name)
         hosts = list(dict.fromkeys(x for key in STACK for x in server.values.get(key) or []))
-        if len(server.values.get("stack_servers") or []) > 1:
-            for host in hosts:
+        several = len(server.values.get("stack_servers") or []) > 1
+        standbys = server.values.get("stack_standby") or []
+        if several or standbys:
+            for host in dict.fromkeys([*hosts, *standbys]):
                 address = self.hostvars.raw_get(host).get("private_address")
                 server.peers[host] = templar.template(address)
-        of_several = () if server.peers else stack.checks.OF_SEVERAL
-        take(stack, {k: v for k, v in stack.options.items() if k not in of_several})
+        checks = stack.checks
+        needless = set() if server.peers else {"private_address"}
+        needless |= set() if several else set(checks.OF_SEVERAL)
+        needless |= set() if standbys else set(checks.OF_STANDBYS)
+        take(stack, {k: v for k, v in stack.options.items() if k not in needless})
         roles = [
             self.roles[x] for x in server.values.get("stack_host_roles") or [] if x in self.roles
         ]
         for role in roles:
             take(role, role.options)
         of_roles = [x for role in roles for x in getattr(role.checks, "CHECKS", ())]
-        checks = stack.checks
         for check in (*checks.FIRST, *checks.CHECKS, *of_roles, *checks.LAST):
             found.extend(check(server))
         found.extend(options.check_unknown(server.raw, takers))

@@ -81,7 +81,9 @@ class LookupModule(LookupBase):
         for value in inventories.sealed([*sources.inventory_files(), *open_files]):
             if inventories.closed(value, self._loader):
                 raise AnsibleError(inventories.value_complaint(value, sources, key_file()))
-        pattern, away = absences.pattern(terms, hosts, variables, self._loader)
+        # Ansible warns of a group that an inventory does without.
+        there = [x for x in terms if x in groups]
+        pattern, away = absences.pattern(there, hosts, variables, self._loader)
         if {*away} >= {*hosts} or context.CLIARGS.get("subset") in away:
             raise AnsibleError(absences.complaint(away, sources))
         return [pattern]

@@ -27,12 +27,19 @@ SECONDS = 5
 LIMIT = 1_000_000  # bytes that are read of a configuration
 # A database that somebody has made; below that are PostgreSQL's own (FirstNormalObjectId).
 FIRST_OWN_DATABASE = 16384
+SETTINGS = (
+    *("port", "data_directory", "hba_file", "unix_socket_directories"),
+    "listen_addresses",
+)
 QUERY = """
 SELECT json_build_object(
   'databases', (SELECT coalesce(json_object_agg(datname, pg_get_userbyid(datdba)), '{}')
     FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'),
   'roles', (SELECT coalesce(json_agg(rolname ORDER BY 1), '[]')
     FROM pg_roles WHERE rolname !~ '^pg_' AND rolname <> 'postgres'),
+  'in_recovery', pg_is_in_recovery(),
+  'position', CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+    ELSE pg_current_wal_lsn() END,
   'altered', (SELECT coalesce(json_agg(name ORDER BY 1), '[]')
     FROM pg_file_settings WHERE sourcefile ~ '/postgresql\\.auto\\.conf$' AND applied))
 """
@@ -281,7 +288,7 @@ def settings_of(folder: Path) -> dict[str, str]:
         found["include_dir"] = "conf.d"
     for path in paths:
         said = text(path)
-        for name in ("port", "data_directory", "hba_file", "unix_socket_directories"):
+        for name in SETTINGS:
             if value := setting(name, said):
                 found[name] = value
     return found
@@ -311,9 +318,18 @@ def clusters() -> Iterator[dict[str, Any]]:
             "runs": runs,
             "socket": lines[4].strip() if runs else "",
             "data": str(data),
+            "addresses": said.get("listen_addresses", ""),
+            "is_standby": (data / "standby.signal").exists(),
+            "is_fenced": is_masked(f"postgresql@{version}-{name}.service"),
             "reads_conf_d": "include_dir" in said,
             "hba_file": said.get("hba_file", str(folder / "pg_hba.conf")),
         }
+
+
+def is_masked(unit: str) -> bool:
+    """Tell whether systemd starts a unit in no case."""
+    path = ROOT / "etc/systemd/system" / unit
+    return path.is_symlink() and path.readlink() == Path("/dev/null")
 
 
 def cluster(version: str, name: str) -> dict[str, Any]:

@@ -28,6 +28,8 @@ WHAT = {
     "carafe_archive_waiting_segments": "Segments of WAL that wait for the archive.",
     "carafe_archive_waiting_seconds": "How long the oldest of them has waited.",
     "carafe_archive_waiting_bytes": "Size of pg_wal.",
+    "carafe_standby_lag_bytes": "What a standby has not got yet of what its primary has written.",
+    "carafe_standby_lag_seconds": "For how long a standby has not got it.",
     "carafe_backup_last_success_timestamp_seconds": "When a backup, copy or drill was last well.",
     "carafe_backup_last_end_timestamp_seconds": "When it last ended, well or not.",
     "carafe_backup_last_duration_seconds": "How long the last one took.",

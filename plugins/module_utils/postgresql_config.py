@@ -29,12 +29,23 @@ def claim(parameters: Mapping[str, Any]) -> dict[str, Any]:
         if x["owner"]  # without one it is refused where the databases are made
     ]
     stated["roles"] = [x["name"] for x in parameters.get("roles", [])]
+    if parameters.get("standbys"):
+        stated["standbys"] = [
+            {k: x[k] for k in ("name", "address")} for x in parameters["standbys"]
+        ]
+        stated["replication_user"] = parameters["replication_user"]
     for name in ("hba", "default_hba"):
         stated[name] = [{k: v for k, v in rule.items() if v} for rule in parameters[name]]
     for name in ONCE:
         if parameters[name] != parameters["measured"][name]:
             stated[name] = parameters[name]
     return stated
+
+
+def standbys(everybody: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return the servers that may follow this one, each once."""
+    named = {x["name"]: x for data in everybody.values() for x in data.get("standbys", [])}
+    return [named[name] for name in sorted(named)]
 
 
 def users(database: Mapping[str, Any]) -> list[str]:
@@ -152,6 +163,7 @@ def hba(everybody: Mapping[str, Mapping[str, Any]], version: str) -> list[str]:
         *FIRST_LINES,
         *(line(rule) for data in claimed for rule in data["hba"]),
         *(x for data in claimed for x in database_lines(data, version)),
+        *(x for data in claimed for x in standby_lines(data)),
         *(line(rule) for data in claimed for rule in data["default_hba"]),
     ]
     return list(dict.fromkeys(lines))
@@ -189,6 +201,13 @@ def database_lines(data: Mapping[str, Any], version: str) -> Iterator[str]:
         yield f"local {where} {who} peer"
         for address in data.get("client_addresses", []):
             yield f"hostssl {where} {who} {ip_range(address)} scram-sha-256"
+
+
+def standby_lines(data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each server that may follow this one; it comes to no database."""
+    for standby in data.get("standbys", []):
+        who, where = quoted(data["replication_user"]), ip_range(standby["address"])
+        yield f"hostssl replication {who} {where} scram-sha-256"
 
 
 def named_databases(everybody: Mapping[str, Mapping[str, Any]]) -> set[str]:

@@ -22,7 +22,7 @@ from .postgresql_server import Session, one_line, psycopg2, sql
 ROLE = {
     "name": {"type": "str", "required": True},
     **without_default("password", no_log=True),
-    **options(login=True, connection_limit=-1, member_of=[], settings={}),
+    **options(login=True, replication=False, connection_limit=-1, member_of=[], settings={}),
 }
 DATABASE = {
     "name": {"type": "str", "required": True},
@@ -95,7 +95,8 @@ def ensure_role(session, role):
     who, login, limit = role["name"], role["login"], role["connection_limit"]
     attribute = sql.SQL("LOGIN" if login else "NOLOGIN")
     found = session.rows(
-        "SELECT a.rolcanlogin, a.rolconnlimit, a.rolpassword, coalesce(s.setconfig, '{}')"
+        "SELECT a.rolcanlogin, a.rolreplication, a.rolconnlimit, a.rolpassword,"
+        " coalesce(s.setconfig, '{}')"
         " FROM pg_authid a"
         " LEFT JOIN pg_db_role_setting s ON s.setrole = a.oid AND s.setdatabase = 0"
         " WHERE a.rolname = %s",
@@ -103,9 +104,14 @@ def ensure_role(session, role):
     )
     if not found:
         session.change(f"create role {who}", "CREATE ROLE {r} {a}", r=who, a=attribute)
-    has_login, has_limit, has_password, has_settings = found[0] if found else (login, -1, None, [])
+    has_login, replicates, has_limit, has_password, has_settings = (
+        found[0] if found else (login, False, -1, None, [])
+    )
     if has_login != login:
         session.change(f"change login of {who}", "ALTER ROLE {r} {a}", r=who, a=attribute)
+    # Given, and taken from nobody: somebody may have given it by hand.
+    if role["replication"] and not replicates:
+        session.change(f"let {who} replicate", "ALTER ROLE {r} REPLICATION", r=who)
     if has_limit != limit:
         session.change(
             f"change connection limit of {who}",

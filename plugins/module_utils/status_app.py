@@ -42,7 +42,9 @@ class App:
 def apps() -> list[App]:
     """Return the apps that Carafe has put here, whether or not they serve."""
     configs = {name: Path(x) for name, x in restarts.slot_files(PROGRAMS).items()}
-    names = {*configs, *(x.stem for x in FACTS.glob("*.fact"))}
+    # One whose database another server has taken over has left its files here, and no program.
+    stopped = {x.stem for x in FACTS.glob("*.stopped")}
+    names = {*configs, *(x.stem for x in FACTS.glob("*.fact") if x.stem not in stopped)}
     default = {name: Path("/srv", name, "serving/slots.json") for name in names}
     return [App(x, y.parent.parent, y) for x, y in sorted({**default, **configs}.items())]
 

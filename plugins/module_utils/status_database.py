@@ -40,6 +40,25 @@ SELECT current_setting('archive_mode'),
 FROM pg_stat_archiver
 """
 PSQL = "runuser -u postgres -- psql -X"
+# How far each standby is, what its slot keeps for it, and a copy that is under way.
+STANDBYS = """
+SELECT substr(s.slot_name, 9), coalesce(r.state, ''), s.wal_status IS NOT DISTINCT FROM 'lost',
+  coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), coalesce(r.flush_lsn, s.restart_lsn)), 0)::float8,
+  coalesce(extract(epoch FROM r.flush_lag), 0)::float8,
+  (SELECT format('%s of %s MiB', backup_streamed / 1048576, backup_total / 1048576)
+    FROM pg_stat_progress_basebackup LIMIT 1)
+FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
+WHERE s.slot_type = 'physical' AND starts_with(s.slot_name, 'standby_') ORDER BY 1
+"""
+# Of a primary that writes nothing, a standby that has all is not late.
+FOLLOWING = """
+SELECT coalesce((SELECT status FROM pg_stat_wal_receiver), ''),
+  coalesce(pg_wal_lsn_diff(
+    greatest((SELECT latest_end_lsn FROM pg_stat_wal_receiver), pg_last_wal_receive_lsn()),
+    pg_last_wal_replay_lsn()), 0)::float8,
+  coalesce(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()), 0)::float8,
+  coalesce(substring(current_setting('primary_conninfo') FROM 'host=([^ ]+)'), '')
+"""
 CHECKSUMS = """
 SELECT current_setting('data_checksums'), coalesce(sum(checksum_failures), 0)::int,
   string_agg(datname, ', ') FILTER (WHERE checksum_failures > 0)
@@ -50,6 +69,9 @@ ASKED = ("connections", "longest transaction", "archive", "checksums", "settings
 MANY, ALMOST_ALL = 80, 95
 # How long a transaction keeps rows that nobody needs, and locks that others wait for.
 LONG, FAR_TOO_LONG = HOUR, 12 * HOUR
+# How far a standby is behind, which is what is lost when it takes the place of a dead primary.
+BEHIND, FAR_BEHIND = 30, 5 * MINUTE
+BEHIND_BYTES, FAR_BEHIND_BYTES = 64 * 2**20, 1024 * 2**20
 # How long what was written waits for the archive. A segment is closed each minute.
 LATE, TOO_LATE = 3 * MINUTE, 10 * MINUTE
 
@@ -63,11 +85,13 @@ def clusters() -> list[dict[str, Any]]:
 
 def is_asked(what: str) -> bool:
     """Tell whether a row is of what only PostgreSQL itself can say."""
-    return what.partition(" of ")[0] in ASKED
+    return what.partition(" of ")[0] in ASKED or what.startswith("standby ")
 
 
 def keeps_data(clusters: list[dict[str, Any]]) -> bool:
-    return any(claim["databases"] for x in clusters for claim in x["claims"].values())
+    """Tell whether there is something to back up; what a standby has is its primary's."""
+    mine = [x for x in clusters if not x.get("is_standby")]
+    return any(claim["databases"] for x in mine for claim in x["claims"].values())
 
 
 def rows(cluster: dict[str, Any], several: bool = False) -> Iterator[Row]:
@@ -100,19 +124,71 @@ def rows_of(cluster: dict[str, Any]) -> Iterator[Row]:
             what, YELLOW, "the server's Python has no psycopg2", "apt install python3-psycopg2"
         )
         return
+    if cluster.get("is_fenced"):
+        says = "it was the primary, and is kept from starting since another one has taken its place"
+        yield Row(what, YELLOW, says, "ansible-playbook carafe.stack.site")
+        return
     session = session_now(server)
     if session is None:
         yield Row(what, RED, "it lets nobody in", status)
         return
     try:
-        yield Row(what, GREEN, "it answers")
+        ((follows,),) = session.rows("SELECT pg_is_in_recovery()")
+        yield from following(session, what) if follows else answering(session, what)
         yield from connections(session)
         yield from longest(session, cluster["claims"])
-        yield from archive(session)
+        if not follows:
+            yield from archive(session)
         yield from checksums(session)
         yield from waiting(server, session)
     finally:
         session.connection.close()
+
+
+def answering(session: Session, what: str) -> Iterator[Row]:
+    """Yield that a primary answers, and how far each of its standbys is."""
+    found = session.rows(STANDBYS)
+    yield Row(what, GREEN, "it answers, as the primary" if found else "it answers")
+    for name, state, is_lost, size, seconds, copied in found:
+        yield standby(name, state, is_lost, size, seconds, copied)
+
+
+def standby(
+    name: str, state: str, is_lost: bool, size: float, seconds: float, copied: str | None
+) -> Row:
+    what, behind = f"standby {name}", f"{size / 2**20:.1f} MiB and {seconds:.1f} s behind"
+    numbers = {"carafe_standby_lag_bytes": size, "carafe_standby_lag_seconds": seconds}
+    again = "ansible-playbook carafe.stack.site"
+    if is_lost:
+        return Row(
+            what, RED, "it is behind by more than is kept for it: it needs a new copy", again
+        )
+    if copied and state != "streaming":
+        return Row(what, YELLOW, one_line(f"it is being copied, {copied}"))
+    if state != "streaming":
+        says = f"it does not stream; {size / 2**20:.0f} MiB are kept for it"
+        return Row(what, RED, says, again, numbers=numbers, labels={"standby": name})
+    level = worst_of(
+        (above(seconds, BEHIND, FAR_BEHIND), above(size, BEHIND_BYTES, FAR_BEHIND_BYTES))
+    )
+    then = "" if level == GREEN else f"{PSQL} -c 'TABLE pg_stat_replication'"
+    return Row(what, level, f"it streams, {behind}", then, "", numbers, {"standby": name})
+
+
+def following(session: Session, what: str) -> Iterator[Row]:
+    """Yield how far a standby is behind its primary."""
+    ((state, size, seconds, primary),) = session.rows(FOLLOWING)
+    if state != "streaming":
+        says = f"it follows {primary}, and gets nothing from it"
+        yield Row(what, RED, one_line(says), "ansible-playbook carafe.stack.status")
+        return
+    seconds = seconds if size else 0
+    level = worst_of(
+        (above(seconds, BEHIND, FAR_BEHIND), above(size, BEHIND_BYTES, FAR_BEHIND_BYTES))
+    )
+    says = f"it follows {primary}, {size / 2**20:.1f} MiB and {seconds:.1f} s behind"
+    then = "" if level == GREEN else f"{PSQL} -c 'TABLE pg_stat_wal_receiver'"
+    yield Row(what, level, one_line(says), then)
 
 
 def connections(session: Session) -> Iterator[Row]:

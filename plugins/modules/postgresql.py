@@ -31,7 +31,9 @@ description:
     C(pg_monitor), that may connect to C(postgres).
   - Then roles, passwords, memberships, databases, extensions and privileges are made, over the unix
     socket and as the superuser C(postgres). V(contents) does only that.
-  - V(dump) and V(remove) are for an owner that leaves. What it claims with another stays.
+  - A standby is done once it gets what its primary writes.
+  - V(dump) and V(remove) are for an owner that leaves. What it claims with another stays. On a
+    standby the copy of the data goes with the last of them.
   - A password is compared with what PostgreSQL keeps of it, so that only another one is a change.
   - A dry run and C(--diff) list what is changed, a sentence for each.
 options:
@@ -131,6 +133,46 @@ options:
     elements: dict
     default: []
     suboptions: *hba
+  primary:
+    description:
+      - Address of the primary that this server is a standby of. Then its roles and databases are
+        the primary's, and none is made here.
+    type: str
+    default: ""
+  primary_port:
+    description: Port of the primary.
+    type: int
+    default: 5432
+  standby_name:
+    description: Name of this server among those that follow each other.
+    type: str
+    default: ""
+  standbys:
+    description:
+      - Servers that may follow this one, as O(replication_user). Before it starts it asks them
+        whether one of them has become the primary meanwhile.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the server. A primary keeps a slot of this name for it.
+        type: str
+        required: true
+      address:
+        description: IP address or range from which it comes.
+        type: str
+  replication_user:
+    description: Database role as which a standby comes.
+    type: str
+    default: replicator
+  replication_password:
+    description: Its password.
+    type: str
+  replication_trusted:
+    description: File with the authority by whose certificate a primary proves who it is.
+    type: str
+    default: ""
   unit_files:
     description: Files that systemd reads for the cluster's unit, as text by path.
     type: dict
@@ -159,6 +201,10 @@ options:
         description: Whether the role may connect.
         type: bool
         default: true
+      replication:
+        description: Whether a standby may come as this role. It is taken from none that has it.
+        type: bool
+        default: false
       connection_limit:
         description: Connections that it may have at one time, or V(-1) for as many as there are.
         type: int
@@ -285,11 +331,14 @@ from ..module_utils import (
     found,
     postgresql_config,
     postgresql_contents,
+    postgresql_guard,
     postgresql_removal,
+    postgresql_standby,
+    programs,
     services,
 )
 from ..module_utils.commands import Failure, run
-from ..module_utils.file_set import File, FileSet, Folder
+from ..module_utils.file_set import Absent, File, FileSet, Folder
 from ..module_utils.files import read, write
 from ..module_utils.postgresql_server import (
     Server,
@@ -325,6 +374,7 @@ ARGUMENTS = {
     **options(settings={}, listen_addresses=[], client_addresses=[], unit_files={}),
     **{"hba": entries(RULE), "default_hba": entries(RULE)},
     **postgresql_contents.ARGUMENTS,
+    **postgresql_standby.ARGUMENTS,
 }
 REQUIRED = [
     ("stage", "configure", ("version", "memory_mb", "cores", "measured")),
@@ -332,6 +382,15 @@ REQUIRED = [
     ("stage", "dump", ("version", "dump_user")),
     ("stage", "remove", ("version", "measured")),
 ]
+PROGRAM = programs.names(postgresql_guard)
+GUARD = Path("/etc/systemd/system/postgresql@.service.d/carafe-standbys.conf")
+# By any other end than the one that says so, a cluster starts.
+GUARD_TEXT = f"""# Managed by Ansible, role postgres.
+[Service]
+# A primary that was down must not come back beside the one that has taken its place.
+ExecCondition=/bin/sh -c '/usr/bin/python3 {programs.FOLDER}/postgres-standbys %i; \
+  test $$? -ne {postgresql_guard.REPLACED}'
+"""
 SENTENCES = {"enable": "enable PostgreSQL at boot", "start": "start PostgreSQL"}
 
 
@@ -378,6 +437,35 @@ def wanted_files(
         ),
         File(server.settings_file, group="postgres", content=settings.encode()),
         File(server.hba_file, group="postgres", mode=0o640, content=rules.encode()),
+    ]
+
+
+def wanted_settings(
+    server: Server, given: dict, everybody: dict, former: str | None
+) -> dict[str, str]:
+    has_connections = connections_of(server, former)
+    values = postgresql_config.settings(everybody, given["measured"], has_connections)
+    if given["primary"]:
+        values |= postgresql_standby.settings(server, given)
+        values = postgresql_standby.raised(values, postgresql_standby.least(server))
+    return dict(sorted(values.items()))
+
+
+def standby_files(server: Server, given: dict, everybody: dict) -> list[File | Absent]:
+    """Return what servers that follow each other go by; where there are none, nothing."""
+    asked, password = server.config / "standbys.json", postgresql_standby.password_file(server)
+    standbys = postgresql_config.standbys(everybody)
+    if not standbys:
+        return [Absent(x) for x in (asked, password)]
+    text = postgresql_standby.guarded(server, given, standbys)
+    secret = postgresql_standby.password_text(
+        given["replication_user"], given["replication_password"] or ""
+    )
+    mine = {"owner": "postgres", "group": "postgres", "mode": 0o600}
+    return [
+        File(GUARD, content=GUARD_TEXT.encode()),
+        File(asked, group="postgres", mode=0o640, content=text.encode()),
+        File(password, **mine, content=secret.encode(), sensitive=True),
     ]
 
 
@@ -483,16 +571,21 @@ def configure(module: Module) -> dict:
             )
         warn_of_older(module, everybody)
         former = read(server.settings_file)
-        has_connections = connections_of(server, former)
-        values = postgresql_config.settings(everybody, given["measured"], has_connections)
+        values = wanted_settings(server, given, everybody, former)
         text = postgresql_config.settings_text(values)
         kept = kept_rules(server)
         rules = rules_for(server, everybody, kept)
         wanted = wanted_files(server, given["unit_files"], text, rules)
+        wanted += standby_files(server, given, everybody)
         wanted += [kept_file(server, kept)] * bool(kept)
         # Of what somebody has configured by hand a copy stays.
         files = FileSet(wanted, check, backup=lambda path: bool(kept) and path == server.hba_file)
         changes = [f"write {x.path}" for x in files.due if isinstance(x, File)]
+        changes += [f"remove {x.path}" for x in files.due if isinstance(x, Absent)]
+        if postgresql_config.standbys(everybody):
+            # Before the unit that asks it.
+            program = programs.install("postgres-standbys", PROGRAM, check)
+            changes += [f"write {path}" for path in program]
         if server.is_installed() and text != former:
             refuse_settings(server, text)
             if check:
@@ -509,7 +602,14 @@ def configure(module: Module) -> dict:
 
 def start(server: Server, check: bool) -> tuple[list[str], Session | None]:
     """Have the unit enabled and running; return what that changed, and a session."""
-    verbs = services.due(services.state(server.unit))
+    state = services.state(server.unit)
+    if state["UnitFileState"] == "masked" and not check:
+        raise Failure(
+            f"{server.unit} is kept from starting, since another server has taken its place as the"
+            " primary. Put this one into the group standby of the inventory, or have it be the"
+            " primary again: ansible-playbook carafe.stack.promote"
+        )
+    verbs = services.due(state)
     changes = [SENTENCES[verb] for verb in verbs if verb in SENTENCES]
     if check:
         return changes, session_now(server)
@@ -625,8 +725,32 @@ def bring_about(given: dict, changes: list[str], check: bool) -> tuple[list[str]
         changes += applied
         beaten = [] if check else server.beaten(session)
     session.check, session.changes = check, changes
+    if is_standby(session, given["primary"], check):
+        if not check:
+            postgresql_standby.streaming(server, given["primary"])
+        return due, beaten
     postgresql_contents.ensure(session, *contents)
+    if given["stage"] == "activate":
+        everybody = claims.read(postgresql_config.FOLDER, "", None)
+        names = [x["name"] for x in postgresql_config.standbys(everybody)]
+        postgresql_standby.ensure_slots(session, names)
     return due, beaten
+
+
+def is_standby(session: Session, primary: str, check: bool) -> bool:
+    """Tell whether a server follows another one, and refuse one that is not what it is to be."""
+    ((follows,),) = session.rows("SELECT pg_is_in_recovery()")
+    if follows and not primary:
+        raise Failure(
+            "This PostgreSQL is a standby, and is to be the primary. Nothing was made in it. Have"
+            " it be the primary: ansible-playbook carafe.stack.promote"
+        )
+    if primary and not follows and not check:
+        raise Failure(
+            f"This PostgreSQL is a primary, and is to follow {primary}. Have the one that the"
+            " inventory has in the group db be the only one: ansible-playbook carafe.stack.promote"
+        )
+    return bool(primary)
 
 
 def dump(module: Module) -> dict:
@@ -655,10 +779,17 @@ def remove(module: Module) -> dict:
             everybody = claims.read(folder, owner, None)
             owned = postgresql_removal.owned(owner)
             session = postgresql_removal.session(server, owner)
-            if session:
+            # What the primary drops is dropped on its standby by itself.
+            if session and not given["primary"]:
                 session.check, session.changes = check, changes
                 postgresql_removal.drop(session, owned)
+                names = [x["name"] for x in postgresql_config.standbys(everybody)]
+                postgresql_standby.ensure_slots(session, names)
             diff = compose(module, server, everybody, changes, given) if session else []
+            if given["primary"] and not everybody and server.data.exists():
+                changes.append(f"remove {server.data}, the copy of {given['primary']}'s data")
+                if not check:
+                    postgresql_standby.forget(server)
             if not check:
                 postgresql_removal.forget(owner)
             # Last, so that a removal that was cut short is gone on with.
@@ -673,12 +804,13 @@ def compose(
     module: Module, server: Server, everybody: dict, changes: list[str], given: dict
 ) -> list[dict]:
     """Put the files together for those who stay, and have the server read them."""
-    has_connections = connections_of(server, read(server.settings_file))
-    values = postgresql_config.settings(everybody, given["measured"], has_connections)
+    values = wanted_settings(server, given, everybody, read(server.settings_file))
     text = postgresql_config.settings_text(values)
     rules = rules_for(server, everybody, kept_rules(server))
-    files = FileSet(wanted_files(server, {}, text, rules), module.check_mode)
-    changes += [f"write {x.path}" for x in files.due]
+    wanted = wanted_files(server, {}, text, rules) + standby_files(server, given, everybody)
+    files = FileSet(wanted, module.check_mode)
+    changes += [f"write {x.path}" for x in files.due if isinstance(x, File)]
+    changes += [f"remove {x.path}" for x in files.due if isinstance(x, Absent)]
     files.write()
     if module.check_mode:
         return files.diff

@@ -34,7 +34,9 @@ def pattern(
 
 def away(groups: Mapping[str, list[str]], hostvars: Any) -> list[str]:
     """Return the servers of all stacks of the inventory that are away."""
-    hosts = dict.fromkeys(x for name in ("db", "app", "web") for x in groups.get(name) or [])
+    hosts = dict.fromkeys(
+        x for name in ("db", "app", "web", "standby") for x in groups.get(name) or []
+    )
     return [x for x in hosts if hostvars[x].get(STATE) == ABSENT]
 
 

@@ -4,7 +4,7 @@ import json
 import random
 import re
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -44,21 +44,31 @@ def shuffled(seed: int) -> str:
     return "".join(random.Random(seed).sample(SIGNS, len(SIGNS)))
 
 
-def url(driver: str, way: str, role: str, password: str, database: str) -> str:
+def url(
+    driver: str, way: str, role: str, password: str, database: str, servers: Sequence[str] = ()
+) -> str:
     """Return what an app gets as DATABASE_URL; names are encoded by whoever writes one."""
     known = {
         "stack_database": DRIVERS[driver],
         "stack_database_port": 5432,
         "stack_has_internal_tls": False,
         "stack_db": ["here"],
-        "hostvars": {"here": {"private_address": "127.0.0.1"}},
+        "stack_standby": [],
+        # The second is a server that is down.
+        "hostvars": {
+            "here": {"private_address": "127.0.0.1"},
+            "down": {"private_address": "127.0.0.2"},
+        },
         "app_user": role,
         "app_name": database,
         "database_password": password,
     }
+    if servers:
+        known["stack_db"], known["stack_standby"] = servers[:1], servers[1:]
     if driver == "asyncpg":
         # As docs/how-to/databases.md has it, where there is no CA.
         known["stack_database_options"] = "sslmode=require"
+        known["stack_database_failover"] = "target_session_attrs=read-write"
     templar = Templar(DataLoader(), WIRING | known)
     return templar.template(templar.available_variables[f"stack_database_{way}"])
 
@@ -160,6 +170,17 @@ def test_every_driver_comes_in_over_the_unix_socket(led, host, version):
     host.check_output("id shop >/dev/null 2>&1 || useradd shop")
     cases = [(x, url(x, "socket", "shop", "", "shop")) for x in drivers_with(version)]
     assert led(version, cases, user="shop") == [["shop", "shop"]] * len(cases)
+
+
+@pytest.mark.newest_release
+@pytest.mark.parametrize("version", VERSIONS)
+def test_of_several_servers_every_driver_finds_the_one_that_is_there(led, version):
+    cases = [
+        (x, url(x, "tls", "shop-deploy", "deploy", "shop", servers))
+        for x in drivers_with(version)
+        for servers in (["down", "here"], ["here", "down"])
+    ]
+    assert led(version, cases) == [["shop-deploy", "shop"]] * len(cases)
 
 
 # Two transactions: one of the app's own role, one of a role that whoever migrates is no member of.

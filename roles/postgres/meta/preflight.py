@@ -21,6 +21,8 @@ RANGES = {
     "postgres_cores": (1, None),
     "postgres_max_connections": (4, None),
     "postgres_memory_mb": (1, None),
+    "postgres_primary_port": (1, 65535),
+    "postgres_standby_wal_mb": (64, None),
 }
 CLUSTER = r"[0-9]+/[A-Za-z0-9_][A-Za-z0-9_.-]*"
 PORT = 5432
@@ -252,10 +254,72 @@ def only_watches(role: Mapping[str, Any]) -> bool:
     return bool(given) and all(x in WATCHING for x in given) and not role.get("password")
 
 
+def check_place(server: Server) -> Iterator[Problem]:
+    """Whether a server is a primary is asked of itself: of two, one loses what is written to it."""
+    cluster = chosen(server)
+    if not cluster:
+        return
+    primary, name = server.values.get("postgres_primary"), server.name
+    convert = server.values.get("postgres_convert") is True
+    promote = "have the inventory say what is to be, and run: ansible-playbook carafe.stack.promote"
+    if not primary and (cluster.get("is_standby") or cluster.get("is_fenced")):
+        is_what = "a standby" if cluster.get("is_standby") else "stopped for good"
+        yield Problem(
+            "postgres_primary",
+            f"is not set for {name}, which is to be the primary, and its PostgreSQL is {is_what}",
+            promote,
+        )
+    elif primary and cluster["runs"] and not cluster.get("is_standby") and cluster["claims"]:
+        if not convert:
+            yield Problem(
+                "postgres_primary",
+                f"is {primary}, which {name} is to follow, and {name} is a primary itself",
+                f"if it was this app's: {promote}; if what it has may be kept aside, add -e"
+                " stack_convert=true",
+            )
+    elif not primary and (wanted := missing_address(server, cluster)) and not convert:
+        yield Problem(
+            "postgres_standbys",
+            f"has {' and '.join(x['name'] for x in entries(server, 'postgres_standbys'))}, and the"
+            f" PostgreSQL of {name} has to restart once, to listen on {wanted}: some 2 seconds in"
+            " which it answers nobody. Then it is copied while it serves",
+            "add -e stack_convert=true to the command, when it suits",
+        )
+
+
+def missing_address(server: Server, cluster: Mapping[str, Any]) -> str:
+    """Return an address on which a primary that runs does not listen, and its standby needs it."""
+    if not (entries(server, "postgres_standbys") and cluster["runs"] and cluster["claims"]):
+        return ""
+    has = str(cluster.get("addresses") or "").split(",")
+    wanted = server.values.get("postgres_listen_addresses") or []
+    return next((x for x in wanted if x not in has and "*" not in has), "")
+
+
+def check_standbys(server: Server) -> Iterator[Problem]:
+    standbys = entries(server, "postgres_standbys")
+    if standbys and not server.values.get("postgres_replication_password"):
+        yield Problem(
+            "postgres_replication_password",
+            f"is empty, and {standbys[0].get('name')} needs it to follow",
+        )
+    slots: dict[str, str] = {}
+    for entry in standbys:
+        name = str(entry.get("name"))
+        other = slots.setdefault(re.sub(r"[^a-z0-9_]", "_", name.lower()), name)
+        if other != name:
+            yield Problem(
+                "postgres_standbys", f"has {other!r} and {name!r}, which are one name for a slot"
+            )
+
+
 def told(server: Server, name: Any, variable: str) -> str:
     """Return the variable from which a name comes: what is named after the app is the app's."""
     app = server.values.get("app_name")
     return "app_name" if app and name in (app, f"{app}-owner", f"{app}-deploy") else variable
 
 
-CHECKS = (check_database_names, check_passwords, check_names, check_cluster, check_contents)
+CHECKS = (
+    *(check_database_names, check_passwords, check_names, check_cluster, check_contents),
+    *(check_place, check_standbys),
+)
