@@ -24,9 +24,9 @@ SITES = {part for name, parts in PARTS.scenarios().items() for part in parts if 
 
 def test_without_a_change_all_parts_are_there() -> None:
     assert {"default@12", "default@13", "split"} <= SITES
-    # A role of several servers alone is tested there, in split.
+    # Roles of several servers alone are tested there, in split and in cluster.
     alone = {role for role in ROLES if (ROOT / "molecule" / role).is_dir()}
-    assert set(ROLES) - alone == {"internal_tls"}
+    assert set(ROLES) - alone == {"etcd", "internal_tls", "patroni"}
     roles = {f"{role}@{release}" for role in alone for release in (12, 13)}
     assert set(PARTS.parts()) == ALWAYS | SITES | roles | {"sample-app"}
 

@@ -127,6 +127,45 @@ def test_a_dry_run_on_a_bare_server_lists_what_it_would_make(
     ]
 
 
+def test_a_dry_run_promises_nothing_that_another_server_may_make(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = run(capsys, "activate", check=True, version="99", managed_by="patroni", **CONTENTS)
+    assert said["changes"] == []
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_under_patroni_nothing_is_started_and_who_follows_makes_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, follows: bool
+) -> None:
+    session = types.SimpleNamespace(rows=lambda *_: [], is_standby=lambda: follows)
+    made: list[Any] = []
+    restarts: list[bool] = []
+    monkeypatch.setattr(postgresql, "need_psycopg2", lambda: None)
+    monkeypatch.setattr(postgresql, "session_now", lambda *_: session)
+    monkeypatch.setattr(postgresql, "start", None)  # its own unit is masked
+
+    def apply(*given: Any) -> tuple[list, list, Any]:
+        restarts.append(given[3])
+        return [], ["shared_buffers"], session
+
+    monkeypatch.setattr(postgresql, "apply", apply)
+    monkeypatch.setattr(contents, "ensure", lambda *given: made.append(given))
+    said = run(capsys, "activate", version="99", managed_by="patroni", **CONTENTS)
+    assert (bool(made), restarts) == (not follows, [False])
+    assert said["restart_due"] == ["shared_buffers"]
+    assert "warnings" not in said
+
+
+def test_under_patroni_a_server_that_is_down_is_patronis(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "need_psycopg2", lambda: None)
+    monkeypatch.setattr(postgresql, "session_now", lambda *_: None)
+    said = run(capsys, "activate", version="99", managed_by="patroni", **CONTENTS)
+    assert "See systemctl status patroni" in said["msg"]
+
+
 @pytest.mark.parametrize(("stage", "more"), [("activate", {"version": "99"}), ("contents", {})])
 def test_without_psycopg2_it_says_what_to_install(
     capsys: pytest.CaptureFixture[str],
@@ -159,7 +198,7 @@ def test_one_run_at_a_time_makes_roles(
     stage: str,
     more: dict[str, str],
 ) -> None:
-    session = types.SimpleNamespace(rows=lambda *_: [(False,)])
+    session = types.SimpleNamespace(rows=lambda *_: [], is_standby=lambda: False)
     monkeypatch.setattr(server_of.Server, "beaten", lambda *_: [])
     monkeypatch.setattr(postgresql, "need_psycopg2", lambda: None)
     monkeypatch.setattr(postgresql, "session_now", lambda *_: session)

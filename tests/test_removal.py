@@ -289,6 +289,7 @@ def test_nginx_has_the_sites_and_settings_of_those_who_stay(sites: Path) -> None
 
 
 REMOVAL = load_yaml(ROOT / "playbooks/vars/remove.yml")
+SERVERS = {"stack_etcd": ["a", "b", "c"]}
 SWITCHES = (
     *("stack_has_database", "stack_has_certificates", "stack_has_backup"),
     *("stack_cache", "stack_alerts", "stack_metrics"),
@@ -296,7 +297,7 @@ SWITCHES = (
 
 
 def order(**variables: Any) -> list[str]:
-    known = dict.fromkeys(SWITCHES, True)
+    known = dict.fromkeys(SWITCHES, True) | SERVERS
     templar = Templar(DataLoader(), {**WIRING, **known, **REMOVAL, **variables})
     return templar.template(templar.available_variables["remove_roles"])
 
@@ -312,7 +313,8 @@ def test_roles_let_go_from_what_visitors_reach_to_what_it_builds_on(less: str) -
     first = WIRING["stack_roles"]["all"]
     assert found[: len(first)] == first
     served = [found.index(x) for x in ("nginx", "certificates", "app")]
-    kept = [found.index(x) for x in ("app", "postgres", "internal_tls")]
+    of_several = ("patroni", "etcd")
+    kept = [found.index(x) for x in ("app", "postgres", *of_several, "internal_tls")]
     assert served == sorted(served)
     assert less or kept == sorted(kept)
 
@@ -338,7 +340,7 @@ def test_what_has_the_app_s_name_alone_goes_only_where_carafe_has_put_the_app(
     tasks = {x["name"]: x for x in load_yaml(ROOT / "playbooks/tasks/remove.yml")}
     known = {"app_name": "shop", "app_environment_name": "prod", "stack_cache": True}
     facts = {"ansible_facts": {"ansible_local": local}}
-    more = dict.fromkeys(SWITCHES, True)
+    more = dict.fromkeys(SWITCHES, True) | SERVERS
     templar = Templar(DataLoader(), {**WIRING, **REMOVAL, **known, **facts, **more})
     loop = next(x["loop"] for x in tasks.values() if "loop" in x)
     found = set(templar.template(trust_as_template(loop)))
@@ -366,7 +368,7 @@ def test_what_all_roles_have_kept_and_removed_is_said_once() -> None:
         "__postgres_kept": {"skipped": True},
     }
     known = {"app_name": "shop", "stack_has_database": True, "stack_has_certificates": True}
-    variables = {**WIRING, **REMOVAL, **known, "stack_cache": True, **registered}
+    variables = {**WIRING, **REMOVAL, **known, "stack_cache": True, **registered, **SERVERS}
     templar = Templar(DataLoader(), variables)
     found = templar.template(templar.available_variables["remove_changes"])
     assert found == ["stop x", "pack y", "remove z"]

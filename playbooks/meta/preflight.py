@@ -37,6 +37,8 @@ ABSENT = "stack_state: absent"
 FACTS = re.compile(r"'(memtotal_mb|processor_vcpus|distribution\w*)'")
 RESERVED_CONNECTIONS = 3  # superuser_reserved_connections
 CLOCK = 300  # seconds that two clocks may be apart
+# Those of servers that agree on who leads. They are not asked at the same moment.
+CLOCKS = 10
 SYSTEM_MEMORY_MB = 128  # what Debian, nginx and supervisord hold
 
 
@@ -626,6 +628,53 @@ def check_releases(servers: Sequence[Server]) -> Iterator[Problem]:
                 )
 
 
+def check_voters(server: Server) -> Iterator[Problem]:
+    """Several databases need somebody who says which of them leads, and a driver that asks."""
+    databases, voters = (server.values.get(x) or [] for x in ("stack_db", "stack_etcd"))
+    kind = str(server.values.get("stack_database") or "")
+    if voters and not databases:
+        yield Problem(
+            "stack_etcd",
+            f"has {', '.join(voters)}, and no server is in the group db",
+            "put two servers into it at least, or leave the group etcd out",
+        )
+    elif len(databases) > 1 and not voters and not server.values.get("stack_standby"):
+        yield Problem(
+            "stack_db",
+            f"has {', '.join(databases)}, and nobody says which of them leads",
+            "leave one in the group db; or put the second into the group standby, which follows by"
+            " itself and leads by your word; or have three servers in the group etcd, see"
+            " docs/how-to/database-cluster.md",
+        )
+    elif voters and "+asyncpg" in kind:
+        yield Problem(
+            "stack_database",
+            f"is {kind!r}, which does not look for the server that leads as libpq does",
+            "use postgresql+psycopg",
+        )
+    if voters and server.values.get("backup_repository"):
+        yield Problem(
+            "backup_repository",
+            "is set, and backups of a database that fails over are not there yet: each server would"
+            " have its own, of which none is whole",
+            "take it out, and keep dumps, as docs/how-to/database-cluster.md says",
+        )
+
+
+def check_clocks(servers: Sequence[Server]) -> Iterator[Problem]:
+    """By clocks that differ, what one server has logged is before or after what it answers to."""
+    voters = [x for x in servers if x.name in (x.values.get("stack_etcd") or [])]
+    clocks = {x.name: x.facts["clock"] for x in voters if x.facts.get("clock")}
+    if clocks and (apart := max(clocks.values()) - min(clocks.values())) > CLOCKS:
+        late, early = min(clocks, key=clocks.get), max(clocks, key=clocks.get)
+        yield Problem(
+            "stack_etcd",
+            f"has servers whose clocks differ: that of {late} is {apart:.0f} s behind that of"
+            f" {early}",
+            "on each of them: sudo timedatectl set-ntp true",
+        )
+
+
 def check_connections(servers: Sequence[Server]) -> Iterator[Problem]:
     """When all threads of all workers ask at once, each needs a connection."""
     for database in servers:
@@ -690,6 +739,6 @@ CHECKS = (
 # What is no problem, and may surprise.
 NOTES = (note_addresses, note_clock, note_absent)
 # These add to what is missing, so that they come before the words about what failed.
-FIRST = (check_addresses, check_absent, check_passwords)
+FIRST = (check_addresses, check_absent, check_passwords, check_voters)
 LAST = (check_failures,)
-TOGETHER = (check_connections, check_step, check_releases)
+TOGETHER = (check_connections, check_step, check_releases, check_clocks)

@@ -22,7 +22,7 @@ from ..plugin_utils.sources import Sources, report
 CONTACT = ("ansible_host", "ansible_port", "ansible_user")
 # What the command has where it is to release something.
 CODE = ("app_version", "app_path", "app_repository", "app_package", "app_source")
-STACK = ("stack_db", "stack_app", "stack_web")
+STACK = ("stack_db", "stack_app", "stack_web", "stack_etcd")
 # How the servers relate to each other: each task of what follows asks for these, most of them
 # several times. In the order in which one is made of others.
 RELATIONS = (

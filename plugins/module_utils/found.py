@@ -283,6 +283,9 @@ def settings_of(folder: Path) -> dict[str, str]:
     """Return what a cluster's own files say of where it is; conf.d comes last."""
     found = {}
     paths = [folder / "postgresql.conf"]
+    # Patroni has its own in that place, which begins with what was there.
+    if is_patronis(folder):
+        paths.insert(0, folder / "postgresql.base.conf")
     if "conf.d" in setting("include_dir", text(paths[0])):
         paths += sorted(folder.glob("conf.d/*.conf"))
         found["include_dir"] = "conf.d"
@@ -292,6 +295,13 @@ def settings_of(folder: Path) -> dict[str, str]:
             if value := setting(name, said):
                 found[name] = value
     return found
+
+
+def is_patronis(folder: Path) -> bool:
+    """Tell whether Patroni writes the settings of a cluster."""
+    return (folder / "postgresql.base.conf").exists() and setting(
+        "include", text(folder / "postgresql.conf")
+    ).endswith("postgresql.base.conf")
 
 
 def setting(name: str, said: str) -> str:
@@ -320,9 +330,12 @@ def clusters() -> Iterator[dict[str, Any]]:
             "data": str(data),
             "addresses": said.get("listen_addresses", ""),
             "is_standby": (data / "standby.signal").exists(),
-            "is_fenced": is_masked(f"postgresql@{version}-{name}.service"),
+            # Patroni starts it without its unit.
+            "is_fenced": is_masked(f"postgresql@{version}-{name}.service")
+            and not is_patronis(folder),
             "reads_conf_d": "include_dir" in said,
             "hba_file": said.get("hba_file", str(folder / "pg_hba.conf")),
+            "patroni": is_patronis(folder),
         }
 
 

@@ -34,6 +34,8 @@ WHAT = {
     "carafe_backup_last_end_timestamp_seconds": "When it last ended, well or not.",
     "carafe_backup_last_duration_seconds": "How long the last one took.",
     "carafe_banned_addresses": "Addresses that fail2ban bans.",
+    "carafe_cluster_leads": "Servers that lead the database, by this one's Patroni.",
+    "carafe_cluster_members_following": "Servers that follow the one that leads.",
     "carafe_certificate_end_timestamp_seconds": "When a certificate that nginx serves ends.",
     "carafe_disk_full_days": "Days until a disk is full, as it grows.",
     "carafe_release_deployed_timestamp_seconds": "When the release that serves was deployed.",

@@ -115,6 +115,10 @@ class Session:
         self.cursor.execute(query, values or None)
         return self.cursor.fetchall()
 
+    def is_standby(self) -> bool:
+        """Tell whether it only follows another server, which alone takes writes."""
+        return self.rows("SELECT pg_is_in_recovery()") == [(True,)]
+
     def databases(self) -> list[str]:
         """Return the databases that people have made."""
         query = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate"

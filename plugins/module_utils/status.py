@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import files, status_app, status_database, status_server
+from . import files, status_app, status_cluster, status_database, status_server
 from .levels import YELLOW, Row
 from .words import one_line
 
@@ -43,6 +43,7 @@ def probes(
     several = len(clusters) > 1
     for cluster in clusters:
         yield "", "postgresql", lambda cluster=cluster: status_database.rows(cluster, several)
+    yield "", "cluster", status_cluster.rows
     yield "", "units", lambda: status_server.units(names)
     yield "", "certificates", status_server.certificates
     yield "", "disks", lambda: status_server.disks(history, now)

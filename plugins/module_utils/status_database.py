@@ -118,6 +118,8 @@ def patient() -> Iterator[None]:
 def rows_of(cluster: dict[str, Any]) -> Iterator[Row]:
     server = Server(cluster["version"], cluster["name"])
     what = f"postgresql {server.version}/{server.name}"
+    if cluster.get("patroni"):
+        server.unit = "patroni.service"
     status = f"systemctl status {server.unit}"
     if psycopg2 is None:
         yield Row(

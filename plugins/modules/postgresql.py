@@ -180,6 +180,13 @@ options:
   dump_user:
     description: User who may read the dumps of V(dump), as who Ansible comes to the server.
     type: str
+  managed_by:
+    description:
+      - Who starts and stops the cluster. With V(patroni) nothing is started or restarted here, and
+        roles and databases are made where it leads only; the others get them from there.
+    type: str
+    choices: [systemd, patroni]
+    default: systemd
   allow_restart:
     description: Whether to restart the server for settings that need it, or only to warn.
     type: bool
@@ -371,6 +378,7 @@ ARGUMENTS = {
         max_connections=100,
         allow_restart=True,
     ),
+    "managed_by": choice("systemd", "patroni", default="systemd"),
     **options(settings={}, listen_addresses=[], client_addresses=[], unit_files={}),
     **{"hba": entries(RULE), "default_hba": entries(RULE)},
     **postgresql_contents.ARGUMENTS,
@@ -624,6 +632,17 @@ def start(server: Server, check: bool) -> tuple[list[str], Session | None]:
         raise
 
 
+def managed(server: Server, check: bool) -> tuple[list[str], Session | None]:
+    """Return a session with a server that Patroni has started; it is nothing that changes here."""
+    session = session_now(server)
+    if session is None and not check:
+        raise Failure(
+            "PostgreSQL does not run, which is for Patroni to see to. See systemctl status patroni,"
+            " and run the playbook again."
+        )
+    return [], session
+
+
 def restart(server: Server, pending: dict[str, str]) -> Session:
     """Restart the server for settings that wait for it, or go back to the ones that it ran with."""
     try:
@@ -689,7 +708,8 @@ def activate(module: Module) -> dict:
         module.fail_json(msg=str(failure), **report(changes))
     for sentence in beaten:
         module.warn(sentence)
-    if due:
+    # Of Patroni's, the role patroni says so.
+    if due and given["managed_by"] == "systemd":
         module.warn(
             f"A restart of PostgreSQL is due for {', '.join(due)}. It was not done, because"
             " postgres_allow_restart is false. Do it when it suits: systemctl restart"
@@ -709,6 +729,10 @@ def bring_about(given: dict, changes: list[str], check: bool) -> tuple[list[str]
             raise Failure("PostgreSQL lets nobody in. See why: systemctl status 'postgresql@*'")
     else:
         server = Server(given["version"], given["cluster"])
+        is_managed = given["managed_by"] == "patroni"
+        # Which server will lead, and have them made, is not known by then.
+        if check and is_managed and not server.is_installed():
+            return [], []
         if check and not server.is_installed():
             changes += [*SENTENCES.values(), *postgresql_contents.on_a_bare_server(*contents)]
             return [], []
@@ -716,14 +740,18 @@ def bring_about(given: dict, changes: list[str], check: bool) -> tuple[list[str]
             changes += postgresql_contents.on_a_bare_server(*contents)
             return [], []
         need_psycopg2()
-        started, session = start(server, check)
+        started, session = managed(server, check) if is_managed else start(server, check)
         changes += started
         if session is None:  # only in a dry run, of a server that is down
             return [], []
         is_new = SENTENCES["start"] in started
-        applied, due, session = apply(server, session, is_new, given["allow_restart"], check)
+        may_restart = given["allow_restart"] and not is_managed
+        applied, due, session = apply(server, session, is_new, may_restart, check)
         changes += applied
-        beaten = [] if check else server.beaten(session)
+        beaten = [] if check or is_managed else server.beaten(session)
+    # What it has is from the one that leads.
+    if given["managed_by"] == "patroni" and session.is_standby():
+        return due, beaten
     session.check, session.changes = check, changes
     if is_standby(session, given["primary"], check):
         if not check:
@@ -739,7 +767,7 @@ def bring_about(given: dict, changes: list[str], check: bool) -> tuple[list[str]
 
 def is_standby(session: Session, primary: str, check: bool) -> bool:
     """Tell whether a server follows another one, and refuse one that is not what it is to be."""
-    ((follows,),) = session.rows("SELECT pg_is_in_recovery()")
+    follows = session.is_standby()
     if follows and not primary:
         raise Failure(
             "This PostgreSQL is a standby, and is to be the primary. Nothing was made in it. Have"
@@ -759,7 +787,8 @@ def dump(module: Module) -> dict:
     server, names = Server(given["version"], given["cluster"]), []
     if owned := postgresql_removal.owned(given["owner"]).databases:
         session = postgresql_removal.session(server, given["owner"])
-        names = postgresql_removal.existing(session, owned) if session else []
+        leads = session and not session.is_standby()
+        names = postgresql_removal.existing(session, owned) if leads else []
     dumps = postgresql_removal.dump(server, given["owner"], names, given["dump_user"], module)
     return {"dumps": dumps, **report([f"dump the database {name}" for name in names])}
 
@@ -782,9 +811,10 @@ def remove(module: Module) -> dict:
             # What the primary drops is dropped on its standby by itself.
             if session and not given["primary"]:
                 session.check, session.changes = check, changes
-                postgresql_removal.drop(session, owned)
-                names = [x["name"] for x in postgresql_config.standbys(everybody)]
-                postgresql_standby.ensure_slots(session, names)
+                if not session.is_standby():
+                    postgresql_removal.drop(session, owned)
+                    names = [x["name"] for x in postgresql_config.standbys(everybody)]
+                    postgresql_standby.ensure_slots(session, names)
             diff = compose(module, server, everybody, changes, given) if session else []
             if given["primary"] and not everybody and server.data.exists():
                 changes.append(f"remove {server.data}, the copy of {given['primary']}'s data")

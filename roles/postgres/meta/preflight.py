@@ -257,7 +257,7 @@ def only_watches(role: Mapping[str, Any]) -> bool:
 def check_place(server: Server) -> Iterator[Problem]:
     """Whether a server is a primary is asked of itself: of two, one loses what is written to it."""
     cluster = chosen(server)
-    if not cluster:
+    if not cluster or server.values.get("postgres_managed_by") == "patroni":
         return
     primary, name = server.values.get("postgres_primary"), server.name
     convert = server.values.get("postgres_convert") is True
