@@ -45,6 +45,8 @@ class Environment:
         names: dict[str, dict[str, Any]] = {name: {} for name in hosts}
         inventory = {"test": {"hosts": hosts, "vars": {"ansible_group_priority": 10}}}
         inventory |= {group: {"hosts": names} for group in groups}
+        # One database, which the others share.
+        inventory |= {"db": {"hosts": dict([*names.items()][:1])}} if "db" in groups else {}
         inventory["all"] = {"vars": in_hosts or {}}
         inventory["guestbook"] = {"children": {"test": {}}}
         (self.folder / "hosts.yml").write_text(yaml.safe_dump(inventory))
