@@ -404,11 +404,8 @@ def is_replica(said: dict) -> bool:
 
 def ensure_login(session: Session, password: str) -> None:
     """Make the role by which the others follow, and go back to where they agree."""
-    role = {"name": LOGIN, "login": True, "connection_limit": -1, "settings": {}}
-    there = session.rows("SELECT rolreplication FROM pg_roles WHERE rolname = %s", LOGIN)
-    postgresql_contents.ensure_role(session, role | {"password": password})
-    if there != [(True,)]:
-        session.change(f"let {LOGIN} replicate", "ALTER ROLE {r} REPLICATION", r=LOGIN)
+    role = {"name": LOGIN, "login": True, "replication": True, "connection_limit": -1}
+    postgresql_contents.ensure_role(session, role | {"settings": {}, "password": password})
     granted = {
         name
         for (name,) in session.rows(
