@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
@@ -1604,3 +1605,29 @@ def test_a_user_that_was_there_before_is_not_taken_for_the_app_s(
         return
     with pytest.raises(Refused, match=f"a user shop already.*home {home}, shell {shell}"):
         release_settings.refuse_somebody(app, user)
+
+
+def test_a_schedule_that_leaves_takes_its_last_run_along(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it comes back, what another server has run meanwhile is not made up for."""
+    asked: list[str] = []
+    monkeypatch.setattr(release_settings, "STAMPS", tmp_path)
+    monkeypatch.setattr(release_settings, "ask", lambda *words: asked.append(" ".join(words)))
+    monkeypatch.setattr(release_settings, "run", lambda *words: asked.append(" ".join(words)))
+    monkeypatch.setattr(release_settings, "show", lambda *_: [])
+    app.deploy("a")
+    name = app.root.name
+    state = types.SimpleNamespace(app={"name": name}, root=app.root)
+    (tmp_path / "units").mkdir(exist_ok=True)
+    kept = tmp_path / f"stamp-{name}-two.night.timer"
+    for path in (tmp_path / f"units/{name}.night.timer", kept):
+        path.touch()
+    stamp = tmp_path / f"stamp-{name}.night.timer"
+    stamp.touch()
+    assert release_settings.apply_schedules(state, True) == [f"{name}.night.timer"]
+    assert stamp.exists()
+    assert release_settings.apply_schedules(state, False) == [f"{name}.night.timer"]
+    assert asked[0] == f"systemctl disable --now {name}.night.timer"
+    assert not stamp.exists()
+    assert kept.exists()

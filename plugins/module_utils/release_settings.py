@@ -43,6 +43,7 @@ from .release_state import State
 from .services import slice_of
 
 UNITS = Path("/etc/systemd/system")
+STAMPS = Path("/var/lib/systemd/timers")
 CLAIMS = Path("/etc/carafe")
 NOLOGIN = "/usr/sbin/nologin"
 PROGRAMS = Path("/etc/supervisor/conf.d")
@@ -453,6 +454,9 @@ def apply_schedules(state: State, check: bool) -> list[str]:
     old = [name for name in gone if name.endswith(".timer")]
     if old:
         ask("systemctl", "disable", "--now", *old)
+    for name in old:
+        # Of its last run. Where it comes back one day, another server has had those since then.
+        (STAMPS / f"stamp-{name}").unlink(missing_ok=True)
     for name in gone:
         (UNITS / name).unlink(missing_ok=True)
         schedule = name.removeprefix(prefix).rpartition(".")[0]

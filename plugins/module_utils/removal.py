@@ -21,7 +21,7 @@ from typing import Any
 
 from . import files, supervisord
 from .commands import Failure, Refused, ask, run
-from .release_settings import NOLOGIN
+from .release_settings import NOLOGIN, STAMPS
 from .services import slice_of
 
 UNITS = Path("/etc/systemd/system")
@@ -29,7 +29,6 @@ PROGRAMS = Path("/etc/supervisor/conf.d")
 LOGS = Path("/var/log/supervisor")
 # What the system keeps of a user, or of a timer, elsewhere.
 OF_A_USER = ("/var/spool/cron/crontabs/{}", "/var/mail/{}", "/var/lib/systemd/linger/{}")
-STAMPS = Path("/var/lib/systemd/timers")
 PATIENCE = 10  # seconds for which a user's processes are waited for
 
 
