@@ -455,9 +455,17 @@ def mounts() -> list[str]:
     return sorted({x[1] for x in lines if len(x) > 2 and "/" in x[0] and x[1] != "/"})
 
 
+def remote_mounts() -> list[str]:
+    """Return those of them that are another host's, and may be the same on several servers."""
+    lines = (line.split() for line in text(ROOT / "proc/self/mounts").splitlines())
+    here = set(mounts())
+    return sorted({x[1] for x in lines if x[1:] and x[1] in here and not x[0].startswith("/dev/")})
+
+
 def look() -> dict[str, Any]:
     return {
         "mounts": mounts(),
+        "remote_mounts": remote_mounts(),
         **accounts(),
         "environments": environments(),
         "folders": folders(),

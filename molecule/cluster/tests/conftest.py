@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
+import object_store
 import pytest
 import testinfra
 import yaml
@@ -32,6 +33,9 @@ def docker(*words: str) -> str:
     return subprocess.run(["docker", *words], check=True, capture_output=True, text=True).stdout
 
 
+STATE = "/var/lib/carafe/backup"
+
+
 @dataclass
 class Server:
     """One of the three."""
@@ -43,6 +47,17 @@ class Server:
     @cached_property
     def address(self) -> str:
         return self.host.check_output("hostname -I").split()[0]
+
+    def job(self, name: str) -> None:
+        """Run a job of the backups as its timer does."""
+        # A few of these within seconds are too many for systemd.
+        self.host.run("systemctl reset-failed carafe-backup-%s.service", name)
+        self.host.check_output("systemctl start carafe-backup-%s.service", name)
+
+    def noted(self, what: str) -> dict:
+        """Return what is known here of a job of the backups; {} where it was never done."""
+        done = self.host.run(f"cat {STATE}/{what}.json")
+        return {} if done.rc else json.loads(done.stdout)
 
     def is_masked(self) -> bool:
         shown = self.host.check_output("systemctl show -p LoadState 'postgresql@*-main.service'")
@@ -121,6 +136,39 @@ def cluster(request: pytest.FixtureRequest) -> Cluster:
     }
     client = hosts.pop(f"cluster-{request.param}-client")
     return Cluster([Server(x, CONTAINERS[x], hosts[x]) for x in sorted(hosts)], client)
+
+
+@pytest.fixture(scope="session")
+def store(
+    tmp_path_factory: pytest.TempPathFactory, eventually: Callable[..., None]
+) -> Iterator[object_store.Store]:
+    """Have a store that speaks S3 for as long as there are tests, since all is archived there."""
+    container, folder = next(iter(CONTAINERS.values())), tmp_path_factory.mktemp("store")
+    with object_store.serving(container, folder, eventually) as there:
+        yield there
+
+
+@pytest.fixture(scope="module")
+def play(cluster: Cluster) -> Callable[..., str]:
+    """Run a playbook of the scenario's on the three servers."""
+
+    def run(book: str, **variables: object) -> str:
+        done = subprocess.run(
+            [
+                *("ansible-playbook", "--limit", ",".join(x.name for x in cluster.servers)),
+                *("--extra-vars", json.dumps(variables)),
+                *("--inventory", Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent),
+                Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]) / f"{book}.yml",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
 
 
 @dataclass
