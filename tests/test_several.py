@@ -13,10 +13,9 @@ from ansible import context
 from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import lookup_loader
-from ansible.template import Templar
 from ansible.utils.context_objects import CLIArgs
 from ansible_collections.carafe.stack.plugins.module_utils import release_steps
-from conftest import FACTS, ROOT, load_yaml
+from conftest import FACTS, ROOT
 from inventories import SECRETS, Looked
 
 HOSTS = {
@@ -308,20 +307,3 @@ def test_the_books_tell_what_serves(tmp_path: Path) -> None:
         release.point(name)
         release_steps.serving(release)
         assert release.output["serving"] == told
-
-
-@pytest.mark.parametrize(
-    ("servers", "size", "batches"),
-    [
-        ("abc", 0, [["a", "b", "c"]]),
-        ("abc", 2, [["a", "b"], ["c"]]),
-        ("abc", 1, [["a"], ["b"], ["c"]]),
-        ("a", 5, [["a"]]),
-        ("", 0, [[]]),
-    ],
-)
-def test_slots_are_restarted_by_batches(servers: str, size: int, batches: list[list[str]]) -> None:
-    tasks = load_yaml(ROOT / "playbooks/tasks/serve.yml")
-    (found,) = [x["vars"]["serve_batches"] for x in tasks if "serve_batches" in x.get("vars", {})]
-    templar = Templar(DataLoader(), {"stack_app": [*servers], "app_batch": size})
-    assert templar.template(found) == batches
