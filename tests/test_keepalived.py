@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.template import trust_as_template
+from ansible_collections.carafe.stack.playbooks.meta import preflight as stack
 from ansible_collections.carafe.stack.plugins.module_utils import commands, services
 from ansible_collections.carafe.stack.plugins.modules import keepalived
 from ansible_collections.carafe.stack.plugins.plugin_utils.options import checks_of
@@ -241,8 +242,22 @@ def test_two_web_servers_share_an_address_by_one_variable(looked: Callable[..., 
         assert [(x["protocol"], x["sources"]) for x in rules] == [("vrrp", [other])]
 
 
-def test_without_it_nothing_of_it_is_there(looked: Callable[..., Looked]) -> None:
-    seen = looked()
+@pytest.mark.parametrize(
+    "given", [{}, {"webs": ("one",), "stack_web_addresses": ["198.51.100.100/24"]}]
+)
+def test_without_it_nothing_of_it_is_there(
+    looked: Callable[..., Looked], given: dict[str, Any]
+) -> None:
+    # With nobody to share them with, too.
+    seen = looked(**given)
     assert seen.said == ""
     assert "keepalived" not in seen.value("stack_host_roles", "one")
     assert not [x for x in seen.value("firewall_default_allow", "one") if not x.get("ports")]
+
+
+@pytest.mark.parametrize(("webs", "told"), [(["one"], True), (["one", "two"], False)])
+def test_who_has_nobody_to_share_with_is_told(webs: list[str], told: bool) -> None:
+    values = {"stack_web": webs, "stack_web_addresses": ["198.51.100.100/24"]}
+    notes = list(stack.note_alone(Server("one", values=values)))
+    assert bool(notes) is told
+    assert list(stack.note_alone(Server("one", values={"stack_web": webs}))) == []

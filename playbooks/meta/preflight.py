@@ -576,6 +576,16 @@ def note_absent(server: Server) -> Iterator[str]:
         )
 
 
+def note_alone(server: Server) -> Iterator[str]:
+    """Say that nobody has an address to share with."""
+    is_alone = server.values.get("stack_web") == [server.name] and not absent_of(server)
+    if is_alone and server.values.get("stack_web_addresses"):
+        yield (
+            f"stack_web_addresses is for several servers in the group web, and {server.name} is"
+            " alone there: it gets none of them"
+        )
+
+
 def check_passwords(server: Server) -> Iterator[Problem]:
     """With several servers, the database is reached over the network, and asks for a password."""
     if not server.peers or not server.values.get("stack_db"):
@@ -738,7 +748,7 @@ CHECKS = (
     check_adoption,
 )
 # What is no problem, and may surprise.
-NOTES = (note_addresses, note_clock, note_absent)
+NOTES = (note_addresses, note_clock, note_absent, note_alone)
 # These add to what is missing, so that they come before the words about what failed.
 FIRST = (check_addresses, check_absent, check_passwords, check_voters)
 LAST = (check_failures,)
