@@ -91,7 +91,8 @@ from ..module_utils.commands import Failure, ask, run, show
 from ..module_utils.peer_https import Peer, Unanswered
 from ..module_utils.postgresql_server import report
 
-UNIT, HELPER = "etcd.service", "etcd-sandbox.service"
+UNIT = "etcd.service"
+HELPER = "etcd-sandbox.service"
 PROGRAM = Path("/usr/bin/etcd")
 SETTINGS = Path("/etc/default/etcd")
 # Whose configuration goes when it is removed itself.

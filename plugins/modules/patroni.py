@@ -184,14 +184,16 @@ from ..module_utils.postgresql_server import (
 )
 from ..module_utils.processes import is_older
 
-UNIT, HELPER = "patroni.service", "patroni-sandbox.service"
+UNIT = "patroni.service"
+HELPER = "patroni-sandbox.service"
 PROGRAM = Path("/usr/bin/patroni")
 SETTINGS = Path("/etc/patroni/config.yml")
 DROP_IN = Path("/etc/systemd/system/patroni.service.d/carafe.conf")
 LOADED = Path("/run/patroni/loaded")
 PORT = 8008
 # Seconds for a server that starts, and for one that restarts, which may have much to write.
-PATIENCE, RESTART = 120, 600
+PATIENCE = 120
+RESTART = 600
 PROGRESS = 2**20  # bytes
 LOGIN = "replicator"
 # What pg_rewind asks of who leads.
