@@ -433,7 +433,7 @@ def test_one_server_is_as_it_was(tmp_path: Path) -> None:
         ({"etcd": [*ALL, "d"], "db": ALL}, {}, "etcd_members has 4"),
         ({"db": ALL[:1]}, {}, "patroni_members has one server"),
         ({"db": []}, {}, "no server is in the group db"),
-        ({}, {"stack_database": "postgresql+asyncpg"}, "does not look for the server that leads"),
+        ({}, {"stack_database": "postgresql+asyncpg"}, "waits a minute for a server that is gone"),
         ({}, {"backup_repository": "/var/backups/x"}, "backups of a database that fails over"),
     ],
 )

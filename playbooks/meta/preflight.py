@@ -660,7 +660,8 @@ def check_voters(server: Server) -> Iterator[Problem]:
     elif voters and "+asyncpg" in kind:
         yield Problem(
             "stack_database",
-            f"is {kind!r}, which does not look for the server that leads as libpq does",
+            f"is {kind!r}, which knows no time-outs as libpq does, so that a connection waits a"
+            " minute for a server that is gone",
             "use postgresql+psycopg",
         )
     if voters and server.values.get("backup_repository"):

@@ -76,7 +76,6 @@ settles:
 """
 
 import contextlib
-import shutil
 import time
 from pathlib import Path
 
@@ -224,7 +223,8 @@ def remove(given: dict, dry: bool) -> dict:
         changes.append("start etcd at no boot any more")
     if changes and not dry:
         run("systemctl", "disable", "--now", "--quiet", UNIT)
-        shutil.rmtree(data, ignore_errors=True)
+        # It fails where some stays: a member that comes back would be taken for the former one.
+        files.remove(data)
     return report(changes)
 
 

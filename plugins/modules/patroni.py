@@ -126,7 +126,7 @@ EXAMPLES = r"""
     dcs: [10.0.0.11, 10.0.0.12, 10.0.0.13]
     certificate: /etc/internal-tls/shop/server.pem
     trusted: /etc/internal-tls/shop/ca.pem
-    replication_password: "{{ vault_patroni_replication_password }}"
+    replication_password: "{{ vault_database_replication_password }}"
   become: true
 """
 
@@ -166,7 +166,14 @@ from ansible_collections.carafe.stack.plugins.module_utils.module import (
     without_default,
 )
 
-from ..module_utils import found, patroni, postgresql_config, postgresql_contents, services
+from ..module_utils import (
+    files,
+    found,
+    patroni,
+    postgresql_config,
+    postgresql_contents,
+    services,
+)
 from ..module_utils.commands import Failure, Refused, ask, run, show
 from ..module_utils.etcd import Etcd, place
 from ..module_utils.files import read
@@ -306,7 +313,7 @@ class Node:
             f"remove {data}, which is made anew from {self.cluster.leader or 'the first'}"
         ):
             for path in data.iterdir() if data.is_dir() else ():
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                files.remove(path)
 
     # --- what all servers share
 
