@@ -443,6 +443,13 @@ def test_what_would_not_fail_over_is_refused(
     assert says in looked(tmp_path, THREE_SERVERS | groups, **more).said
 
 
+@pytest.mark.parametrize(("release", "refused"), [("12", True), ("13", False), ("14", False)])
+def test_a_release_whose_patroni_has_lost_rows_is_refused(release: str, refused: bool) -> None:
+    server = Server("a", facts={"distribution_major_version": release})
+    found = [x.what for x in ROLE.check_release(server)]
+    assert [f"a has Debian {release}" in x for x in found] == [True] * refused
+
+
 @pytest.mark.parametrize(("apart", "refused"), [(3, False), (60, True)])
 def test_clocks_of_voters_agree(apart: int, refused: bool) -> None:
     servers = [
