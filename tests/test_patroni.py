@@ -445,7 +445,8 @@ def test_what_would_not_fail_over_is_refused(
 
 @pytest.mark.parametrize(("release", "refused"), [("12", True), ("13", False), ("14", False)])
 def test_a_release_whose_patroni_has_lost_rows_is_refused(release: str, refused: bool) -> None:
-    server = Server("a", facts={"distribution_major_version": release})
+    facts = {"distribution": "Debian", "distribution_major_version": release}
+    server = Server("a", facts=facts)
     found = [x.what for x in ROLE.check_release(server)]
     assert [f"a has Debian {release}" in x for x in found] == [True] * refused
 

@@ -17,20 +17,18 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
 RANGES = {"patroni_ttl": (20, None), "patroni_loop_wait": (1, None)}
 RANGES |= {"patroni_retry_timeout": (3, None), "patroni_port": (1, 65535)}
 PORT, UNIT = 8008, "patroni.service"
-OLDEST = 13
 
 
 def check_release(server: Server) -> Iterator[Problem]:
     """With Patroni 3.0, what was acknowledged was lost once, where who led was cut off."""
-    release = server.facts.get("distribution_major_version") or ""
-    if release.isdecimal() and int(release) < OLDEST:
+    if [server.facts.get(f"distribution{x}") for x in ("", "_major_version")] == ["Debian", "12"]:
         yield Problem(
             "patroni_members",
-            f"needs Debian {OLDEST}, and {server.name} has Debian {release}: its Patroni 3.0 has"
+            f"needs Debian 13, and {server.name} has Debian 12: its Patroni 3.0 has"
             " lost rows that were acknowledged, where the server that led was cut off from the"
             " others",
-            f"bring the servers to Debian {OLDEST} first, docs/how-to/upgrading-debian.md; or have"
-            " a standby, docs/how-to/standby.md",
+            "bring the servers to Debian 13 first, docs/how-to/upgrading-debian.md; or have a"
+            " standby, docs/how-to/standby.md",
         )
 
 
