@@ -116,7 +116,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(etcd, "PROGRAM", tmp_path)
     monkeypatch.setattr(etcd, "JOINS", tmp_path / "joins")
     monkeypatch.setattr(etcd, "Peer", lambda *_: seen.members)
-    monkeypatch.setattr(etcd, "is_stale", lambda: seen.stale)
+    monkeypatch.setattr(etcd, "is_stale", lambda _: seen.stale)
     monkeypatch.setattr(etcd.services, "state", lambda *_: seen.state)
     monkeypatch.setattr(etcd.services, "act", lambda unit, verbs: seen.asked.extend(verbs))
     monkeypatch.setattr(etcd, "run", lambda *words: seen.asked.append(" ".join(words)))
@@ -201,16 +201,101 @@ def running(server: SimpleNamespace) -> SimpleNamespace:
 
 
 def test_what_runs_by_its_files_is_left_alone(running: SimpleNamespace) -> None:
+    others_have(running, *(member(x) for x in (1, 2, 3)))
     done = etcd.start(running.given, dry=False)
     assert (done["changed"], done["settles"], running.asked) == (False, False, [])
-    assert running.members.asked == []
+    # Itself, without the network.
+    assert [place for place, *_ in running.members.asked] == ["10.0.0.1:2379"]
+
+
+def test_who_is_no_member_any_more_is_taken_out_once(running: SimpleNamespace) -> None:
+    """By one that is up again, one after the other."""
+    there = [member(x) for x in (1, 2, 3, 4)]
+
+    def ask(place: str, path: str, body: Any = None, **_: Any) -> tuple[int, Any]:
+        if path.endswith("remove"):
+            there[:] = [x for x in there if x["ID"] != body["ID"]]
+        return 200, {"members": there, "health": "true"}
+
+    running.members.ask = ask
+    assert etcd.start(running.given, dry=True)["changes"] == ["take n4 out of the cluster"]
+    done = etcd.start(running.given, dry=False)
+    assert (done["changes"], done["settles"], len(there)) == ([], True, 4)
+    assert etcd.settle(running.given, dry=False)["changes"] == ["take n4 out of the cluster"]
+    assert [x["name"] for x in there] == ["n1", "n2", "n3"]
+    assert etcd.settle(running.given, dry=False)["changes"] == []
+
+
+def test_one_that_comes_in_the_place_of_a_dead_one_has_it_taken_out_before(
+    server: SimpleNamespace,
+) -> None:
+    """etcd adds none to those of which too many are gone."""
+    others_have(server, *(member(x) for x in (2, 3, 4)))
+    done = etcd.start(server.given, dry=False)
+    assert done["changes"][:2] == ["take n4 out of the cluster", "add one to the cluster"]
+    calls = [(path.rpartition("/")[2], body) for _, path, body in server.members.asked]
+    assert [x for x, _ in calls] == ["list", "remove", "add"]
+    assert calls[1][1] == {"ID": "4"}
+
+
+def test_a_member_is_added_once_all_others_are_up(
+    server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that join at once wait for each other so, too."""
+    others_have(server, member(2), member(3))
+    answer, refusals = server.members.ask, [*"12345"]
+
+    def ask(place: str, path: str, body: Any = None, **more: Any) -> tuple[int, Any]:
+        if path.endswith("add") and refusals:
+            refusals.pop()
+            return 503, {"error": "etcdserver: unhealthy cluster"}
+        return answer(place, path, body, **more)
+
+    server.members.ask = ask
+    monkeypatch.setattr(etcd.time, "sleep", lambda _: None)
+    assert "add one to the cluster" in etcd.start(server.given, dry=False)["changes"]
+    assert etcd.JOINS.exists()
+    etcd.JOINS.unlink()
+    refusals += "1" * 1000
+    monkeypatch.setattr(etcd, "PATIENCE", 0)
+    with pytest.raises(Failure, match=r"away: .*unhealthy cluster.* taken out by .*remove_server"):
+        etcd.start(server.given, dry=False)
+    assert not etcd.JOINS.exists()
+
+
+def test_one_that_was_taken_out_begins_anew(running: SimpleNamespace) -> None:
+    """It has data of when it was a member, by which etcd would refuse to start."""
+    running.state["ActiveState"] = "activating"
+    others_have(running, member(2), member(3))
+    data = running.folder / "member"
+    etcd.start(running.given, dry=True)
+    assert data.exists()
+    done = etcd.start(running.given, dry=False)
+    assert f"remove {data}, of when it was a member before" in done["changes"]
+    assert not data.exists()
+    assert "STATE=existing" in etcd.JOINS.read_text()
+
+
+def test_one_that_is_no_member_of_those_that_do_not_answer_keeps_its_data(
+    running: SimpleNamespace,
+) -> None:
+    running.state["ActiveState"] = "failed"
+    etcd.start(running.given, dry=False)
+    assert (running.folder / "member").exists()
+
+
+def test_two_that_join_at_once_are_both_told() -> None:
+    joining = [member(1), member(4, name=""), member(5, name="")]
+    words = client.initial_cluster(joining, "four", "https://10.0.0.4:2380")
+    assert words == ("n1=https://10.0.0.1:2380,four=https://10.0.0.4:2380,5=https://10.0.0.5:2380")
 
 
 def test_what_is_older_than_its_files_restarts_one_after_the_other(
     running: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running.stale = True
-    running.members.answers = {"10.0.0.1:2379": {"health": "true"}}
+    there = [member(x) for x in (1, 2, 3)]
+    running.members.answers = {"10.0.0.1:2379": {"health": "true", "members": there}}
     monkeypatch.setattr(etcd, "ask", lambda *words: running.asked.append(" ".join(words)))
     assert etcd.start(running.given, dry=False)["settles"]
     assert running.asked == []

@@ -109,10 +109,9 @@ class Etcd:
 
 
 def initial_cluster(members: Iterable[Mapping[str, Any]], name: str, url: str) -> str:
-    """Return what a joining member is told of all; it has no name there before its first start."""
+    """Return what a joining member is told of all: of the others, etcd compares addresses alone."""
     return ",".join(
-        f"{member.get('name') or name}={address}"
+        f"{name if address == url else member.get('name') or member['ID']}={address}"
         for member in members
         for address in member["peerURLs"]
-        if member.get("name") or address == url
     )

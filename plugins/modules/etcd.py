@@ -9,9 +9,11 @@ short_description: Run a member of an etcd cluster by its files
 description:
   - V(start) starts the member, at each boot too, and does not wait for it, since the first members
     of a cluster wait for each other. Where the other members have a cluster already, it joins that
-    one, also in the place of a member of its address whose data is gone.
+    one, also in the place of a member of its address whose data is gone, or of one that O(members)
+    has no more. A member that the others have taken out begins anew, without its data.
   - V(settle) waits until the member belongs to a majority, and restarts it where what runs is older
-    than its files. To be done by one member after the other.
+    than its files. To be done by one member after the other. What the cluster has besides
+    O(members) is taken out of it; etcd refuses that where no majority would be left.
   - V(remove) takes the member out of the cluster, as far as others have a majority without it, and
     stops it, unless a Patroni of the same server needs it yet. Its data goes. All that it needs to
     know is in the member's own settings.
@@ -112,17 +114,50 @@ def cluster(given: dict, others: bool = False) -> etcd.Etcd:
     return etcd.Etcd(Peer(given["certificate"], given["trusted"]), places)
 
 
-def peer_url(given: dict) -> str:
-    return f"https://{etcd.place(given['address'], etcd.PEER_PORT)}"
+def peer_url(given: dict, address: str = "") -> str:
+    return f"https://{etcd.place(address or given['address'], etcd.PEER_PORT)}"
+
+
+def members_of(there: etcd.Etcd) -> list[dict]:
+    """Return the members, none where nobody answers: the first ones of all, or no majority."""
+    try:
+        return there.members()
+    except Unanswered:
+        return []
+
+
+def surplus(given: dict, members: list[dict]) -> list[dict]:
+    """Return the members that are not to be any."""
+    return [
+        x for x in members if not {peer_url(given, y) for y in given["members"]} & {*x["peerURLs"]}
+    ]
+
+
+def is_taken_out(given: dict, state: dict) -> bool:
+    """Tell whether the others go on without this one, which has data of when it was a member."""
+    if state["ActiveState"] == "active" or not Path(given["certificate"]).exists():
+        return False
+    members = members_of(cluster(given, others=True))
+    return bool(members) and not any(peer_url(given) in x["peerURLs"] for x in members)
+
+
+def take_out(there: etcd.Etcd, members: list[dict], changes: list[str], dry: bool) -> None:
+    for member in members:
+        changes.append(f"take {member.get('name') or member['peerURLs'][0]} out of the cluster")
+        if not dry:
+            there.remove_member(member["ID"])
 
 
 def join(given: dict, changes: list[str], dry: bool) -> None:
     """Where the others have a cluster, be one of its members before the first start."""
     there, url = cluster(given, others=True), peer_url(given)
-    try:
-        members = there.members()
-    except Unanswered:  # the first members of all, or no majority: etcd itself finds out
+    members = members_of(there)
+    if not members:  # etcd itself finds out
         return
+    # First: with one that is dead among them, etcd adds none.
+    more = surplus(given, members)
+    take_out(there, more, changes, dry)
+    members = [x for x in members if x not in more]
     mine = [x for x in members if url in x["peerURLs"]]
     # One that has never started has no name there, or no address for clients.
     lost = [x for x in mine if x.get("clientURLs")]
@@ -135,16 +170,35 @@ def join(given: dict, changes: list[str], dry: bool) -> None:
     for member in lost:
         there.remove_member(member["ID"])
     if lost or not mine:
-        members = there.add_member(url)
+        members = add(there, url)
     words = etcd.initial_cluster(members, given["name"], url)
     files.write(JOINS, f"ETCD_INITIAL_CLUSTER={words}\nETCD_INITIAL_CLUSTER_STATE=existing\n")
 
 
-def is_stale() -> bool:
+def add(there: etcd.Etcd, url: str) -> list[dict]:
+    """Add a member once all others have been up for some seconds, as etcd wants it."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return there.add_member(url)
+        except Unanswered as reason:
+            if time.monotonic() > until:
+                raise Failure(
+                    f"etcd adds no member as long as one that it has is away: {reason}. See"
+                    " systemctl status etcd on each of etcd_members, and run the playbook again."
+                    " One that does not come back is taken out by"
+                    " ansible-playbook carafe.stack.remove_server."
+                ) from None
+        time.sleep(0.5)
+
+
+def is_stale(given: dict) -> bool:
     """Tell whether what runs is older than its files, whoever has written them."""
     (shown,) = show("MainPID", UNIT)
     folder = UNITS / f"{UNIT}.d"
-    return processes.is_older(shown["MainPID"], [SETTINGS, *folder.glob("*.conf")])
+    # Its certificate it reads for each connection, those whom it trusts at its start only.
+    files_of_start = [SETTINGS, Path(given["trusted"]), *folder.glob("*.conf")]
+    return processes.is_older(shown["MainPID"], files_of_start)
 
 
 def start(given: dict, dry: bool) -> dict:
@@ -157,36 +211,48 @@ def start(given: dict, dry: bool) -> dict:
             " what etcd_packages has, and run the playbook again."
         )
     state = services.state(UNIT, HELPER)
-    is_new = not (Path(given["data_dir"]) / "member").exists()
+    data = Path(given["data_dir"]) / "member"
+    is_out = data.exists() and is_taken_out(given, state)
+    is_new = is_out or not data.exists()
+    if is_out:
+        changes.append(f"remove {data}, of when it was a member before")
+        if not dry:
+            shutil.rmtree(data)
     # What was started by something else has data of its own.
     verbs = services.due(state, "restart" if is_new else "")
-    if state["ActiveState"] == "activating":  # it waits for the others
+    if state["ActiveState"] == "activating" and not is_out:  # it waits for the others
         verbs = [x for x in verbs if x != "start"]
     begins = [x for x in verbs if x in ("start", "restart")]
-    stale = not begins and (is_stale() or state["NeedDaemonReload"] == "yes")
+    stale = not begins and (is_stale(given) or state["NeedDaemonReload"] == "yes")
+    more = [] if begins else surplus(given, members_of(cluster(given)))
     # Of a bare server in a dry run there is no certificate to ask with.
     if begins and is_new and Path(given["certificate"]).exists():
         join(given, changes, dry)
     changes += [SENTENCES[x] for x in verbs if x in SENTENCES]
     changes += ["restart etcd, whose files have changed"] * stale
-    if not dry:
+    if dry:
+        take_out(cluster(given), more, changes, dry)
+    else:
         services.act(UNIT, [x for x in verbs if x not in begins])
         for verb in begins:
             # It is up once a majority is: to wait here would keep the others from starting.
             run("systemctl", verb, "--no-block", UNIT)
-    return {**report(changes), "settles": bool(changes) or state["ActiveState"] != "active"}
+    settles = bool(changes) or bool(more) or state["ActiveState"] != "active"
+    return {**report(changes), "settles": settles}
 
 
 def settle(given: dict, dry: bool) -> dict:
     changes: list[str] = []
     if dry:
         return report(changes)
-    if is_stale() and services.state(UNIT)["ActiveState"] == "active":
+    if is_stale(given) and services.state(UNIT)["ActiveState"] == "active":
         changes.append("restart etcd")
         # Whether that came to something is asked of it.
         ask("systemctl", "restart", UNIT)
     await_majority(given)
     JOINS.unlink(missing_ok=True)
+    there = cluster(given)
+    take_out(there, surplus(given, there.members()), changes, dry)
     return report(changes)
 
 
