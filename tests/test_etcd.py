@@ -377,7 +377,7 @@ def test_a_member_leaves_by_what_it_has_noted_itself() -> None:
     values |= {"etcd_cluster_name": "carafe", "ansible_managed": "Ansible managed"}
     templar = Templar(DataLoader(), Role("etcd").vars | values)
     text = templar.template(trust_as_template(template.read_text()))
-    assert etcd.noted(text) == {
+    assert client.noted(text) == {
         "address": "fd00::1",
         "members": ["fd00::1", "10.0.0.2", "10.0.0.3"],
         "certificate": "/server.pem",
@@ -391,6 +391,6 @@ def test_one_that_somebody_has_set_up_stays(
 ) -> None:
     settings = server.folder / "default"
     settings.write_text("ETCD_NAME=theirs\n")
-    monkeypatch.setattr(etcd, "SETTINGS", settings)
+    monkeypatch.setattr(client, "SETTINGS", settings)
     assert etcd.remove({}, dry=False)["changes"] == []
     assert server.asked == []

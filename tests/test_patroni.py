@@ -269,8 +269,8 @@ def lead(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **keys: str) ->
     node.peer = SimpleNamespace(ask=ask)
     monkeypatch.setattr(node, "look", lambda: node.cluster)
     monkeypatch.setattr(patroni, "Node", lambda *_: node)
-    return lambda candidate="": (
-        patroni.switch_over(given | {"candidate": candidate}, False),
+    return lambda candidate="", former="": (
+        patroni.switch_over(given | {"candidate": candidate, "former": former}, False),
         asked,
     )
 
@@ -304,6 +304,40 @@ def test_one_that_lacks_something_does_not_lead(
 def test_who_leads_already_stays(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     done, asked = lead(given, monkeypatch, **THREE)("one")
     assert (done["changed"], asked) == (False, [])
+
+
+@pytest.mark.parametrize(("former", "leads"), [("one", "two"), ("two", "one"), ("three", "one")])
+def test_only_who_is_to_give_up_the_lead_does(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, former: str, leads: str
+) -> None:
+    done, asked = lead(given, monkeypatch, **THREE)(former=former)
+    assert (done["leader"], done["changed"], len(asked)) == (leads, leads == "two", leads == "two")
+
+
+@pytest.mark.parametrize(("goes_on", "runs"), [(True, True), (False, False)])
+def test_who_leaves_the_others_to_go_on_runs_nothing(
+    given: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    goes_on: bool,
+    runs: bool,
+) -> None:
+    """Even where it led by its own word: it was cut off from etcd before."""
+    settings, asked = tmp_path / "config.yml", []
+    settings.write_text("{}")
+    monkeypatch.setattr(patroni, "SETTINGS", settings)
+    monkeypatch.setattr(patroni.postgresql_config, "FOLDER", tmp_path / "claims")
+    monkeypatch.setattr(patroni, "noted", lambda _: {})
+    monkeypatch.setattr(patroni, "Node", lambda *_, **more: asked.append(more) or node)
+    monkeypatch.setattr(patroni.services, "state", lambda _: {"ActiveState": "active"})
+    node, done = Node(given), []
+    monkeypatch.setattr(node, "status", lambda: {"role": "primary"})
+    monkeypatch.setattr(patroni, "run", lambda *words: done.append(words[1:]))
+    patroni.remove({"owner": "shop", "goes_on": goes_on}, False)
+    assert asked == [{"asks_etcd": False}]
+    assert ("disable", "--now", "--quiet", "patroni.service") in done
+    assert (("enable", "--now", "--quiet", node.debians) in done) is runs
+    assert not settings.exists()
 
 
 def test_settings_are_found_below_patronis_own(
@@ -527,7 +561,32 @@ def test_where_there_is_no_cluster_nothing_is_said_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status_cluster, "CONFIG", tmp_path / "config.yml")
+    monkeypatch.setattr(status_cluster, "SETTINGS", tmp_path / "etcd")
     assert list(status_cluster.rows()) == []
+    (tmp_path / "etcd").write_text("ETCD_NAME=of-somebody-elses\n")
+    assert list(status_cluster.rows()) == []
+
+
+def test_who_has_a_vote_alone_says_how_many_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_cluster, "CONFIG", tmp_path / "config.yml")
+    monkeypatch.setattr(status_cluster, "SETTINGS", tmp_path / "etcd")
+    (tmp_path / "etcd").write_text(
+        "# Ansible managed: Managed by Ansible.\nETCD_LISTEN_PEER_URLS=https://10.0.0.3:2380\n"
+        "ETCD_INITIAL_CLUSTER=a=https://10.0.0.1:2380,c=https://10.0.0.3:2380\n"
+        "ETCD_CERT_FILE=/pem\nETCD_TRUSTED_CA_FILE=/ca\nETCD_DATA_DIR=/data\n"
+    )
+
+    def well(place: str, _: str) -> tuple[int, Any]:
+        return 200 if place == "10.0.0.3:2379" else 503, {"health": "true"}
+
+    monkeypatch.setattr(status_cluster, "Peer", lambda *_: SimpleNamespace(ask=well))
+    (row,) = status_cluster.rows()
+    assert (row.what, row.level, row.says) == (
+        *("etcd", "yellow"),
+        "1 of 2 answer, not 10.0.0.1:2379",
+    )
 
 
 def test_a_patroni_that_is_silent_is_told_beside_etcd(

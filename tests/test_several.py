@@ -72,7 +72,9 @@ def stack(tmp_path: Path) -> Stack:
     return Stack(tmp_path)
 
 
-def pattern(stack: Stack, *terms: str, limit: str | None = None, **variables: Any) -> str:
+def pattern(
+    stack: Stack, *terms: str, limit: str | None = None, last: str = "", **variables: Any
+) -> str:
     """Return the pattern of the first play."""
     names = yaml.safe_load((stack.place / "hosts.yml").read_text())
     groups = {k: [*v.get("hosts", {})] for k, v in names.items()}
@@ -81,7 +83,7 @@ def pattern(stack: Stack, *terms: str, limit: str | None = None, **variables: An
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(context, "CLIARGS", CLIArgs({"subset": limit}))
         (found,) = lookup_loader.get("carafe.stack.servers", loader=DataLoader()).run(
-            [*terms], variables=known
+            [*terms], variables=known, last=last
         )
     return found
 
@@ -92,6 +94,17 @@ def test_no_play_is_for_a_server_that_is_away(stack: Stack) -> None:
     assert pattern(stack, "app") == "app,!two"
     stack.write()
     assert pattern(stack, "app", "web") == "app,web"
+
+
+def test_who_the_others_need_is_asked_last(stack: Stack) -> None:
+    stack.write(absent="two")
+    facts = {x: {"roll_leads": x == "one", "stack_state": "present"} for x in HOSTS}
+    facts["two"]["stack_state"] = "absent"
+    found = pattern(stack, "app", "web", "db", hostvars=facts, last="roll_leads")
+    assert found == "front,data,one"
+    assert pattern(stack, "app", hostvars=facts | {"one": facts["data"]}, last="roll_leads") == (
+        "app,!two"
+    )
 
 
 def test_later_plays_go_by_what_ansible_knows(stack: Stack) -> None:

@@ -92,9 +92,11 @@ def check_contact(server: Server) -> Iterator[Problem]:
 
 def has_stand_in(server: Server) -> bool:
     """Tell whether the stack goes on without this server."""
-    of_kinds = [server.values.get(x) or [] for x in ("stack_app", "stack_web")]
     is_database = server.name in (server.values.get("stack_db") or [])
-    return not is_database and all(len(x) > 1 for x in of_kinds if server.name in x)
+    if is_database and not server.values.get("stack_etcd"):
+        return False
+    of_kinds = [server.values.get(x) or [] for x in ("stack_app", "stack_web")]
+    return all(len(x) > 1 for x in of_kinds if server.name in x)
 
 
 def check_distribution(server: Server) -> Iterator[Problem]:
@@ -503,7 +505,17 @@ def absent_of(server: Server) -> list[str]:
 def check_absent(server: Server) -> Iterator[Problem]:
     """What a server alone has, no other one has instead of it."""
     absent = absent_of(server)
-    if data := [x for x in server.values.get("stack_db") or [] if x in absent]:
+    databases, voters = (server.values.get(x) or [] for x in ("stack_db", "stack_etcd"))
+    data = [x for x in databases if x in absent]
+    gone = [x for x in voters if x in absent]
+    if 2 * len(gone) >= len(voters) > 0:
+        yield Problem(
+            "stack_state",
+            f"is absent for {' and '.join(gone)}, and of {len(voters)} voters no majority is left,"
+            " without which no server may lead",
+            "take that out for one that is up",
+        )
+    if data and (not voters or len(data) == len(databases)):
         yield Problem(
             "stack_state",
             f"is absent for {' and '.join(data)}, where the database is, and no other server has"

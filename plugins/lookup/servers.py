@@ -20,6 +20,12 @@ description:
     where all servers are away.
   - It asks no server, and costs no task.
 options:
+  last:
+    description: >-
+      Name of a variable; the servers of which it is true come after the others. Ansible knows it of
+      none before the first play.
+    type: str
+    default: ""
   _terms:
     description: Names of groups.
     type: list
@@ -54,7 +60,9 @@ from ..plugin_utils.sources import Sources
 class LookupModule(LookupBase):
     """Ansible asks it once for each play."""
 
-    def run(self, terms: list[str], variables: dict[str, Any] | None = None, **_: Any) -> list[str]:
+    def run(
+        self, terms: list[str], variables: dict[str, Any] | None = None, last: str = "", **_: Any
+    ) -> list[str]:
         variables = variables or {}
         groups = variables.get("groups") or {}
         if inventories.only(groups):
@@ -86,6 +94,10 @@ class LookupModule(LookupBase):
         pattern, away = absences.pattern(there, hosts, variables, self._loader)
         if {*away} >= {*hosts} or context.CLIARGS.get("subset") in away:
             raise AnsibleError(absences.complaint(away, sources))
+        known = variables.get("hostvars") or {}
+        if late := [x for x in hosts if x not in away and last and known[x].get(last)]:
+            # One pattern for a server after the other: groups have an order of their own.
+            return [",".join([*(x for x in hosts if x not in [*away, *late]), *late])]
         return [pattern]
 
 

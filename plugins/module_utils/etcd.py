@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .peer_https import Peer, Refusal, Unanswered
 
 CLIENT_PORT, PEER_PORT = 2379, 2380
+SETTINGS = Path("/etc/default/etcd")
 
 
 def place(address: str, port: int = CLIENT_PORT) -> str:
@@ -115,3 +117,21 @@ def initial_cluster(members: Iterable[Mapping[str, Any]], name: str, url: str) -
         for member in members
         for address in member["peerURLs"]
     )
+
+
+def address_in(url: str) -> str:
+    return url.partition("//")[2].rpartition(":")[0].strip("[]")
+
+
+def noted(text: str) -> dict:
+    """Return what the member's own settings say of it, as the other stages are given it."""
+    said = dict(x.split("=", 1) for x in text.splitlines() if x.startswith("ETCD_"))
+    urls = [x.partition("=")[2] for x in said["ETCD_INITIAL_CLUSTER"].split(",")]
+
+    return {
+        "address": address_in(said["ETCD_LISTEN_PEER_URLS"]),
+        "members": [address_in(x) for x in urls],
+        "certificate": said["ETCD_CERT_FILE"],
+        "trusted": said["ETCD_TRUSTED_CA_FILE"],
+        "data_dir": said["ETCD_DATA_DIR"],
+    }

@@ -457,6 +457,8 @@ def streaming(server: Server, primary: str) -> None:
 
 def forget(server: Server) -> None:
     """Remove a copy that nobody wants any more."""
+    # Of one that Patroni has run.
+    run("systemctl", "unmask", "--quiet", server.unit)
     run("systemctl", "disable", server.unit)
     stop(server)
     files.remove(server.data)

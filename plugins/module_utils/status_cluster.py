@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from . import adopted
 from .commands import Failure
-from .etcd import Etcd
+from .etcd import SETTINGS, Etcd, noted, place
+from .files import read
 from .levels import GREEN, RED, YELLOW, Row
 from .peer_https import Peer, Unanswered
 
@@ -26,6 +28,7 @@ FAR_BEHIND = 2**20
 def rows() -> Iterator[Row]:
     """Yield how the cluster is, as this server's Patroni has it; nothing where there is none."""
     if yaml is None or not CONFIG.exists():
+        yield from of_a_vote()
         return
     config = yaml.safe_load(CONFIG.read_text())
     own, there = config["restapi"], config["etcd3"]
@@ -40,6 +43,20 @@ def rows() -> Iterator[Row]:
     except (Unanswered, TypeError, KeyError):
         yield Row("cluster", RED, "Patroni does not answer", "systemctl status patroni")
     yield of_voters(Etcd(peer, there["hosts"]))
+
+
+def of_a_vote() -> Iterator[Row]:
+    """Yield how etcd is on a server that has a vote, and no database."""
+    said = read(SETTINGS) or ""
+    if not adopted.is_managed(said):
+        return
+    own = noted(said)
+    try:
+        peer = Peer(own["certificate"], own["trusted"])
+    except Failure as failure:
+        yield Row("etcd", RED, str(failure), "ansible-playbook carafe.stack.site")
+        return
+    yield of_voters(Etcd(peer, [place(x) for x in own["members"]]))
 
 
 def of_members(members: list[Mapping[str, Any]]) -> Row:

@@ -95,7 +95,6 @@ from ..module_utils.postgresql_server import report
 UNIT = "etcd.service"
 HELPER = "etcd-sandbox.service"
 PROGRAM = Path("/usr/bin/etcd")
-SETTINGS = Path("/etc/default/etcd")
 # Whose configuration goes when it is removed itself.
 NEEDS = Path("/etc/patroni/config.yml")
 UNITS = Path("/etc/systemd/system")
@@ -197,7 +196,7 @@ def is_stale(given: dict) -> bool:
     (shown,) = show("MainPID", UNIT)
     folder = UNITS / f"{UNIT}.d"
     # Its certificate it reads for each connection, those whom it trusts at its start only.
-    files_of_start = [SETTINGS, Path(given["trusted"]), *folder.glob("*.conf")]
+    files_of_start = [etcd.SETTINGS, Path(given["trusted"]), *folder.glob("*.conf")]
     return processes.is_older(shown["MainPID"], files_of_start)
 
 
@@ -273,11 +272,11 @@ def await_majority(given: dict) -> None:
 
 def remove(given: dict, dry: bool) -> dict:
     changes: list[str] = []
-    said = files.read(SETTINGS) or ""
+    said = files.read(etcd.SETTINGS) or ""
     # One that somebody has set up is his.
     if not adopted.is_managed(said) or NEEDS.exists():
         return report(changes)
-    given = noted(said)
+    given = etcd.noted(said)
     state, data = services.state(UNIT), Path(given["data_dir"])
     if state["ActiveState"] in ("active", "activating"):
         changes.append("stop etcd")
@@ -292,23 +291,6 @@ def remove(given: dict, dry: bool) -> dict:
         # It fails where some stays: a member that comes back would be taken for the former one.
         files.remove(data)
     return report(changes)
-
-
-def noted(text: str) -> dict:
-    """Return what the member's own settings say of it, as the other stages are given it."""
-    said = dict(x.split("=", 1) for x in text.splitlines() if x.startswith("ETCD_"))
-    urls = [x.partition("=")[2] for x in said["ETCD_INITIAL_CLUSTER"].split(",")]
-
-    def address(url: str) -> str:
-        return url.partition("//")[2].rpartition(":")[0].strip("[]")
-
-    return {
-        "address": address(said["ETCD_LISTEN_PEER_URLS"]),
-        "members": [address(x) for x in urls],
-        "certificate": said["ETCD_CERT_FILE"],
-        "trusted": said["ETCD_TRUSTED_CA_FILE"],
-        "data_dir": said["ETCD_DATA_DIR"],
-    }
 
 
 def leave(given: dict) -> None:

@@ -102,8 +102,18 @@ options:
     description: Who leaves with V(remove), as the module M(carafe.stack.postgresql) has it.
     type: str
     default: default
+  goes_on:
+    description:
+      - Whether the server that led goes on without Patroni after V(remove). It is not to where
+        other servers go on with the cluster.
+    type: bool
+    default: true
   candidate:
     description: Server that is to lead after V(switchover); when empty, the one that is most ready.
+    type: str
+    default: ""
+  former:
+    description: The only server that V(switchover) takes the lead from; when empty, whoever leads.
     type: str
     default: ""
 requirements: [psycopg2]
@@ -222,7 +232,7 @@ SENTENCES = {
 class Node:
     """This server as a part of the cluster: its PostgreSQL, its Patroni, and what etcd has."""
 
-    def __init__(self, given: dict, dry: bool) -> None:
+    def __init__(self, given: dict, dry: bool, asks_etcd: bool = True) -> None:
         self.given, self.dry, self.changes = given, dry, []
         self.server = Server(given["version"], given["cluster"])
         self.debians = self.server.unit
@@ -231,7 +241,7 @@ class Node:
         self.peer = Peer(given["certificate"], given["trusted"])
         self.etcd = Etcd(self.peer, [place(x) for x in given["dcs"]])
         self.own = place(given["address"], PORT)
-        self.cluster = self.look()
+        self.cluster = self.look() if asks_etcd else Cluster({})
 
     def look(self) -> Cluster:
         try:
@@ -575,6 +585,8 @@ def switch_over(given: dict, dry: bool) -> dict:
         else [x for x in members if x != leader]
     )
     wanted = given["candidate"]
+    if given["former"] not in ("", leader):
+        return {**report([]), "leader": leader}
     if not leader:
         raise Refused("No server leads at this moment. See patronictl list.")
     if wanted == leader:
@@ -625,8 +637,9 @@ def remove(given: dict, dry: bool) -> dict:
     others = {x.stem for x in postgresql_config.FOLDER.glob("*.json")} - {given["owner"]}
     if not SETTINGS.exists() or others or yaml is None:
         return report([])
-    node = Node(noted(yaml.safe_load(SETTINGS.read_text())), dry)
-    leads = node.status().get("role") in LEADERS
+    # Of one that leaves, etcd may be gone by then.
+    node = Node(noted(yaml.safe_load(SETTINGS.read_text())), dry, asks_etcd=False)
+    leads = given["goes_on"] and node.status().get("role") in LEADERS
     state = services.state(UNIT)
     if state["ActiveState"] in ("active", "activating") and node.note("stop Patroni"):
         run("systemctl", "disable", "--now", "--quiet", UNIT)
@@ -661,8 +674,9 @@ def main() -> None:
             **without_default("certificate", "trusted", type="path"),
             **without_default("replication_password", no_log=True),
             **options(cluster="main", scope="main", namespace="/service/"),
-            **options(candidate="", owner="default"),
+            **options(candidate="", former="", owner="default"),
             **options(first=False, convert=False, synchronous_mode=True, allow_restart=True),
+            **options(goes_on=True),
             **options(ttl=20, loop_wait=5, retry_timeout=5, settings={}),
         },
         required_if=[

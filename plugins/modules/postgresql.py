@@ -322,6 +322,7 @@ restart_due:
 
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from ansible_collections.carafe.stack.plugins.module_utils.module import (
@@ -807,7 +808,10 @@ def remove(module: Module) -> dict:
         with claims.locked(folder, check):
             everybody = claims.read(folder, owner, None)
             owned = postgresql_removal.owned(owner)
-            session = postgresql_removal.session(server, owner)
+            # A copy that nobody else is in may be down: Patroni has stopped it.
+            is_copy = bool(given["primary"]) and not everybody
+            ask = session_now if is_copy else partial(postgresql_removal.session, owner=owner)
+            session = ask(server)
             # What the primary drops is dropped on its standby by itself.
             if session and not given["primary"]:
                 session.check, session.changes = check, changes
@@ -815,7 +819,12 @@ def remove(module: Module) -> dict:
                     postgresql_removal.drop(session, owned)
                     names = [x["name"] for x in postgresql_config.standbys(everybody)]
                     postgresql_standby.ensure_slots(session, names)
-            diff = compose(module, server, everybody, changes, given) if session else []
+            # What Patroni has run follows nobody by these files.
+            follows = (server.config / "standbys.json").exists()
+            is_patronis = is_copy and server.is_installed() and not follows
+            asked = given | {"primary": ""} if is_patronis else given
+            composes = bool(session) or is_patronis
+            diff = compose(module, server, everybody, changes, asked) if composes else []
             if given["primary"] and not everybody and server.data.exists():
                 changes.append(f"remove {server.data}, the copy of {given['primary']}'s data")
                 if not check:
@@ -842,11 +851,13 @@ def compose(
     changes += [f"write {x.path}" for x in files.due if isinstance(x, File)]
     changes += [f"remove {x.path}" for x in files.due if isinstance(x, Absent)]
     files.write()
-    if module.check_mode:
+    if module.check_mode or not session_now(server):
         return files.diff
     prove(server, files)
     # Those who stay are connected. Nothing that only a restart brings is worth one.
-    applied, due, _ = apply(server, Session(server.place()), False, not everybody, False)
+    # Of one that Patroni runs, restarts are Patroni's.
+    may_restart = not everybody and not found.is_patronis(server.config)
+    applied, due, _ = apply(server, Session(server.place()), False, may_restart, False)
     changes += applied
     if due:
         module.warn(

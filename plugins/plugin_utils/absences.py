@@ -35,7 +35,7 @@ def pattern(
 def away(groups: Mapping[str, list[str]], hostvars: Any) -> list[str]:
     """Return the servers of all stacks of the inventory that are away."""
     hosts = dict.fromkeys(
-        x for name in ("db", "app", "web", "standby") for x in groups.get(name) or []
+        x for name in ("db", "app", "web", "standby", "etcd") for x in groups.get(name) or []
     )
     return [x for x in hosts if hostvars[x].get(STATE) == ABSENT]
 
