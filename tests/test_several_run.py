@@ -38,14 +38,15 @@ def facts(pool: list[str]) -> dict[str, Any]:
     return {"ansible_facts": {f"ansible_{k}": v for k, v in known.items()}}
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, groups: dict[str, list[str]] = GROUPS) -> Path:
     place = folder / "inventory/prod"
     (place / "group_vars/prod").mkdir(parents=True)
     (place / "group_vars/guestbook").symlink_to(ROOT / "group_vars/guestbook")
-    hosts = {k: {"ansible_host": k, "private_address": v} for k, v in ADDRESSES.items()}
+    names = dict.fromkeys(x for members in groups.values() for x in members)
+    hosts = {k: {"ansible_host": k, "private_address": ADDRESSES[k]} for k in names}
     said = {"ansible_connection": "answering", "ansible_become": False}
     inventory = {"prod": {"hosts": hosts, "vars": said | {"ansible_group_priority": 10}}}
-    inventory |= {k: {"hosts": dict.fromkeys(v)} for k, v in GROUPS.items()}
+    inventory |= {k: {"hosts": dict.fromkeys(v)} for k, v in groups.items()}
     inventory["guestbook"] = {"children": {"prod": {}}}
     (place / "hosts.yml").write_text(yaml.safe_dump(inventory, sort_keys=False))
     app = {"app_domains": ["x.test"], "certificates_source": "ca", "app_path": str(folder / "app")}
@@ -59,8 +60,11 @@ def write(folder: Path) -> Path:
 class Run:
     """A playbook on those servers, with the answers that a test has for them."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.place, self.answers, self.calls = write(folder), folder / "answers", folder / "calls"
+    def __init__(
+        self, folder: Path, environment: dict[str, str], groups: dict[str, list[str]] = GROUPS
+    ) -> None:
+        self.place = write(folder, groups)
+        self.answers, self.calls = folder / "answers", folder / "calls"
         self.environment = {
             **environment,
             **{"ANSIBLE_CONNECTION_PLUGINS": str(ROOT / "tests/connection_plugins")},
@@ -171,3 +175,67 @@ def test_a_release_is_taken_back_on_the_others_where_a_server_dies(run: Run) -> 
     reverts = [x for _, name, x in run.done() if name == "release" and x["step"] == "revert"]
     assert {x["app"]["failed_on"] for x in reverts} == {"another server"}
     assert {x["app"]["failure"] for x in reverts} == {"it cannot be reached any more"}
+
+
+THREE = ["one", "two", "three"]
+CLUSTER = {"db": THREE, "etcd": THREE, "app": THREE[:2], "web": THREE[:1]}
+
+
+def of_cluster(host: str, leader: str) -> dict[str, Any]:
+    """Return what a server of a database that fails over says of itself."""
+    known = facts([])
+    there = {
+        **{"version": "17", "name": "main", "port": 5432, "runs": True, "patroni": True},
+        **{"is_standby": host != leader, "is_fenced": False, "has_databases": True},
+        **{"claims": {"guestbook": {"databases": [], "roles": []}}, "databases": {}, "confs": []},
+        **{"hba": False, "hba_file": "/etc/postgresql/17/main/pg_hba.conf", "reads_conf_d": True},
+        **{"socket": "/var/run/postgresql", "addresses": "", "data": ""},
+    }
+    known["ansible_facts"]["ansible_found"]["postgresql"] = {"clusters": [there]}
+    return known
+
+
+@pytest.mark.any_python
+def test_those_who_follow_are_rolled_first_and_another_one_leads_before_who_led(
+    tmp_path: Path, ansible_environment: dict[str, str]
+) -> None:
+    run = Run(tmp_path, ansible_environment, CLUSTER)
+    well = {"what": "cluster", "level": "green", "says": "one leads"}
+    waits = {"changed": True, "stdout": "Reading\nInst libc6 [1] (2 Debian)\n"}
+    absent = {"stat": {"exists": False}}
+    of_all = {"status": {"rows": [well]}, "apt": waits, "stat": absent}
+    answers = {x: {"server_facts": of_cluster(x, "two")} for x in THREE}
+    status, said = run("roll_servers", {"all": of_all, **answers})
+    assert status == 0, said
+    steps = [
+        (host, arguments["stage"] if name == "patroni" else name)
+        for host, name, arguments in run.done()
+        if name in ("patroni", "systemd_service", "status")
+        or (name == "apt" and "upgrade" in arguments and "force_apt_get" not in arguments)
+    ]
+    looks, rolled = steps[:3], [x for x in steps[3:] if x[1] != "status"]
+    assert sorted(looks) == sorted((x, "status") for x in THREE)
+    # Whoever leads by then: each is asked, and gives up the lead before anything restarts.
+    assert [x for x, name in rolled if name == "switchover"] == ["one", "three", "two"]
+    assert [x for x in rolled if x[0] == "two"] == [
+        *(("two", "switchover"), ("two", "apt")),
+        ("two", "systemd_service"),
+    ]
+    former = [x["former"] for _, name, x in run.done() if name == "patroni"]
+    assert former == ["one", "three", "two"]
+
+    # Nothing would change: nobody gives up anything.
+    status, said = run(
+        "roll_servers", {"all": of_all | {"apt": {"stdout": "0 upgraded"}}, **answers}
+    )
+    assert status == 0, said
+    assert [x for x in run.done() if x[1] == "patroni"] == []
+
+    # One is missing already.
+    degraded = well | {"level": "yellow", "says": "none in step"}
+    status, said = run(
+        "roll_servers", {"all": of_all | {"status": {"rows": [degraded]}}, **answers}
+    )
+    assert status == 2, said
+    assert "Not well on one: none in step. Nothing was touched." in said
+    assert {name for _, name, _ in run.done()} == {"server_facts", "status"}
