@@ -168,8 +168,8 @@ def test_a_run_with_nothing_to_do_is_one_trip(
     first = run(authority)
     assert first["changes"] == [
         "make a key",
-        f"write {folder}/ca.pem",
         "have a certificate signed: there is none",
+        f"write {folder}/ca.pem",
         f"write {folder}/server.pem",
     ]
     assert len(run.sent) == 2
@@ -225,6 +225,31 @@ def test_another_certificate_is_signed_for_the_same_key(
     assert (folder / "key.pem").read_text() == key
     assert (folder / "server.pem").read_text() != pair
     assert not run(signer, **given)["changed"]
+
+
+def test_whoever_looks_at_the_certificate_alone_sees_that_another_ca_is_trusted(
+    run: Callable[..., dict[str, Any]],
+    server: Callable[..., dict[str, Any]],
+    authority: Authority,
+    another: Authority,
+    folder: Path,
+) -> None:
+    """As Patroni does, which reads both anew then. Both come at once, or a later run signs."""
+    run(authority)
+    before = [(folder / x).read_text() for x in ("ca.pem", "server.pem", "key.pem")]
+    both = [authorities.pem(x.certificate) for x in (authority, another)]
+    cut = server(authority=both[0], trusted=both)
+    assert "request" in cut
+    assert [(folder / x).read_text() for x in ("ca.pem", "server.pem", "key.pem")] == before
+    dry = run(authority, check=True, trusted=[another.text()])
+    assert f"write {folder}/ca.pem" in dry["changes"]
+    done = run(authority, trusted=[another.text()])
+    assert "have a certificate signed: whom it trusts has changed" in done["changes"]
+    after = [(folder / x).read_text() for x in ("ca.pem", "server.pem", "key.pem")]
+    assert after[0] == "".join(both)
+    assert after[1] != before[1]
+    assert after[2] == before[2]
+    assert not run(authority, trusted=[another.text()])["changed"]
 
 
 @pytest.mark.parametrize("file", ["key.pem", "server.pem"])

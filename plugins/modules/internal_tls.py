@@ -112,12 +112,15 @@ def keep(given: dict, check: bool) -> dict:
     folder = internal_tls.FOLDER / given["owner"]
     key, pair, trusted = (folder / name for name in ("key.pem", "server.pem", "ca.pem"))
     changes = []
-    wanted = [
-        Folder(internal_tls.FOLDER),
-        Folder(folder),
-        File(trusted, content="".join(given["trusted"]).encode()),
-    ]
+    wanted = [Folder(internal_tls.FOLDER), Folder(folder)]
     due = internal_tls.why_due(pair, given["authority"], given["names"])
+    trusts = "".join(given["trusted"])
+    # Patroni reads anew whom it trusts where its own certificate is another one, and only then.
+    if not due and (given["certificate"] or read(trusted) not in (None, trusts)):
+        due = "whom it trusts has changed"
+    if check or given["certificate"] or not due:
+        # At once with the certificate, so that a run that was cut short is gone on with.
+        wanted.append(File(trusted, content=trusts.encode()))
     if due:
         text = read(key)
         if not internal_tls.is_key(text):
