@@ -448,6 +448,49 @@ def test_only_the_servers_of_the_cluster_reach_each_other(tmp_path: Path) -> Non
     assert {x["method"] for x in follow} == {"scram-sha-256"}
 
 
+def without(folder: Path, name: str, servers: dict[str, list[str]], *extra: str) -> Looked:
+    """Look at a cluster of which one server is away, or leaves."""
+    place = folder / "inventory/prod"
+    if not place.exists():
+        looked(folder, servers)
+    hosts = json.loads((place / "hosts.yml").read_text())
+    if not extra:
+        hosts["prod"]["hosts"][name]["stack_state"] = "absent"
+    (place / "hosts.yml").write_text(json.dumps(hosts))
+    return Looked(place, *extra, limit=f"!{name}")
+
+
+def test_one_that_is_away_keeps_its_place_and_is_asked_last(tmp_path: Path) -> None:
+    seen = without(tmp_path, "a", THREE_SERVERS | {"app": ["b"], "web": ["b"]})
+    assert seen.said == ""
+    assert seen.value("etcd_members | map(attribute='name')") == ALL
+    assert seen.value("patroni_members") == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    assert "host=192.0.2.2,192.0.2.3,192.0.2.1&" in seen.value("stack_database_url")
+    assert seen.value("stack_database_server") == "b"
+
+
+def test_without_a_majority_none_is_away(tmp_path: Path) -> None:
+    servers = THREE_SERVERS | {"app": ["b"], "web": ["b"]}
+    without(tmp_path, "a", servers)
+    said = without(tmp_path, "c", servers).said
+    assert "is absent for a and c, and of 3 voters no majority is left" in said
+
+
+def test_one_that_leaves_gives_its_place_to_another(tmp_path: Path) -> None:
+    four = [*ALL, "d"]
+    servers = {"db": four, "etcd": four, "app": ["a"], "web": ["a"]}
+    assert "etcd_members has 4" in looked(tmp_path, servers).said
+    seen = without(tmp_path, "c", servers, "remove_server=c")
+    assert seen.said == ""
+    assert seen.value("etcd_members | map(attribute='name')") == ["a", "b", "d"]
+    assert seen.value("patroni_members") == ["192.0.2.1", "192.0.2.2", "192.0.2.4"]
+    assert "host=192.0.2.1,192.0.2.2,192.0.2.4&" in seen.value("stack_database_url")
+    for rule in seen.value("firewall_default_allow"):
+        assert "192.0.2.3" not in rule["sources"]
+    # What it has, the others have, too.
+    assert seen.value("postgres_primary", "c") == "192.0.2.1"
+
+
 def test_one_server_is_as_it_was(tmp_path: Path) -> None:
     one = {key: ["a"] for key in ("db", "app", "web")}
     seen = looked(tmp_path, one)
