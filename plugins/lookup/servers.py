@@ -94,8 +94,9 @@ class LookupModule(LookupBase):
         pattern, away = absences.pattern(there, hosts, variables, self._loader)
         if {*away} >= {*hosts} or context.CLIARGS.get("subset") in away:
             raise AnsibleError(absences.complaint(away, sources))
-        known = variables.get("hostvars") or {}
-        if late := [x for x in hosts if x not in away and last and known[x].get(last)]:
+        # Nothing is known of a server where Ansible only lists what it would do.
+        known = variables.get("hostvars") if last else None
+        if late := [x for x in hosts if known and x not in away and known[x].get(last)]:
             # One pattern for a server after the other: groups have an order of their own.
             return [",".join([*(x for x in hosts if x not in [*away, *late]), *late])]
         return [pattern]
