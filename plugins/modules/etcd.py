@@ -216,7 +216,7 @@ def start(given: dict, dry: bool) -> dict:
     if is_out:
         changes.append(f"remove {data}, of when it was a member before")
         if not dry:
-            shutil.rmtree(data)
+            files.remove(data)
     # What was started by something else has data of its own.
     verbs = services.due(state, "restart" if is_new else "")
     if state["ActiveState"] == "activating" and not is_out:  # it waits for the others
