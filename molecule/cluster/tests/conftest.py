@@ -1,15 +1,13 @@
-"""Three servers of each release, a client that writes to them, and what happens to a server."""
+"""Servers that lead in turn, a client that writes to them, and the playbooks that work on them."""
 
 import contextlib
-import fcntl
-import ipaddress
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,10 +17,15 @@ import yaml
 from testinfra.host import Host
 
 REPOSITORY = Path(__file__).parents[3]
-CONTAINERS = {
-    instance["instance"]: instance["container"]
+INSTANCES = {
+    instance["instance"]: instance
     for instance in yaml.safe_load(Path(os.environ["MOLECULE_INSTANCE_CONFIG"]).read_text())
 }
+SCENARIO = Path(__file__).parents[1]
+VARIABLES = yaml.safe_load((SCENARIO / "converge.yml").read_text())[1]["vars"]
+ADDRESSES = yaml.safe_load((SCENARIO / "molecule.yml").read_text())["provisioner"]["inventory"][
+    "host_vars"
+]
 LOG = "/var/log/writer"
 # Seconds in which nothing may be written where a server is lost; where it was tried, 19 to 28.
 LONGEST = 60
@@ -34,15 +37,21 @@ def docker(*words: str) -> str:
 
 @dataclass
 class Server:
-    """One of the three."""
+    """One of those that have the database."""
 
     name: str
-    container: str
-    host: Host = field(repr=False)
 
-    @cached_property
+    @property
+    def container(self) -> str:
+        return INSTANCES[self.name]["container"]
+
+    @property
+    def host(self) -> Host:
+        return testinfra.get_host(f"docker://{self.container}")
+
+    @property
     def address(self) -> str:
-        return self.host.check_output("hostname -I").split()[0]
+        return ADDRESSES[self.name]["private_address"]
 
     def is_masked(self) -> bool:
         shown = self.host.check_output("systemctl show -p LoadState 'postgresql@*-main.service'")
@@ -50,31 +59,18 @@ class Server:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Have no server of the other release down: Docker gives the lowest address that is free."""
-    with Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "power.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
 def without_power(*servers: Server) -> Iterator[None]:
     """Have servers lose their power, and get it back at the end."""
-    places = sorted(servers, key=lambda x: ipaddress.ip_address(x.address))
-    with alone():
-        docker("kill", *(x.container for x in servers))
-        try:
-            yield
-        finally:
-            for server in places:
-                docker("start", server.container)
-    for server in servers:
-        assert server.host.check_output("hostname -I").split()[0] == server.address
+    docker("kill", *(x.container for x in servers))
+    try:
+        yield
+    finally:
+        docker("start", *(x.container for x in servers))
 
 
 @dataclass
 class Cluster:
-    """The three servers of a release."""
+    """The servers that have the database at this moment, and the client."""
 
     servers: list[Server]
     client: Host = field(repr=False)
@@ -101,10 +97,12 @@ class Cluster:
 
     def is_whole(self) -> bool:
         """Tell whether one leads, and both others have what it has, one of them in step."""
-        found = self.state().values()
-        roles = sorted(x["Role"] for x in found)
-        states = {x["State"] for x in found}
-        return roles == ["Leader", "Replica", "Sync Standby"] and states <= {"running", "streaming"}
+        found = {(x["Role"], x["State"]) for x in self.state().values()}
+        return found == {
+            ("Leader", "running"),
+            ("Sync Standby", "streaming"),
+            ("Replica", "streaming"),
+        }
 
     def sql(self, statement: str, server: Server | None = None) -> str:
         """Ask a server, as its superuser; the one that leads where none is named."""
@@ -112,15 +110,69 @@ class Cluster:
         return (server or self.leader).host.check_output(command, statement)
 
 
-@pytest.fixture(scope="module", params=sorted({name.split("-")[1] for name in CONTAINERS}))
-def cluster(request: pytest.FixtureRequest) -> Cluster:
-    hosts = {
-        name: testinfra.get_host(f"docker://{container}")
-        for name, container in CONTAINERS.items()
-        if name.startswith(f"cluster-{request.param}-")
-    }
-    client = hosts.pop(f"cluster-{request.param}-client")
-    return Cluster([Server(x, CONTAINERS[x], hosts[x]) for x in sorted(hosts)], client)
+@pytest.fixture(scope="module")
+def cluster() -> Cluster:
+    client = testinfra.get_host(f"docker://{INSTANCES['cluster-13-client']['container']}")
+    return Cluster([Server(f"cluster-13-{x}") for x in ("one", "two", "three")], client)
+
+
+@dataclass
+class Done:
+    """What a playbook has said."""
+
+    status: int
+    output: str
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """Number of changes on each server."""
+        found = re.findall(r"^(\S+) +: .*changed=(\d+)", self.output, re.MULTILINE)
+        return {name: int(count) for name, count in found}
+
+
+@pytest.fixture(scope="module")
+def playbook(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Done]:
+    """Run a playbook over the cluster's servers: playbook(name, option, ..., variable=value).
+
+    A server in ``joins`` has the database, too. App servers are one and two, as far as they are
+    among them, and the first one is the web server.
+    """
+    # The environment is named after it, as molecule's is.
+    folder = tmp_path_factory.mktemp("cluster") / "inventory"
+    folder.mkdir()
+
+    def run(name: str, *options: str, joins: tuple[Server, ...] = (), **more: object) -> Done:
+        hosts = {}
+        for server in (*cluster.servers, *joins):
+            known = INSTANCES[server.name]
+            hosts[server.name] = {
+                "ansible_host": known["address"],
+                "ansible_port": known["port"],
+                "ansible_user": known["user"],
+                "ansible_ssh_private_key_file": known["identity_file"],
+                "ansible_become_password": known["become_pass"],
+                "ansible_ssh_common_args": "-o StrictHostKeyChecking=no"
+                " -o UserKnownHostsFile=/dev/null -o ConnectTimeout=5",
+                **ADDRESSES[server.name],
+            }
+        apps = [x for x in hosts if x.endswith(("-one", "-two"))]
+        groups = {"ledger": [*hosts], "db": [*hosts], "etcd": [*hosts]}
+        groups |= {"app": apps, "web": ["cluster-13-one"]}
+        inventory = folder / "hosts.yml"
+        all_of_it = {"all": {"hosts": hosts}}
+        all_of_it |= {k: {"hosts": dict.fromkeys(x)} for k, x in groups.items()}
+        inventory.write_text(yaml.safe_dump(all_of_it))
+        words = ["ansible-playbook", REPOSITORY / name, f"--inventory={inventory}"]
+        done = subprocess.run(
+            [*words, "--extra-vars", json.dumps(VARIABLES | more), *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
+        )
+        return Done(done.returncode, done.stdout + done.stderr)
+
+    return run
 
 
 @dataclass

@@ -1,10 +1,24 @@
 """One of three servers leads; whatever happens to one of them, what was acknowledged stays."""
 
 import subprocess
+import uuid
 from collections.abc import Callable
 
 import pytest
-from conftest import REPOSITORY, Cluster, Server, alone, logged, lost, without_power
+from conftest import REPOSITORY, Cluster, Done, Server, logged, lost, without_power
+
+SITE = "site.yml"
+BOOT = "cat /proc/sys/kernel/random/boot_id"
+# One more for each time that another one has come to lead.
+TIMELINE = "SELECT timeline_id FROM pg_control_checkpoint()"
+
+
+def add(server: Server) -> str:
+    """Have the app of a server write a row, by HAProxy's socket; return the status."""
+    ask = "curl -s -o /dev/null -w '%{http_code}' --max-time 20 --unix-socket /run/ledger.sock"
+    row = f'{{"id": "{uuid.uuid4()}"}}'
+    words = f"{ask} -H 'content-type: application/json' -d %s http://localhost/rows"
+    return server.host.run(words.replace("%{http_code}", "%%{http_code}"), row).stdout
 
 
 def test_one_leads_one_is_in_step_and_nothing_else_starts_postgresql(
@@ -22,10 +36,17 @@ def test_one_leads_one_is_in_step_and_nothing_else_starts_postgresql(
 def test_nothing_was_lost_since_the_first_row(
     cluster: Cluster, eventually: Callable[..., None]
 ) -> None:
-    """On Debian 13 the client has written since before the database became that of three."""
+    """The client has written since before the database became that of three."""
     eventually(lambda: len(logged(cluster.client).acknowledged) > 0)
     assert lost(cluster) == []
     assert logged(cluster.client).two == []
+    print(f"gap {logged(cluster.client).gap:.1f} s while it became that of three")
+
+
+def test_a_dry_run_finds_nothing_to_change(playbook: Callable[..., Done]) -> None:
+    done = playbook(SITE, "--check", "--diff")
+    assert done.status == 0, done.output
+    assert set(done.changed.values()) == {0}, done.output
 
 
 def test_a_stranger_gets_no_answer_from_etcd(cluster: Cluster) -> None:
@@ -35,19 +56,18 @@ def test_a_stranger_gets_no_answer_from_etcd(cluster: Cluster) -> None:
     assert "true" not in asked.stdout
 
 
+def test_the_app_writes_wherever_it_runs(cluster: Cluster) -> None:
+    assert [add(x) for x in cluster.servers[:2]] == ["201", "201"]
+
+
 @pytest.mark.usefixtures("event")
 def test_another_one_leads_when_it_is_told_to(
-    cluster: Cluster, eventually: Callable[..., None]
+    cluster: Cluster, playbook: Callable[..., Done]
 ) -> None:
     leader = cluster.leader
-    command = "patronictl -c /etc/patroni/config.yml switchover --force --%s %s"
-    word = (
-        "primary"
-        if "--primary" in leader.host.run("patronictl switchover --help").stdout
-        else "master"
-    )
-    leader.host.check_output(command, word, leader.name)
-    eventually(lambda: cluster.leader.name != leader.name)
+    done = playbook("playbooks/switchover.yml")
+    assert done.status == 0, done.output
+    assert cluster.leader.name != leader.name
 
 
 @pytest.mark.usefixtures("event")
@@ -89,8 +109,7 @@ def test_patroni_is_killed_and_its_postgresql_goes_with_it(
 @pytest.mark.usefixtures("event")
 def test_the_one_that_leads_is_rebooted(cluster: Cluster, eventually: Callable[..., None]) -> None:
     leader = cluster.leader
-    with alone():
-        subprocess.run([REPOSITORY / "scripts/server", "restart", leader.container], check=True)
+    subprocess.run([REPOSITORY / "scripts/server", "restart", leader.container], check=True)
     assert leader.is_masked()
 
 
@@ -114,3 +133,52 @@ def test_etcd_has_no_majority_and_who_leads_goes_on(
 def test_the_power_of_all_is_lost(cluster: Cluster) -> None:
     with without_power(*cluster.servers):
         pass
+
+
+# From here on a server has left, and another one has its place.
+@pytest.mark.usefixtures("event")
+def test_another_server_takes_the_place_of_the_one_that_leads(
+    cluster: Cluster, playbook: Callable[..., Done], eventually: Callable[..., None]
+) -> None:
+    # The other two have the app, which goes on.
+    third, new = cluster.servers[2], Server("cluster-13-four")
+    if cluster.leader.name != third.name:
+        done = playbook("playbooks/switchover.yml", patroni_switchover_to=third.name)
+        assert done.status == 0, done.output
+        eventually(cluster.is_whole)
+    leave = "playbooks/remove_server.yml"
+    done = playbook(leave, joins=(new,), remove_server=third.name)
+    assert done.status != 0
+    assert f"-e remove_confirm={third.name}" in done.output
+    words = {"remove_server": third.name, "remove_confirm": third.name}
+    done = playbook(leave, joins=(new,), **words)
+    assert done.status == 0, done.output
+    cluster.servers[2] = new
+    assert sorted(cluster.state()) == sorted(x.name for x in cluster.servers)
+    assert not third.host.file("/var/lib/postgresql/17/main").exists
+
+
+def test_a_run_with_the_new_one_changes_nothing(playbook: Callable[..., Done]) -> None:
+    done = playbook(SITE)
+    assert done.status == 0, done.output
+    assert set(done.changed.values()) == {0}, done.output
+
+
+@pytest.mark.usefixtures("event")
+def test_servers_are_rebooted_one_after_the_other(
+    cluster: Cluster, playbook: Callable[..., Done]
+) -> None:
+    boots = {x.name: x.host.check_output(BOOT) for x in cluster.servers}
+    led = int(cluster.sql(TIMELINE))
+    done = playbook("playbooks/roll_servers.yml", roll_reboot="always", roll_upgrade=False)
+    assert done.status == 0, done.output
+    assert all(x.host.check_output(BOOT) != boots[x.name] for x in cluster.servers)
+    # Whoever leads goes last, and another one leads for that alone.
+    assert int(cluster.sql(TIMELINE)) == led + 1
+
+
+def test_the_app_writes_after_all_of_that(
+    cluster: Cluster, eventually: Callable[..., None]
+) -> None:
+    for server in cluster.servers[:2]:
+        eventually(lambda x=server: add(x) == "201")
