@@ -193,6 +193,12 @@ for slot in 0 1; do
     | sed -n 's/^APP_RELEASE=//p'
 done
 """
+# In clock ticks, which all containers share. A program's name may have spaces.
+BEGAN = """
+for slot in 0 1; do
+  awk '{print $(NF - 30)}' /proc/$(supervisorctl pid guestbook:guestbook_$slot)/stat
+done
+"""
 
 
 def state(host: Host) -> list[str]:
@@ -211,7 +217,7 @@ def deploy(
     (code / "wsgi.py").write_text((code / "wsgi.py").read_text() + AILING + f"# {folder}\n")
     (folder / "hook.yml").write_text(HOOK)
     hooks = {"before_finish": [{"tasks": str(folder / "hook.yml")}]}
-    return lambda: playbook("deploy", app_path=str(code), app_hooks=hooks)
+    return lambda: playbook("deploy", app_path=str(code), app_hooks=hooks, app_batch=1)
 
 
 @pytest.fixture
@@ -265,6 +271,11 @@ def test_release_that_failed_serves_once_the_server_is_well(
         assert len(set(releases)) == 1
         assert releases[0] != before[server][1]
         assert host.file("/srv/guestbook/cache/well").content_string == releases[0]
+    # One batch after the other.
+    (_, one), (two, _) = sorted(
+        sorted(map(int, x.check_output(BEGAN).split())) for x in apps.values()
+    )
+    assert one < two
 
 
 def code_of(host: Host) -> str:

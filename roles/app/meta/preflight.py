@@ -26,6 +26,7 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import (
 )
 
 RANGES = {
+    "app_batch": (0, None),
     "app_health_timeout": (1, None),
     "app_keep_releases": (1, None),
     "app_memory_max_mb": (0, None),
