@@ -245,12 +245,15 @@ def test_those_who_follow_are_rolled_first_and_another_one_leads_before_who_led(
 def test_another_one_leads_and_joins_as_a_server_of_the_database_leaves(
     tmp_path: Path, ansible_environment: dict[str, str]
 ) -> None:
-    four = [*THREE, "data"]
+    # The one that joins has no part in the database yet, wherever it stands.
+    four = ["data", *THREE]
     run = Run(tmp_path, ansible_environment, CLUSTER | {"db": four, "etcd": four})
     ran = {"changed": False, "changes": []}
     agrees = {"etcd": ran | {"settles": False}, "patroni": ran | {"leads": 0, "restart_due": []}}
     answers = {x: {"server_facts": of_cluster(x, "three")} for x in four}
-    answers["data"] = {"server_facts": facts([])}
+    bare = facts([])
+    bare["ansible_facts"]["ansible_found"]["postgresql"] = {"clusters": []}
+    answers["data"] = {"server_facts": bare}
     given = {"all": ALL | agrees, **answers}
     words = ("-e", "remove_server=three", "-e", "remove_confirm=three", "-e", '{"app_dump": false}')
     status, said = run("remove_server", given, *words)
@@ -265,12 +268,12 @@ def test_another_one_leads_and_joins_as_a_server_of_the_database_leaves(
     assert steps[0] == ("one", "patroni", "switchover")
     assert next(x["former"] for _, name, x in done if name == "patroni") == "three"
     members = {tuple(x["members"]) for _, name, x in done if name == "etcd" and "members" in x}
-    assert members == {tuple(ADDRESSES[x] for x in ("one", "two", "data"))}
+    assert members == {tuple(ADDRESSES[x] for x in ("data", "one", "two"))}
     # Its copy is not made anew, and what the others have is not dropped.
     last = [x for x in steps if x[0] == "three"]
     assert last[0] == ("three", "patroni", "remove")
     removed = next(x for host, name, x in done if name == "postgresql" and host == "three")
-    assert (removed["stage"], removed["primary"]) == ("remove", ADDRESSES["one"])
+    assert (removed["stage"], removed["primary"]) == ("remove", ADDRESSES["data"])
     assert not next(x for host, name, x in done if name == "patroni" and host == "three")["goes_on"]
 
     # Nobody would take its place.

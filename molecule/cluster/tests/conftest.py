@@ -161,7 +161,7 @@ def playbook(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Call
         inventory = folder / "hosts.yml"
         all_of_it = {"all": {"hosts": hosts}}
         all_of_it |= {k: {"hosts": dict.fromkeys(x)} for k, x in groups.items()}
-        inventory.write_text(yaml.safe_dump(all_of_it))
+        inventory.write_text(yaml.safe_dump(all_of_it, sort_keys=False))
         words = ["ansible-playbook", REPOSITORY / name, f"--inventory={inventory}"]
         done = subprocess.run(
             [*words, "--extra-vars", json.dumps(VARIABLES | more), *options],
