@@ -26,8 +26,8 @@ test-fast: ## run what needs no container
 lint: ## run every linter
 	scripts/test lint
 
-test-long: ## kill processes and the whole server, again and again, under load
-	scripts/test long
+test-long: ## kill processes and whole servers, again and again, under load
+	scripts/test long faults
 
 scan: ## let scanners look at two servers, and print what they find
 	scripts/test scan

@@ -21,7 +21,8 @@ INSTANCES = {
     instance["instance"]: instance
     for instance in yaml.safe_load(Path(os.environ["MOLECULE_INSTANCE_CONFIG"]).read_text())
 }
-SCENARIO = Path(__file__).parents[1]
+# Of molecule/faults, too.
+SCENARIO = REPOSITORY / "molecule/cluster"
 VARIABLES = yaml.safe_load((SCENARIO / "converge.yml").read_text())[1]["vars"]
 ADDRESSES = yaml.safe_load((SCENARIO / "molecule.yml").read_text())["provisioner"]["inventory"][
     "host_vars"
@@ -211,8 +212,21 @@ def lost(cluster: Cluster) -> list[str]:
     return [name for name in acknowledged if name not in stored]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was measured, whichever process has done it."""
+    for report in terminalreporter.stats.get("", []):
+        # What happens is measured when it is over.
+        for name, value in report.user_properties if report.when == "teardown" else []:
+            terminalreporter.write_line(f"{name}: {value}")
+
+
 @pytest.fixture
-def event(cluster: Cluster, eventually: Callable[..., None]) -> Iterator[None]:
+def event(
+    request: pytest.FixtureRequest,
+    cluster: Cluster,
+    eventually: Callable[..., None],
+    record_property: Callable[[str, object], None],
+) -> Iterator[None]:
     """What happens to a whole cluster that is written to: it heals, and nothing is lost of it."""
     eventually(cluster.is_whole)
     since = time.time()
@@ -223,7 +237,8 @@ def event(cluster: Cluster, eventually: Callable[..., None]) -> Iterator[None]:
     last = logged(cluster.client).acknowledged[-1][0]
     eventually(lambda: logged(cluster.client).acknowledged[-1][0] > last + 1)
     seen = logged(cluster.client, since)
-    print(f"gap {seen.gap:.1f} s, {len(seen.errors)} errors, {len(seen.acknowledged)} rows")
     assert seen.two == [], "two servers took writes at one time"
     assert lost(cluster) == []
     assert seen.gap < LONGEST
+    measured = f"{seen.gap:.1f} s without a write, of {len(seen.acknowledged)} rows 0 lost"
+    record_property(request.node.name, measured)
