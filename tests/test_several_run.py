@@ -153,8 +153,11 @@ def test_one_leaves_without_an_answer_while_another_joins(run: Run, tmp_path: Pa
 
 
 @pytest.mark.any_python
-def test_a_release_is_taken_back_on_the_others_where_a_server_dies(run: Run) -> None:
-    dies_at = "gunicorn_slots"
+@pytest.mark.parametrize(
+    "dies_at",
+    ["release begin", "files", "release gate", "supervisor", "gunicorn_slots", "release finish"],
+)
+def test_a_release_is_taken_back_on_the_others_where_a_server_dies(run: Run, dies_at: str) -> None:
     pool = {"server_facts": facts(["one", "two", "three"])}
     answers = {"all": {**ALL, **pool, "release begin": NEW}, **{x: {} for x in ADDRESSES}}
     status, said = run("deploy", {**answers, "two": {dies_at: None}})
@@ -163,10 +166,10 @@ def test_a_release_is_taken_back_on_the_others_where_a_server_dies(run: Run) -> 
         (host, f"{name} {arguments['step']}" if name == "release" else name)
         for host, name, arguments in run.done()
     ]
-    last = next(x for x in range(len(asked)) if asked[x] == ("two", dies_at))
+    last = asked.index(("two", dies_at))
     assert [x for x in asked[last + 1 :] if x[0] == "two"] == []
     for host in ("one", "three"):
-        after = [name for x, name in asked[last:] if x == host]
+        after = [name for x, name in asked if x == host]
         back = after[after.index("release revert") :]
         assert back == [
             *("release revert", "supervisor", "gunicorn_slots", "release workers"),
