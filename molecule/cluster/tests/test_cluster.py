@@ -25,7 +25,8 @@ import http.client, json, socket, uuid
 there = http.client.HTTPConnection('localhost', timeout=30)
 there.sock = socket.socket(socket.AF_UNIX)
 there.sock.connect('/run/ledger.sock')
-there.request('POST', '/rows', json.dumps({'id': str(uuid.uuid4())}))
+row = json.dumps({'id': str(uuid.uuid4())})
+there.request('POST', '/rows', row, {'Content-Type': 'application/json'})
 print(there.getresponse().status)
 " """
 
