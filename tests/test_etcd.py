@@ -379,7 +379,8 @@ def test_a_member_leaves_by_what_it_has_noted_itself() -> None:
     text = templar.template(trust_as_template(template.read_text()))
     assert client.noted(text) == {
         "address": "fd00::1",
-        "members": ["fd00::1", "10.0.0.2", "10.0.0.3"],
+        # By their names, as they stand in the file.
+        "members": ["10.0.0.2", "10.0.0.3", "fd00::1"],
         "certificate": "/server.pem",
         "trusted": "/ca.pem",
         "data_dir": "/var/lib/etcd/x",
