@@ -54,6 +54,7 @@ def url(
         "stack_has_internal_tls": False,
         "stack_db": ["here"],
         "stack_standby": [],
+        "stack_absent": [],
         # The second is a server that is down.
         "hostvars": {
             "here": {"private_address": "127.0.0.1"},
