@@ -57,6 +57,7 @@ def test_a_point_that_cannot_be_made_names_it(monkeypatch: pytest.MonkeyPatch) -
         raise Failure("the server is down")
 
     monkeypatch.setattr(backup.backup_jobs, "point", fails)
+    monkeypatch.setattr(backup.backup_repository, "setup", lambda: {"database": True})
     asked = SimpleNamespace(params={"point": "before-x"}, check_mode=False)
     with pytest.raises(Failure, match="point before-x could not be made: the server is down"):
         backup.point(asked)

@@ -260,3 +260,13 @@ def test_a_new_server_reads_where_it_is_told(
     with pytest.raises(Failure, match="has nothing"):
         backup_recover.database("old", "latest", check=True, place="copy")
     assert read == ["copy", "copy"]
+
+
+def test_three_servers_do_not_each_bring_what_one_is_to_bring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    setup = SETUP | {"patroni": {"name": "one"}}
+    monkeypatch.setattr(backup_recover.backup_repository, "setup", lambda: setup)
+    monkeypatch.setattr(backup_recover, "noted", dict)
+    with pytest.raises(Failure, match=r"on one server.*none in etcd"):
+        backup_recover.database("shop", "latest", check=False)

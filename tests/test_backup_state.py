@@ -130,3 +130,21 @@ def test_a_failure_keeps_when_one_last_ended_well(server: Any) -> None:
     assert noted["last_ok"] == NOW - DAY
     assert noted["message"] == "two lines"
     assert backup_state.read("drill") == noted
+
+
+def test_who_follows_answers_for_none_of_what_the_cluster_has(server: Any) -> None:
+    cluster = {"drill-database": JOBS["drill"], **JOBS}
+    server("database-full", 20 * DAY)
+    server("files-shop", 20 * DAY)
+    failing = GOOD | {"failed": NOW, "archived": None}
+    late = "the last good one is 20 days old"
+    for jobs, seen, said in (
+        (cluster, failing | {"follows": True}, {"files-shop"}),
+        (cluster, GOOD | {"follows": False}, {"files-shop", "database-full", "drill-database"}),
+        # A server that is alone is to write.
+        (JOBS, GOOD | {"follows": True}, {"files-shop", "database-full"}),
+        (cluster, None, {"files-shop", "database-full", "drill-database", "PostgreSQL does"}),
+    ):
+        backup_state.EXPECTED.write_text(json.dumps({"jobs": jobs, "port": 5432}))
+        found = {x.partition(":")[0].partition(" not")[0] for _, x in problems(seen)}
+        assert found == said, late

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from ansible_collections.carafe.stack.plugins.plugin_utils.problems import Serve
 from conftest import FACTS, ROOT, Role
 from inventories import SECRETS, Looked
 
-ROLE = checks_of("roles.patroni")
+ROLE, BACKUP = checks_of("roles.patroni"), checks_of("roles.backup")
 NAMES = {"server": "one", "scope": "main", "key": "/service/main/initialize"}
 EMPTY, LIVE = Local("", False), Local("7", True)
 
@@ -511,7 +512,11 @@ def test_one_server_is_as_it_was(tmp_path: Path) -> None:
         ({"db": ALL[:1]}, {}, "patroni_members has one server"),
         ({"db": []}, {}, "no server is in the group db"),
         ({}, {"stack_database": "postgresql+asyncpg"}, "waits a minute for a server that is gone"),
-        ({}, {"backup_repository": "/var/backups/x"}, "backups of a database that fails over"),
+        (
+            {},
+            {"backup_repository": "/var/backups/x"},
+            "a folder of a alone, and the database fails",
+        ),
     ],
 )
 def test_what_would_not_fail_over_is_refused(
@@ -526,6 +531,58 @@ def test_a_release_whose_patroni_has_lost_rows_is_refused(release: str, refused:
     server = Server("a", facts=facts)
     found = [x.what for x in ROLE.check_release(server)]
     assert [f"a has Debian {release}" in x for x in found] == [True] * refused
+
+
+STORE = {
+    **{"backup_repository": "s3://backups/shop", "backup_s3_endpoint": "s3.example.com"},
+    **{"backup_s3_key": "AK", "backup_s3_secret": "SK"},
+}
+# The group etcd, and whether PostgreSQL is told to look for what the former leader owes.
+PLACES = [({"etcd": ALL}, True), ({"etcd": [], "db": ALL[:1]}, False)]
+
+
+@pytest.mark.parametrize(("groups", "several"), PLACES)
+def test_backups_of_several_servers_go_to_one_place(
+    tmp_path: Path, groups: dict[str, list[str]], several: bool
+) -> None:
+    seen = looked(tmp_path, THREE_SERVERS | groups, **STORE)
+    assert seen.said == ""
+    command = seen.value("postgres_default_settings")["archive_command"]
+    assert ("backup catch-up" in command) is several
+    assert seen.value("app_restore_point_servers") == (ALL if several else ALL[:1])
+    told = seen.value("backup_patroni")
+    addresses = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    assert told.get("dcs") == (addresses if several else None)
+
+
+def test_a_command_that_archives_does_what_is_owed_first(tmp_path: Path) -> None:
+    """As PostgreSQL has it run: by a shell, with the names in it."""
+    command = looked(tmp_path, THREE_SERVERS, **STORE).value("postgres_default_settings")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, ends in (("pgbackrest", 0), ("python3", 3), ("cat", 0)):
+        (folder / name).write_text(f"#!/bin/sh\necho {name} $* >>{tmp_path}/ran\nexit {ends}\n")
+        (folder / name).chmod(0o755)
+    for name in ("000000010000000000000007", "00000002.history"):
+        text = command["archive_command"].replace("%p", f"pg_wal/{name}").replace("%f", name)
+        done = subprocess.run(["/bin/sh", "-c", text], env={"PATH": str(folder)}, check=False)
+        # One that cannot be archived yet is tried again, with all that comes before it.
+        assert done.returncode == (3 if "history" in name else 0)
+    ran = [x.split()[0] for x in (tmp_path / "ran").read_text().splitlines()]
+    assert [x for x in ran if x != "cat"] == ["pgbackrest", "python3"]
+
+
+@pytest.mark.parametrize(
+    ("mounts", "refused"),
+    [([], True), (["/mnt"], False), (["/mnt/backup"], False), (["/mnt/back"], True)],
+)
+def test_a_folder_for_all_of_them_is_another_hosts(mounts: list[str], refused: bool) -> None:
+    values = {"backup_repository": "/mnt/backup", "backup_patroni": {"name": "a"}}
+    facts = {"found": {"remote_mounts": mounts, "mounts": ["/mnt/backup"]}}
+    server = Server("a", values=values, facts=facts)
+    assert bool([*BACKUP.check_shared(server)]) is refused
+    values["backup_patroni"] = {}
+    assert [*BACKUP.check_shared(server)] == []
 
 
 @pytest.mark.parametrize(("apart", "refused"), [(3, False), (60, True)])

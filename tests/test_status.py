@@ -385,6 +385,26 @@ def test_backups_that_are_well(backup: Any) -> None:
     assert (drill.what, drill.level, drill.app) == ("drill", "green", "")
 
 
+@pytest.mark.parametrize("follows", [True, False])
+def test_what_the_cluster_has_is_told_where_it_leads(
+    backup: Any, monkeypatch: pytest.MonkeyPatch, follows: bool
+) -> None:
+    backup("drill-database", HOUR, database={"seconds": {"restore": 66.0, "replay": 84.0}})
+    backup("database-full", HOUR, "failed", oldest=NOW - DAY)
+    backup("files-shop", HOUR)
+    seen = {"mode": "on", "follows": follows, "archived": NOW, "failed": None, "since": NOW}
+    asked = backup_state.ask
+
+    def ask(*words: str, **more: Any) -> str:
+        return json.dumps(seen | {"data": "/x"}) if words[0] == "psql" else asked(*words, **more)
+
+    monkeypatch.setattr(backup_state, "ask", ask)
+    said = told(status_server.backups(NOW, keeps=True))
+    theirs = {"backup database-full": "red", "drill-database": "green", "restore window": "green"}
+    mine = {"backup": "green"} if follows else theirs
+    assert {what: x[0] for what, x in said.items()} == {"backup of files": "green", **mine}
+
+
 def test_how_far_back_the_database_goes_is_what_the_newest_look_says(backup: Any) -> None:
     backup("database-full", 20 * HOUR, oldest=NOW - 30 * DAY, holes=[])
     backup("database-diff", 2 * HOUR, oldest=NOW - 14 * DAY, holes=[])

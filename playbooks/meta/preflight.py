@@ -676,13 +676,6 @@ def check_voters(server: Server) -> Iterator[Problem]:
             " minute for a server that is gone",
             "use postgresql+psycopg",
         )
-    if voters and server.values.get("backup_repository"):
-        yield Problem(
-            "backup_repository",
-            "is set, and backups of a database that fails over are not there yet: each server would"
-            " have its own, of which none is whole",
-            "take it out, and keep dumps, as docs/how-to/database-cluster.md says",
-        )
 
 
 def check_clocks(servers: Sequence[Server]) -> Iterator[Problem]:

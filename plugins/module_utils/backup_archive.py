@@ -82,6 +82,28 @@ def missing(names: Iterable[str], oldest: str, histories: Mapping[int, str]) -> 
     return lost
 
 
+def owed(history: str, here: Iterable[str], there: Iterable[str]) -> list[str]:
+    """Return what leads to a timeline and is here, of those before it, and is not in the archive.
+
+    Up to where each was left; the segment of that moment is the next one's.
+    """
+    here, there = sorted(here), [*there]
+    has, found = segments(there), []
+    histories = {path.rpartition("/")[2] for path in there}
+    for timeline, lsn in parents(history):
+        text = f"{timeline:08X}.history"
+        found += [text] * (text in here and text not in histories)
+        found += [
+            x
+            for x in here
+            if re.fullmatch(r"[0-9A-F]{24}", x)
+            and number(x)[0] == timeline
+            and number(x)[1] < segment_of(lsn)
+            and number(x)[1] not in has.get(timeline, set())
+        ]
+    return found
+
+
 def newest(names: Iterable[str]) -> str:
     """Return the last segment of the newest timeline, '' where there is none."""
     files = (path.rpartition("/")[2] for path in names)

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import backup_files, backup_jobs, backup_repository, backup_state, files
+from . import backup_files, backup_jobs, backup_repository, backup_shared, backup_state, files
 from .backup_jobs import Lost, alone, size
 from .backup_repository import below
 from .backup_target import shown
@@ -413,6 +413,9 @@ def bring(places: Places, part: Part, ledger: Ledger) -> tuple[Seen, int, list[s
         there = places.list(places.target, base)
         # One that was cut short is its beginning.
         on_its_way = {x for x in ledger.sending if x.startswith(f"{base}/")}
+        if base == "pgbackrest" and backup_shared.fails_over(places.setup):
+            # Or that of a server which led before, and is gone with what it had noted.
+            on_its_way |= {f"{base}/{x}" for x, y in seen.sizes.items() if there.get(x, y) < y}
         damaged = [
             x
             for x, count in seen.sizes.items()
@@ -519,7 +522,7 @@ def one(places: Places, part: Part, ledger: Ledger, now: float) -> dict[str, Any
     return {"bytes": count, "files": len(seen.sizes), "newest": seen.newest}
 
 
-def run() -> tuple[str, dict[str, Any]]:
+def run(databases: bool = True, apps: bool = True) -> tuple[str, dict[str, Any]]:
     """Copy all that this server stores; what fails of it keeps nothing else from being copied."""
     setup = backup_repository.setup()
     for place in (setup, backup_repository.of_copy(setup)):
@@ -530,6 +533,8 @@ def run() -> tuple[str, dict[str, Any]]:
         places = Places(setup, Path(work))
         ledger = Ledger(places.target.setup["repository"])
         for part in parts(setup):
+            if not (databases if part.base == "pgbackrest" else apps):
+                continue
             try:
                 found[part.name] = done = one(places, part, ledger, time.time())
                 said.append(f"{part.name} as of {shown(done['newest'])}, {size(done['bytes'])} new")

@@ -18,7 +18,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import backup_archive, backup_files, backup_jobs, backup_repository, backup_state, files
+from . import (
+    backup_archive,
+    backup_files,
+    backup_jobs,
+    backup_repository,
+    backup_shared,
+    backup_state,
+    files,
+)
 from .backup_jobs import Lost, alone
 from .backup_repository import as_postgres, psql, restic
 from .backup_scratch import Scratch
@@ -45,16 +53,17 @@ FEW = 1000
 SAMPLE, LARGEST = 20, 32 << 20  # files that are read back, and bytes of one
 
 
-def run() -> tuple[str, dict[str, Any]]:
+def run(databases: bool = True, apps: bool = True) -> tuple[str, dict[str, Any]]:
     """Do all of the drill that this server has something for."""
     setup, parts = backup_repository.setup(), {}
     backup_repository.check_place(setup)
     said = []
     with alone("-drill"):
-        if setup["database"]:
+        if setup["database"] and databases:
             parts["database"] = database(setup)
             said.append(parts["database"]["said"])
-        for path in sorted((backup_repository.FOLDER / "apps").glob("*.json")):
+        folder = backup_repository.FOLDER / "apps"
+        for path in sorted(folder.glob("*.json")) if apps else ():
             app = backup_files.app_of(path.stem)
             # One that keeps no files has no repository of them, and its server may have no restic.
             if app["paths"] or app["more_paths"]:
@@ -88,7 +97,10 @@ def database(setup: dict[str, Any]) -> dict[str, Any]:
     if seen["lost"]:
         raise Lost(backup_archive.described(seen["lost"]), **seen)
     before, after = moments(setup, seen["oldest"])
-    backup_jobs.switch(setup)
+    if backup_shared.follows(setup):
+        backup_jobs.archived(setup)
+    else:
+        backup_jobs.switch(setup)
     target = Target("time", (before + after) / 2)
     scratch = Scratch("drill", setup)
     scratch.make()

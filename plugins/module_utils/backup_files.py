@@ -211,7 +211,8 @@ def database_moment(setup: dict[str, Any]) -> str:
         return ""
     return psql(
         setup,
-        "SELECT pg_current_wal_lsn() || '@' || extract(epoch FROM clock_timestamp())::bigint",
+        "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()"
+        " ELSE pg_current_wal_lsn() END || '@' || extract(epoch FROM clock_timestamp())::bigint",
     )
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import backup_archive, backup_repository, backup_state, files
+from . import backup_archive, backup_repository, backup_shared, backup_state, files
 from .backup_repository import pgbackrest, psql
 from .commands import Failure
 from .words import one_line
@@ -47,16 +47,29 @@ def alone(name: str = "") -> Iterator[None]:
 
 
 def job(what: str, work: Callable[[], tuple[str, dict[str, Any]]]) -> str | None:
-    """Do a job, and note how it went; return its failure in a line."""
-    began = time.time()
+    """Do a job, and note how it went; return its failure in a line.
+
+    What another server does for this one is left to it, and nothing is noted.
+    """
+    began, setup = time.time(), {}
+    with contextlib.suppress(Failure):  # the work says it
+        setup = backup_repository.setup()
+    try:
+        if setup and backup_shared.elsewhere(setup, what):
+            return None
+    except Failure as problem:
+        return one_line(str(problem), 1000)
     try:
         message, details = work()
     except (Failure, OSError, ValueError, KeyError) as problem:
         said = str(problem) or type(problem).__name__
         backup_state.note(what, began, "failed", said, **getattr(problem, "details", {}))
         return one_line(said, 1000)
-    backup_state.note(what, began, "ok", message, **details)
-    return None
+    else:
+        backup_state.note(what, began, "ok", message, **details)
+        return None
+    finally:
+        backup_shared.sync(setup)
 
 
 class Lost(Failure):
@@ -210,9 +223,11 @@ def pgbackrest_repo(setup: dict[str, Any], command: str, *words: str) -> str:
 
 
 def mark() -> None:
-    """Write a row whose moment a drill comes back to."""
+    """Write a row whose moment a drill comes back to, where rows are written."""
     setup = backup_repository.setup()
-    psql(setup, MARK)
+    if not backup_shared.follows(setup):
+        psql(setup, MARK)
+    backup_shared.sync(setup)
 
 
 def point(name: str, stored: bool = False) -> str:
@@ -224,19 +239,12 @@ def point(name: str, stored: bool = False) -> str:
     at = time.time()
     if stored:
         switch(setup)
-    path = backup_state.STATE / "points.json"
-    known = [x for x in points() if x["name"] != name][-99:]
+    path = backup_state.STATE / backup_state.POINTS
+    known = [x for x in backup_state.points() if x["name"] != name][-99:]
     text = json.dumps([*known, {"name": name, "at": at}], indent=2) + "\n"
     files.write(path, text, 0o640, owner=os.geteuid(), group=os.getegid())
+    backup_shared.sync(setup)
     return name
-
-
-def points() -> list[dict[str, Any]]:
-    """Return the named points that this server has made, the newest last."""
-    try:
-        return json.loads(files.read(backup_state.STATE / "points.json") or "[]")
-    except ValueError:
-        return []
 
 
 def switch(setup: dict[str, Any], seconds: int = 90) -> str:
@@ -251,6 +259,40 @@ def switch(setup: dict[str, Any], seconds: int = 90) -> str:
         if time.monotonic() > until:
             raise Failure(
                 f"PostgreSQL has not archived {name} within {seconds} s. See journalctl -u"
-                " 'postgresql@*', and run this again."
+                " 'postgresql@*' -u patroni, and run this again."
             )
         time.sleep(0.2)
+
+
+def archived(setup: dict[str, Any], seconds: int = 180) -> None:
+    """Wait until all WAL that this server has seen by now is in the repository, by who leads."""
+    lsn = psql(setup, "SELECT pg_last_wal_replay_lsn()")
+    until = time.monotonic() + seconds
+    while True:
+        names, _, _ = archive(setup, backup_repository.info(setup))
+        newest = backup_archive.newest(names)
+        if newest and backup_archive.number(newest)[1] >= backup_archive.segment_of(lsn):
+            return
+        if time.monotonic() > until:
+            raise Failure(
+                f"What was written up to {lsn} is not in {setup['repository']} within {seconds} s."
+                " See the archive of the server that leads: the playbook status"
+            )
+        time.sleep(2)
+
+
+def catch_up(history: str) -> None:
+    """Archive what the former leader had no time for, before the history of the new timeline.
+
+    PostgreSQL takes what it has got from another server for archived. It runs this itself, in its
+    folder, as it archives the history.
+    """
+    path, stanza = Path(history).resolve(), backup_repository.own_stanza()
+    listing = backup_repository.as_postgres(
+        "pgbackrest", "repo-ls", "--recurse", "--output=json", f"archive/{stanza}"
+    ).stdout
+    there = backup_archive.look(json.loads(listing or "{}"))
+    here = [x.name for x in path.parent.iterdir()]
+    for name in backup_archive.owed(path.read_text(), here, there):
+        words = (f"--stanza={stanza}", "archive-push", path.parent / name)
+        backup_repository.as_postgres("pgbackrest", *words)

@@ -20,6 +20,7 @@ from . import (
     backup_jobs,
     backup_repository,
     backup_restore,
+    backup_shared,
     backup_state,
     backup_target,
     files,
@@ -87,6 +88,13 @@ def database(name: str, to: str, check: bool, place: str = "") -> list[str]:
     known = noted()
     if not setup["database"] or known.get("database") == "done":
         return []
+    if backup_shared.fails_over(setup):
+        raise Failure(
+            "What is stored of servers that are gone comes back on one server, which others follow"
+            " after that. No data was touched. Leave one server in the group db of hosts.yml and"
+            " none in etcd, run the same command, and then site with all of them and -e"
+            " stack_convert=true"
+        )
     data = Path(setup["data"])
     if known.get("database") != "begun" and found.has_databases(data):
         raise Failure(

@@ -65,6 +65,12 @@ def parse(text: str) -> Place:
     raise ValueError(text)
 
 
+def own_stanza() -> str:
+    """Return the stanza that this machine archives into, and no copy of its disk; '' for none."""
+    machine = (files.read(MACHINE) or "").strip()
+    return (files.read(Path(STANZA.format(machine=machine))) or "").strip()
+
+
 def is_mount(path: str) -> bool:
     """Tell whether a folder is on another file system than the root."""
     above = Path(path)

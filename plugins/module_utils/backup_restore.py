@@ -26,6 +26,7 @@ from . import (
     backup_files,
     backup_jobs,
     backup_repository,
+    backup_shared,
     backup_source,
     backup_state,
     backup_target,
@@ -137,6 +138,13 @@ def app_of(app: str) -> dict[str, Any]:
     return backup_files.app_of(app)
 
 
+def databases_of(setup: Mapping[str, Any], told: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return an app's databases that are brought back here: what follows gets them by that."""
+    if not setup["database"] or not told["databases"] or backup_shared.follows(setup):
+        return []
+    return told["databases"]
+
+
 def left(app: str) -> dict[str, Any]:
     """Return what restores have left here; that is known without the repository."""
     found = {"kept": kept(backup_repository.setup(), app_of(app))}
@@ -154,8 +162,7 @@ def wanted(
             " are read out of its backup_repository. Run the same command without it."
         )
     setup = source["setup"] if source else backup_repository.reading(own, place)
-    databases = told["databases"] if setup["database"] else []
-    return setup, databases, told["paths"] if not source or source["files"] else []
+    return setup, databases_of(own, told), told["paths"] if not source or source["files"] else []
 
 
 def plan(
@@ -166,6 +173,8 @@ def plan(
     The past is this server's, or that of a source in another environment.
     """
     now, (setup, databases, paths) = time.time(), wanted(app, place, source)
+    # Points that were made where another server led.
+    backup_shared.sync(backup_repository.setup())
     found: dict[str, Any] = left(app) | {"backups": [], "snapshots": []}
     if not databases and not paths:
         return found
@@ -180,7 +189,7 @@ def plan(
             f"{x['type']} {x['label']}, done {shown(x['timestamp']['stop'])}"
             for x in known["backup"]
         ]
-        found["points"] = [] if source else backup_jobs.points()[-20:]
+        found["points"] = [] if source else backup_state.points()[-20:]
     if paths:
         snapshots = backup_files.snapshots(setup, app, bool(source))
         snapshots = backup_source.of_one(source, snapshots) if source else snapshots
@@ -249,6 +258,12 @@ def begin(
     """
     restore, environment = Restore(app), source["environment"] if source else ""
     masks = source["masks"] if source else []
+    if restore.progress.get("databases") and backup_shared.follows(backup_repository.setup()):
+        raise Failure(
+            f"A restore of {app} to {restore.progress['to']!r} was begun here while this server"
+            " led, and another one leads by now. Give it up, and begin anew: the playbook restore"
+            f" with -e restore_cancel={app}"
+        )
     if restore.progress:
         begun = tuple(restore.progress.get(x, "") for x in ("to", "place", "environment"))
         if begun != (to, place, environment):
@@ -613,7 +628,7 @@ def rename(setup: Mapping[str, Any], pairs: list[tuple[str, str, str]]) -> list[
 def kept(setup: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return what restores have replaced and is still there, by the moment of the restore."""
     found: dict[str, list[str]] = {}
-    if setup["database"] and told["databases"]:
+    if databases_of(setup, told):
         names = psql(setup, "SELECT datname FROM pg_database ORDER BY 1").splitlines()
         mine = {x["name"] for x in told["databases"]}
         for one in names:
@@ -630,7 +645,7 @@ def kept(setup: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, list[st
 
 def of_moment(setup: Mapping[str, Any], told: Mapping[str, Any], moment: str) -> list[str]:
     """Return what was kept of a restore; a server that has nothing of the app's keeps nothing."""
-    if not told["paths"] and not (setup["database"] and told["databases"]):
+    if not told["paths"] and not databases_of(setup, told):
         return []
     found = kept(setup, told)
     if moment not in found:
@@ -687,7 +702,7 @@ def cancel(app: str) -> list[str]:
     if not restore.progress:
         return []
     with alone(f"-restore-{app}"):
-        if restore.done("switching"):
+        if restore.done("switching") and not backup_shared.follows(setup):
             to, moment = restore.progress["to"], restore.progress["id"]
             raise Failure(
                 f"The restore of {app} to {to!r} is being switched to, and cannot be given up. Go"
@@ -697,10 +712,12 @@ def cancel(app: str) -> list[str]:
         Scratch(f"restore-{app}", setup).remove()
         files.remove(dumps_of(setup, app))
         backup_source.clear(app)
-        for database in restore.progress["databases"]:
+        # Where another server leads by now, a restore there begins anew, and removes them first.
+        databases = [] if backup_shared.follows(setup) else restore.progress["databases"]
+        for database in databases:
             one = name(restore.beside(database["name"]))
             psql(setup, f"DROP DATABASE IF EXISTS {one} WITH (FORCE);")
-        if restore.progress["databases"]:
+        if databases:
             for role in (login_of(app), *restore.progress.get("stand_ins", [])):
                 psql(setup, f"DROP ROLE IF EXISTS {name(role)};")
         for path in map(Path, restore.progress["paths"]):

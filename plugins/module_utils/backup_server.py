@@ -27,12 +27,16 @@ from . import (
     backup_repository,
     backup_restore,
     backup_scratch,
+    backup_shared,
     backup_source,
     backup_state,
     backup_target,
     claims,
     commands,
+    etcd,
     files,
+    patroni,
+    peer_https,
     postgresql_pinned,
     programs,
     sandbox,
@@ -53,8 +57,8 @@ LIBRARY = (
         backup_jobs,
         backup_repository,
     ),
-    *(backup_restore, backup_scratch, backup_source, backup_state, backup_target, commands, files),
-    *(postgresql_pinned, words),
+    *(backup_restore, backup_scratch, backup_shared, backup_source, backup_state, backup_target),
+    *(commands, etcd, files, patroni, peer_https, postgresql_pinned, words),
 )
 HEADER = "# Managed by Ansible, role backup.\n"
 # What a server has once, by the role's variables: their defaults are those of nobody.
@@ -127,6 +131,7 @@ def claim(given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "once": place | claims.stated(given, ONCE, "backup_"),
         "database": given["database"],
+        **({"fails_over": True} if given["database"] and given.get("patroni") else {}),
         "files": given["files"] if given["paths"] or given["more_paths"] else "",
     }
 
@@ -143,6 +148,10 @@ def shared(everybody: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def has_database(everybody: Mapping[str, Mapping[str, Any]]) -> bool:
     return any(x["database"] for x in everybody.values())
+
+
+def fails_over(everybody: Mapping[str, Mapping[str, Any]]) -> bool:
+    return any(x.get("fails_over", False) for x in everybody.values())
 
 
 def interval(variable: str, when: str) -> int:
@@ -201,6 +210,11 @@ def jobs(everybody: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]
             **{"variable": "backup_copy", "delay": delay},
             "description": "The second copy of the backups",
         }
+    for name in {"drill", "copy"} & found.keys() if fails_over(everybody) else ():
+        # Which of the servers does that part follows from who leads.
+        found[name]["shared"] = f"{name}-database"
+        if not any(x["files"] for x in everybody.values()):
+            found[name]["what"] = ""
     return found
 
 
@@ -208,7 +222,8 @@ def unit_files(wanted: Mapping[str, Mapping[str, Any]], setup: Mapping[str, Any]
     """Return the units by name."""
     place = backup_repository.parse(setup["repository"])
     lines, found = sandbox.properties(sandbox.SANDBOX + "PrivateTmp=yes\n"), {}
-    closed = place.kind == "folder" and ask("unshare", "--net", "true").returncode == 0
+    alone = place.kind == "folder" and not setup.get("patroni")
+    closed = alone and ask("unshare", "--net", "true").returncode == 0
     values = {"header": HEADER, "program": programs.FOLDER / "backup"}
     values |= {"capabilities": CAPABILITIES, "mount": mounts(setup["repository"]), "after": ""}
     # What is being stored is stored before it is copied.
@@ -251,19 +266,18 @@ def expected(wanted: Mapping[str, Mapping[str, Any]], port: int) -> str:
     """Return what backup_state looks for; one that was there stays as old as it is."""
     known, found = backup_state.expected(), {}
     for name, job in wanted.items():
-        if not job["what"]:
-            continue
-        between = interval(job["variable"], job["when"])
-        found[job["what"]] = {
-            "timer": f"carafe-backup-{name}.timer",
-            "seconds": between + job["delay"] + min(max(between, 900), GRACE),
-            "since": known.get(job["what"], {}).get("since", int(time.time())),
-        }
+        for what in filter(None, (job["what"], job.get("shared"))):
+            between = interval(job["variable"], job["when"])
+            found[what] = {
+                "timer": f"carafe-backup-{name}.timer",
+                "seconds": between + job["delay"] + min(max(between, 900), GRACE),
+                "since": known.get(what, {}).get("since", int(time.time())),
+            }
     return json.dumps({"port": port, "jobs": found}, indent=2) + "\n"
 
 
 def setup_of(
-    given: Mapping[str, Any], everybody: Mapping[str, Mapping[str, Any]]
+    given: Mapping[str, Any], everybody: Mapping[str, Mapping[str, Any]], check: bool = False
 ) -> dict[str, Any]:
     """Return what the jobs are told, which has the secrets."""
     place, former = backup_repository.parse(given["repository"]), {}
@@ -287,15 +301,21 @@ def setup_of(
         "copy": copy_of(given, former.get("copy") or {}),
     }
     found = agreed(found, everybody)
-    kept = ("version", "cluster", "port", "data", "stanza", "blocks")
+    kept = ("version", "cluster", "port", "data", "stanza", "blocks", "patroni")
     if not database and found["database"] and former.get("database"):  # another app has it
-        return found | {x: former[x] for x in kept}
+        return found | {x: former[x] for x in kept if x in former}
+    told = given.get("patroni") if found["database"] else {}
+    if told:
+        name = backup_shared.agreed(given, former, check)
+    else:
+        name = stanza(given["version"], given["cluster"]) if found["database"] else ""
     return found | {
         "version": given["version"],
         "cluster": given["cluster"],
         "port": given["port"],
         "data": str(given["data"]),
-        "stanza": stanza(given["version"], given["cluster"]) if found["database"] else "",
+        "stanza": name,
+        **({"patroni": dict(told)} if told else {}),
         # Debian 12's does not know it.
         "blocks": given["blocks"],
     }

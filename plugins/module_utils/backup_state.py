@@ -9,6 +9,8 @@ Each kind of job has a file of its own, ``/var/lib/carafe/backup/<what>.json``, 
 ``last_ok``            when one last ended well, kept over those that fail
 
 ``<what>`` is database-full, database-diff, database-incr, files-<app>, drill, copy, restore-<app>.
+Of servers that take each other's place with the database, drill-database and copy-database are
+noted apart: what is the cluster's, whichever of them has done it, is known to all of them.
 ``/etc/carafe/backup/expected.json`` has what is to happen on this server, and how often.
 
 Used by modules, and by programs that run without Ansible.
@@ -32,6 +34,9 @@ EXPECTED = Path("/etc/carafe/backup/expected.json")
 RED, YELLOW = "red", "yellow"
 # A database's backups build on each other: the newest of any kind is what a restore begins with.
 DATABASE = ("database-full", "database-diff", "database-incr")
+# What is done once for servers that take each other's place: the one that leads answers for it.
+SHARED = (*DATABASE, "drill-database", "copy-database")
+POINTS = "points.json"
 PATIENCE = 20  # seconds for systemd or PostgreSQL to answer
 SEGMENT = 16 << 20  # bytes of WAL in a file
 # Archiving: seconds after which a failure is no hiccup any more, and segments that may wait.
@@ -40,7 +45,7 @@ ARCHIVING = """SELECT json_build_object(
     'mode', current_setting('archive_mode'), 'data', current_setting('data_directory'),
     'archived', extract(epoch FROM last_archived_time),
     'failed', extract(epoch FROM last_failed_time),
-    'failures', failed_count, 'failed_wal', last_failed_wal,
+    'failures', failed_count, 'failed_wal', last_failed_wal, 'follows', pg_is_in_recovery(),
     'since', extract(epoch FROM pg_postmaster_start_time())) FROM pg_stat_archiver"""
 
 
@@ -77,6 +82,14 @@ def expected() -> dict[str, dict[str, Any]]:
         return json.loads(files.read(EXPECTED) or "{}").get("jobs", {})
     except (OSError, ValueError):
         return {}
+
+
+def points() -> list[dict[str, Any]]:
+    """Return the named restore points that are known, the newest last."""
+    try:
+        return json.loads(files.read(STATE / POINTS) or "[]")
+    except ValueError:
+        return []
 
 
 def ask(*command: str, user: str | None = None) -> str:
@@ -139,12 +152,24 @@ def problems(
     if not jobs:
         return []
     now = time.time() if now is None else now
+    archives = any(x in jobs for x in DATABASE)
+    seen = ask_archiving() if archives else None
+    mine = answered(jobs, seen)
     found = [
         *stopped(jobs, ask_timers),
-        *of_jobs(jobs, now),
-        *(of_archiving(ask_archiving(), now) if any(x in jobs for x in DATABASE) else ()),
+        *of_jobs(mine, now),
+        *(of_archiving(seen, now) if archives and (mine == jobs or seen is None) else ()),
     ]
     return sorted(found, key=lambda problem: problem["level"] != RED)
+
+
+def answered(
+    jobs: dict[str, dict[str, Any]], seen: dict[str, Any] | None
+) -> dict[str, dict[str, Any]]:
+    """Return what this server answers for: what is the cluster's, only while it leads."""
+    if "drill-database" not in jobs or not (seen or {}).get("follows"):
+        return jobs
+    return {what: job for what, job in jobs.items() if what not in SHARED}
 
 
 def problem(level: str, what: str, then: str) -> dict[str, str]:

@@ -462,9 +462,17 @@ def keepalived() -> str:
     return str(path) if said.strip() and "Ansible managed" not in said else ""
 
 
+def remote_mounts() -> list[str]:
+    """Return those of them that are another host's, and may be the same on several servers."""
+    lines = (line.split() for line in text(ROOT / "proc/self/mounts").splitlines())
+    here = set(mounts())
+    return sorted({x[1] for x in lines if x[1:] and x[1] in here and not x[0].startswith("/dev/")})
+
+
 def look() -> dict[str, Any]:
     return {
         "mounts": mounts(),
+        "remote_mounts": remote_mounts(),
         **accounts(),
         "environments": environments(),
         "folders": folders(),

@@ -275,13 +275,16 @@ def certificates() -> Iterator[Row]:
 
 def backups(now: float, keeps: bool) -> Iterator[Row]:
     """Yield each kind of backup, drill and copy that is to be there; ``keeps``: there is data."""
-    jobs = backup_state.expected()
-    if not jobs and keeps:
+    every = backup_state.expected()
+    # What is the cluster's is told where it is done.
+    seen = backup_state.archiving() if "drill-database" in every else None
+    jobs = backup_state.answered(every, seen)
+    if not every and keeps:
         says = "none is made of what the apps keep here"
         yield Row("backup", YELLOW, says, "set backup_repository, see docs/how-to/backups.md")
     wrong = set()
     for problem in backup_state.problems(now):
-        what, says = kind_of(problem["what"], jobs)
+        what, says = kind_of(problem["what"], every)
         wrong.add(what)
         then, numbers = problem["next"], numbers_of(backup_state.read(what))
         yield Row(titled(what), problem["level"], one_line(says), then, app_of(what), numbers)
@@ -291,7 +294,10 @@ def backups(now: float, keeps: bool) -> Iterator[Row]:
             says = f"well {span(now - last['last_ok'])} ago; {one_line(last['message'])}"
             numbers = numbers_of(last)
             yield Row(titled(what), GREEN, f"{says}{took(last)}", "", app_of(what), numbers)
-    known = [x for x in map(backup_state.read, backup_state.DATABASE) if x and x.get("details")]
+    if jobs != every:
+        yield Row("backup", GREEN, "of the database, those of the cluster: see the one that leads")
+    mine = [x for x in backup_state.DATABASE if x in jobs]
+    known = [x for x in map(backup_state.read, mine) if x and x.get("details")]
     window = [(x["ended"], x["details"]["oldest"]) for x in known if x["details"].get("oldest")]
     if window:
         oldest = max(window)[1]
@@ -344,7 +350,7 @@ def kind_of(said: str, jobs: Mapping[str, Any]) -> tuple[str, str]:
 def titled(what: str) -> str:
     if what.startswith("files-"):
         return "backup of files"
-    return f"backup {what}" if what == "copy" or what.startswith("database-") else what
+    return f"backup {what}" if what.startswith(("copy", "database-")) else what
 
 
 def app_of(what: str) -> str:

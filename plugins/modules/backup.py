@@ -14,6 +14,9 @@ description:
   - V(activate) makes the place of the cluster in the repository, has the timers run, and begins the
     first backup where there is none.
   - V(run) makes one now, and waits for it. V(point) makes a named restore point.
+  - With O(patroni), several servers have one database, and what there is to do once for it is
+    done by the one that leads, and a drill by one that follows. The others do nothing then, and
+    V(point) returns no name there.
   - V(remove) is for an owner that leaves; with the last one all goes that is on the server. What is
     in the repository stays.
 author: [Carafe (@carafe)]
@@ -64,6 +67,38 @@ options:
     type: list
     elements: str
     default: []
+  patroni:
+    description:
+      - How servers that take each other's place with the database know of each other, as the module
+        M(carafe.stack.patroni) has it. They have one place in the repository, whose name is kept in
+        etcd. Without it, the database stays on one server.
+    type: dict
+    suboptions:
+      name:
+        description: Name of this server.
+        type: str
+        required: true
+      dcs:
+        description: IP addresses of etcd's members.
+        type: list
+        elements: str
+        required: true
+      certificate:
+        description: File with the certificate and the key of the server.
+        type: path
+        required: true
+      trusted:
+        description: File with the authorities that are trusted.
+        type: path
+        required: true
+      scope:
+        description: Name of the cluster in etcd.
+        type: str
+        default: main
+      namespace:
+        description: Where Patroni keeps its clusters there.
+        type: str
+        default: /service/
   retention_days:
     description: Days for which one can go back.
     type: int
@@ -211,6 +246,7 @@ from ..module_utils import (
     backup_recover,
     backup_repository,
     backup_server,
+    backup_shared,
     backup_state,
     claims,
     files,
@@ -223,6 +259,12 @@ from ..module_utils.commands import CommandFailed, Failure, ask, run
 from ..module_utils.file_set import FileSet, with_parents
 from ..module_utils.postgresql_server import report
 
+PATRONI = {
+    "name": {"type": "str", "required": True},
+    "dcs": {"type": "list", "elements": "str", "required": True},
+    **{x: {"type": "path", "required": True} for x in ("certificate", "trusted")},
+    **options(scope="main", namespace="/service/"),
+}
 STAGES = ("configure", "activate", "run", "point", "remove")
 ARGUMENTS = {
     "stage": choice(*STAGES, required=True),
@@ -246,6 +288,7 @@ ARGUMENTS = {
     **options(**backup_server.SCHEDULES),
     **options(version="", cluster="main", paths=[], more_paths=[], release="", job="full"),
     **options(databases=[], point=""),
+    "patroni": {"type": "dict", "options": PATRONI},
 }
 # With which the stanza was made: a place of its own for each.
 MADE = backup_state.STATE / "stanza"
@@ -296,7 +339,7 @@ def configure(module: Module) -> dict:
     mine, folder = backup_server.claim(given), backup_server.CLAIMS
     with claims.locked(folder, check):
         everybody = claims.agreed(folder, given["owner"], mine, backup_server.once)
-        setup = backup_server.setup_of(given, everybody)
+        setup = backup_server.setup_of(given, everybody, check)
         wanted = backup_server.jobs(everybody)
         items = with_parents(backup_server.items(given, setup, wanted))
         names = [x.path.name for x in items if x.path.parent == backup_server.UNITS]
@@ -331,7 +374,10 @@ def activate(module: Module) -> dict:
         setup = backup_repository.setup()
         made = json.dumps([setup["repository"], setup["stanza"]])
         is_new = files.read(MADE) != made
-        if is_new:
+        # Who leads has done it, or will, and what comes after for all of them.
+        follows = backup_shared.follows(setup)
+        backup_shared.sync({} if check else setup)
+        if is_new and not follows:
             changes.append(f"make {setup['stanza'] or 'a place'} in {setup['repository']}")
             if not check and setup["database"]:
                 make_stanza(setup)
@@ -341,14 +387,15 @@ def activate(module: Module) -> dict:
                 run("systemctl", "daemon-reload")
                 run("systemctl", "enable", *timers)
                 run("systemctl", "restart", *timers)
-        for what, unit in first(setup, given["owner"], is_new):
+        for what, unit in first(setup, given["owner"], is_new, follows):
             changes.append(f"begin the first backup, {what}")
             if not check:
                 run("systemctl", "start", "--no-block", unit)
         if not check:
             backup_recover.forget_begun(given["owner"])
-        # Last, so that a run that was cut short is made up for.
-        if is_new and not check:
+        # Last, so that a run that was cut short is made up for, by whoever leads then.
+        is_made = not follows or backup_state.read("database-full") is not None
+        if is_new and is_made and not check:
             files.write(MADE, made, 0o640)
     return report(changes)
 
@@ -363,14 +410,19 @@ def make_stanza(setup: dict) -> None:
         )
 
 
-def first(setup: dict, owner: str, is_new: bool) -> list[tuple[str, str]]:
+def first(setup: dict, owner: str, is_new: bool, follows: bool = False) -> list[tuple[str, str]]:
     """Return what has never been stored there, with its unit, unless that is to begin already."""
-    units = [("database-full", "carafe-backup-full.service")] * bool(setup["database"])
+    has_database = bool(setup["database"]) and not follows
+    units = [("database-full", "carafe-backup-full.service")] * has_database
     if (backup_server.UNITS / f"carafe-backup-files-{owner}.service").exists():
         units.append((f"files-{owner}", f"carafe-backup-files-{owner}.service"))
     if copy := setup.get("copy"):
-        last = backup_state.read("copy") or {}
-        if last.get("details", {}).get("place") != copy["repository"]:
+        whats = ["copy"]
+        if backup_shared.fails_over(setup):
+            whats = ["copy"] * any(backup_server.UNITS.glob("carafe-backup-files-*.service"))
+            whats += ["copy-database"] * has_database
+        places = [((backup_state.read(x) or {}).get("details") or {}).get("place") for x in whats]
+        if any(x != copy["repository"] for x in places):
             units.append(("copy", "carafe-backup-copy.service"))
     # The copy waits for the others, and is no unit at work until then.
     begun = ask("systemctl", "list-jobs", "--plain", "--no-legend").stdout.split()
@@ -386,10 +438,16 @@ def run_one(module: Module) -> dict:
     name, check = module.params["job"], module.check_mode
     unit = f"carafe-backup-{name}.service"
     what = name if name in ("drill", "copy") or name.startswith("files-") else f"database-{name}"
+    setup = backup_repository.setup()
+    if backup_shared.fails_over(setup) and name in ("drill", "copy"):
+        what = f"{name}-database"
     if not (backup_server.UNITS / unit).exists():
         raise Failure(
             f"This server has no {unit}. Set backup_repository in group_vars, and run site."
         )
+    if backup_shared.elsewhere(setup, what):
+        said = f"{what}: another server of the cluster does that at this moment"
+        return {"said": said, **report([])}
     if check:
         return report([f"start {unit}"])
     before = (backup_state.read(what) or {}).get("ended")
@@ -408,6 +466,9 @@ def point(module: Module) -> dict:
     name = module.params["point"]
     if not module.check_mode:
         try:
+            # Of servers that take each other's place, all are asked.
+            if not backup_shared.leads(backup_repository.setup()):
+                return {"point": "", **report([])}
             backup_jobs.point(name)
         except Failure as failure:
             raise Failure(f"The restore point {name} could not be made: {failure}") from None

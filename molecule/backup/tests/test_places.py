@@ -1,13 +1,6 @@
 """Other places: another host by sftp, for files and for the copy, and a store that speaks S3."""
 
-import os
-import socket
-import ssl
-import subprocess
-import sys
-import urllib.request
-from pathlib import Path
-
+import object_store
 import pytest
 
 pytestmark = pytest.mark.newest_release
@@ -22,14 +15,7 @@ chown store: /srv/store/.ssh/authorized_keys
 """
 
 
-# A store that speaks S3: moto, under a gunicorn that speaks TLS, where the tests run.
 NAME = "s3.carafe.test"
-STORE_S3 = """
-from moto.server import DomainDispatcherApplication, create_backend_app
-app = DomainDispatcherApplication(create_backend_app)
-"""
-# By which it knows of which of Amazon's services it is asked.
-SIGNED = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host"
 COPY_THERE = """
 import json
 path = "/etc/carafe/backup/setup.json"
@@ -46,46 +32,8 @@ def store(host, tmp_path_factory, eventually):
     It is there until nothing is stored in it any more: what cannot be archived holds up the rest.
     """
     folder = tmp_path_factory.mktemp("store")
-    (folder / "store.py").write_text(STORE_S3)
-    words = "{{range .NetworkSettings.Networks}}{{.Gateway}}{{end}}"
-    gateway = subprocess.check_output(
-        ["docker", "inspect", "--format", words, host.backend.name], text=True
-    ).strip()
-    with socket.create_server((gateway, 0)) as free:
-        port = free.getsockname()[1]
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *("-nodes", "-days", "2", "-subj", f"/CN={NAME}", "-keyout", folder / "key.pem"),
-            *("-addext", f"subjectAltName=DNS:{NAME},IP:{gateway}", "-out", folder / "s3.pem"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    gunicorn = [Path(sys.executable).with_name("gunicorn"), f"--bind={gateway}:{port}"]
-    gunicorn += ["--certfile=s3.pem", "--keyfile=key.pem", "--threads=8", "--no-control-socket"]
-    host.check_output("echo %s >>/etc/hosts", f"{gateway} {NAME}")
-    text = (folder / "s3.pem").read_text()
-    host.check_output("echo %s >/etc/ssl/s3.pem && chmod 644 /etc/ssl/s3.pem", text)
-    trusted = ssl.create_default_context(cafile=folder / "s3.pem")
-    # Buckets are in the path, whatever it is called.
-    words = {**os.environ, "S3_IGNORE_SUBDOMAIN_BUCKETNAME": "true"}
-    with subprocess.Popen([*gunicorn, "store:app"], cwd=folder, env=words) as server:
-
-        def made(bucket):
-            request = urllib.request.Request(f"https://{gateway}:{port}/{bucket}", method="PUT")
-            request.add_header("Authorization", f"{SIGNED}, Signature=0")
-            try:
-                return urllib.request.urlopen(request, context=trusted, timeout=5).status == 200
-            except OSError:
-                return False
-
-        for bucket in ("first", "second"):
-            eventually(lambda bucket=bucket: made(bucket), 30)
-        there = {"s3_endpoint": f"{NAME}:{port}", "s3_ca": "/etc/ssl/s3.pem"}
-        there |= {"s3_key": "key", "s3_secret": "only-for-this-test"}
-        yield {"repository": "s3://first/shop", **there}
-        server.terminate()
+    with object_store.serving(host.backend.name, folder, eventually, NAME) as there:
+        yield {"repository": "s3://first/shop", **there.told(host)}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+import object_store
 import pytest
 import testinfra
 import yaml
@@ -26,7 +27,7 @@ VARIABLES = yaml.safe_load((SCENARIO / "converge.yml").read_text())[1]["vars"]
 ADDRESSES = yaml.safe_load((SCENARIO / "molecule.yml").read_text())["provisioner"]["inventory"][
     "host_vars"
 ]
-LOG = "/var/log/writer"
+LOG, STATE = "/var/log/writer", "/var/lib/carafe/backup"
 # Seconds in which nothing may be written where a server is lost; where it was tried, 19 to 28.
 LONGEST = 60
 
@@ -52,6 +53,17 @@ class Server:
     @property
     def address(self) -> str:
         return ADDRESSES[self.name]["private_address"]
+
+    def job(self, name: str) -> None:
+        """Run a job of the backups as its timer does."""
+        # A few of these within seconds are too many for systemd.
+        self.host.run("systemctl reset-failed carafe-backup-%s.service", name)
+        self.host.check_output("systemctl start carafe-backup-%s.service", name)
+
+    def noted(self, what: str) -> dict:
+        """Return what is known here of a job of the backups; {} where it was never done."""
+        done = self.host.run(f"cat {STATE}/{what}.json")
+        return {} if done.rc else json.loads(done.stdout)
 
     def is_masked(self) -> bool:
         shown = self.host.check_output("systemctl show -p LoadState 'postgresql@*-main.service'")
@@ -110,8 +122,9 @@ class Cluster:
         return (server or self.leader).host.check_output(command, statement)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster() -> Cluster:
+    """Those of this moment: one leaves in the midst of the tests, and another one has its place."""
     client = testinfra.get_host(f"docker://{INSTANCES['cluster-13-client']['container']}")
     return Cluster([Server(f"cluster-13-{x}") for x in ("one", "two", "three")], client)
 
@@ -130,8 +143,26 @@ class Done:
         return {name: int(count) for name, count in found}
 
 
+@pytest.fixture(scope="session")
+def store(
+    tmp_path_factory: pytest.TempPathFactory, eventually: Callable[..., None]
+) -> Iterator[object_store.Store]:
+    """Have a store that speaks S3 for as long as there are tests, since all is archived there."""
+    container = next(iter(INSTANCES.values()))["container"]
+    with object_store.serving(container, tmp_path_factory.mktemp("store"), eventually) as there:
+        yield there
+
+
+@pytest.fixture(scope="session")
+def backups() -> dict[str, object]:
+    """Variables of the backups, for all playbooks from the moment on at which there are some."""
+    return {}
+
+
 @pytest.fixture(scope="module")
-def playbook(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Done]:
+def playbook(
+    cluster: Cluster, backups: dict[str, object], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Done]:
     """Run a playbook over the cluster's servers: playbook(name, option, ..., variable=value).
 
     A server in ``joins`` has the database, too. App servers are one and two, as far as they are
@@ -164,7 +195,7 @@ def playbook(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Call
         inventory.write_text(yaml.safe_dump(all_of_it))
         words = ["ansible-playbook", REPOSITORY / name, f"--inventory={inventory}"]
         done = subprocess.run(
-            [*words, "--extra-vars", json.dumps(VARIABLES | more), *options],
+            [*words, "--extra-vars", json.dumps(VARIABLES | backups | more), *options],
             capture_output=True,
             text=True,
             check=False,

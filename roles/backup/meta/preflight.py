@@ -93,6 +93,21 @@ def problems_of(server: Server, prefix: str) -> Iterator[Problem]:
         )
 
 
+def check_shared(server: Server) -> Iterator[Problem]:
+    """What one server stores is to be there for the next one that leads."""
+    place = parsed(server.values.get("backup_repository"))
+    if not server.values.get("backup_patroni") or not place or place.kind != "folder":
+        return
+    mounts = [str(x) for x in server.found.get("remote_mounts") or []]
+    if not any(place.path == x or place.path.startswith(f"{x}/") for x in mounts):
+        yield Problem(
+            "backup_repository",
+            f"is {place.path}, a folder of {server.name} alone, and the database fails over: each"
+            " server would have backups of its own, of which none is whole",
+            "take a store that speaks S3, or mount one folder of another host on all of them",
+        )
+
+
 def check_key(server: Server) -> Iterator[Problem]:
     key = server.values.get("backup_key")
     if isinstance(key, str) and len(key) < KEY:
@@ -122,5 +137,5 @@ def note_folder(server: Server) -> Iterator[str]:
             )
 
 
-CHECKS = (check_place, check_key, check_owner)
+CHECKS = (check_place, check_shared, check_key, check_owner)
 NOTES = (note_folder,)
