@@ -332,6 +332,20 @@ def test_a_restore_that_was_begun_by_a_former_leader_is_given_up_there(
     assert not restore.path.exists()
 
 
+def test_a_former_leader_switches_to_nothing(
+    server: Callable[..., Path], following: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another server came to lead after the past was brought beside, and before the switch."""
+    begun = {"to": "latest", "done": ["loaded"], "paths": [], "id": "x"}
+    restore = backup_restore.Restore("shop")
+    restore.path.write_text(json.dumps(begun | {"databases": [{"name": "shop"}]}))
+    monkeypatch.setattr(backup_jobs, "LOCK", server("one") / "lock")
+    following("t")
+    with pytest.raises(Failure, match=r"another one leads by now.*restore_cancel=shop"):
+        backup_restore.switch("shop")
+    assert backup_restore.Restore("shop").progress["done"] == ["loaded"]
+
+
 # --- the archive
 
 HISTORY = (

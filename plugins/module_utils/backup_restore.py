@@ -258,13 +258,8 @@ def begin(
     """
     restore, environment = Restore(app), source["environment"] if source else ""
     masks = source["masks"] if source else []
-    if restore.progress.get("databases") and backup_shared.follows(backup_repository.setup()):
-        raise Failure(
-            f"A restore of {app} to {restore.progress['to']!r} was begun here while this server"
-            " led, and another one leads by now. Give it up, and begin anew: the playbook restore"
-            f" with -e restore_cancel={app}"
-        )
     if restore.progress:
+        check_leads(restore)
         begun = tuple(restore.progress.get(x, "") for x in ("to", "place", "environment"))
         if begun != (to, place, environment):
             raise Failure(
@@ -305,6 +300,16 @@ def begin(
         newest_wal=found.get("window", {}).get("newest_wal", ""),
     )
     return restore.progress
+
+
+def check_leads(restore: Restore) -> None:
+    """Refuse to go on where another server has come to lead since the restore was begun."""
+    if restore.progress.get("databases") and backup_shared.follows(backup_repository.setup()):
+        raise Failure(
+            f"A restore of {restore.name} to {restore.progress['to']!r} was begun here while this"
+            " server led, and another one leads by now. Give it up, and begin anew: the playbook"
+            f" restore with -e restore_cancel={restore.name}"
+        )
 
 
 def prepare(app: str) -> tuple[str, dict[str, Any]]:
@@ -564,6 +569,7 @@ def switch(app: str) -> list[str]:
     with alone(f"-restore-{app}"):
         if restore.done("switched"):
             return []
+        check_leads(restore)
         for what, step in (("database", "loaded"), ("files", "files")):
             if progress["databases" if what == "database" else "paths"] and not restore.done(step):
                 raise Failure(f"The {what} of {app} is not beside yet. Run the same command again.")
