@@ -541,6 +541,14 @@ STORE = {
 PLACES = [({"etcd": ALL}, True), ({"etcd": [], "db": ALL[:1]}, False)]
 
 
+def test_one_that_is_away_is_asked_for_no_restore_point(tmp_path: Path) -> None:
+    servers = THREE_SERVERS | {"app": ["b"], "web": ["b"]}
+    looked(tmp_path, servers, **STORE)
+    seen = without(tmp_path, "a", servers)
+    assert seen.said == ""
+    assert seen.value("app_restore_point_servers") == ["b", "c"]
+
+
 @pytest.mark.parametrize(("groups", "several"), PLACES)
 def test_backups_of_several_servers_go_to_one_place(
     tmp_path: Path, groups: dict[str, list[str]], several: bool
