@@ -67,6 +67,10 @@ def struck(
     return next(x for x in cluster.servers if state[x.name]["Role"] == ROLES[request.param])
 
 
+def leaders(cluster: Cluster) -> list[str]:
+    return [name for name, x in cluster.state().items() if x["Role"] == "Leader"]
+
+
 def is_written_to(cluster: Cluster, since: int) -> bool:
     """Tell whether a hundred rows were acknowledged since there were so many."""
     return len(logged(cluster.client).acknowledged) > since + 100
@@ -83,8 +87,7 @@ def test_what_lasts_is_borne(
     with lasts:
         # Without its etcd a server asks the others', and goes on.
         if fault != "no etcd":
-            leaders = lambda: [k for k, x in asked.state().items() if x["Role"] == "Leader"]  # noqa: E731 # it is asked again and again
-            eventually(lambda: leaders() not in ([], [struck.name]), 120)
+            eventually(lambda: leaders(asked) not in ([], [struck.name]), 120)
         since = len(logged(cluster.client).acknowledged)
         eventually(lambda: is_written_to(cluster, since), 120)
 
